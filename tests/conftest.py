@@ -31,3 +31,13 @@ def tiny_sae(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_chain import save_tiny_sae
 
     return save_tiny_sae(chain, tmp_path_factory.mktemp("sae"))
+
+
+@pytest.fixture(scope="session")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in a file; tests read it and never write there."""
+    from tiny_gguf import write_tiny_gguf
+
+    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_tiny_gguf(file)
+    return file

@@ -22,6 +22,7 @@ from nullsae.core.files import checksum, write_json
 from nullsae.core.randomness import numpy_generator, torch_generator
 from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.jobs.keys import CellKeys, ModelKeys
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.jobs.subjects import RandomizeModelParams
 from nullsae.subjects.loading import DTYPES
 
@@ -194,6 +195,15 @@ class Chain:
     train_activations: Path
     eval_activations: Path
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """What an SAE is evaluated on."""
+        return {
+            **{"model": self.recipe, "train_tokens": self.train_tokens},
+            **{"eval_tokens": self.eval_tokens, "train_activations": self.train_activations},
+            **{"eval_activations": self.eval_activations},
+        }
+
 
 def build_chain(root: Path) -> Chain:
     """Corpus, the trained variant of a GPT-NeoX, and its activations in float32."""
@@ -220,24 +230,42 @@ def build_chain(root: Path) -> Chain:
     return Chain(root, source, train, heldout, root / "trained/recipe.json", *manifests)
 
 
-def write_sae(
-    sae: Any, folder: Path, *, site: str = "resid_post.1", dictionary: str = "learned"
-) -> Path:
+def train_params(sae: Any, **keys: Any) -> TrainSaeParams:
+    """Of one SAE of the trained variant, named `topk`, at `resid_post.1`."""
+    plain: dict[str, Any] = {
+        "seed": 0,
+        "keys": ModelKeys(subject="tiny", variant="trained", draw=0),
+        "saes": {"topk": sae},
+        "cells": (SaeCell(site="resid_post.1", sae="topk", seed=0),),
+        "compute": COMPUTE,
+    }
+    return TrainSaeParams(**{**plain, **keys})
+
+
+def lookup_sae(table: Tensor) -> Any:
+    """The dictionary that sees ids alone: a row of `table` [vocabulary, d] for each."""
+    from nullsae.sae.autoencoder import Autoencoder
+
+    length, d = table.norm(dim=1), table.shape[1]
+    rows = (table / length[:, None]).float()
+    return Autoencoder("token_lookup", torch.empty(0, d), length.float(), rows, torch.zeros(d))
+
+
+def codes_of(sae: Any, x: Tensor) -> Tensor:
+    """[tokens, n_latents]."""
+    values, indices = sae.encode(x)
+    return torch.zeros(len(x), sae.n_latents).scatter_add(1, indices, values)
+
+
+def write_sae(sae: Any, folder: Path, *, site: str = "resid_post.1", **described: Any) -> Path:
     """Write an SAE for a site as training does; returns its `cfg.json`."""
     from nullsae.sae.files import save_sae
 
-    save_sae(
-        sae,
-        folder,
-        dictionary=dictionary,
-        keys=cell(site),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=1,
-    )
+    plain: dict[str, Any] = {
+        **{"dictionary": "learned", "keys": cell(site), "seed": 0, "activations_key": "key"},
+        **{"key": "key", "input_norm": 1.0, "training": {}, "n_steps": 1},
+    }
+    save_sae(sae, folder, **{**plain, **described})
     return folder / "cfg.json"
 
 

@@ -20,6 +20,7 @@ from nullsae.activations.store import SiteReader, SiteWriter, document_of, is_co
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum
 from nullsae.subjects.loading import DTYPES
+from refusing import refused
 from small_chain import all_rows, flip_byte, write_site
 
 SITE = "resid_post.1"
@@ -36,10 +37,7 @@ def names(folder: Path) -> list[str]:
 
 
 def refusal(manifest: Path, *, key: str = "") -> str:
-    with pytest.raises(UserError) as caught:
-        SiteReader.open(manifest, SITE, key=key).check()
-    text = str(caught.value)
-    assert "\n" not in text
+    text = refused(lambda: SiteReader.open(manifest, SITE, key=key).check())
     assert f"snakemake --cores all --resources gpu=1 --forcerun {manifest}" in text
     return text
 

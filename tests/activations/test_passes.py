@@ -22,7 +22,6 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.jobs.metrics import (
     CrossEvaluateParams,
     EvaluatedModel,
@@ -30,12 +29,12 @@ from nullsae.jobs.metrics import (
     EvaluateSaesParams,
 )
 from nullsae.jobs.saes import SaeCell, TrainSaeParams
-from nullsae.latents.collect import collect_latents
 from nullsae.metrics.cross import cross_evaluate
 from nullsae.metrics.evaluate_all import evaluate_saes
 from nullsae.sae.train_sae import train_sae
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import randomize_model
+from run_stages import collected
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -220,15 +219,11 @@ def measure(of: Captured, saes: Path, output: Path) -> dict[str, bytes]:
     own = {"keys": cell(TWO[1]), "compute": COMPUTE}
     sae = saes / "trained" / TWO[1] / "topk/0/cfg.json"
     few = Latents(n_sampled=8, min_firings=20, window_tokens=8, min_pool_windows=1)
-    files = {n: output / f"{n}.parquet" for n in ("latents", "windows", "coverage")}
-    collect_latents(
-        CollectLatentsParams(seed=0, latents=few, eval_activations_key="key", **own),
-        sae=sae,
-        activations=of.manifest("trained", "eval"),
-        tokens=of.chain.eval_tokens,
+    collected(
+        output,
+        **{"latents": few, "eval_activations_key": "key", **own, "sae": sae},
+        **{"activations": of.manifest("trained", "eval"), "tokens": of.chain.eval_tokens},
         model=of.chain.recipe,
-        firings=output / "firings.safetensors",
-        **files,
     )
     variants: tuple[Any, ...] = ("trained", "noise_embeddings")
     others = tuple(ModelKeys(subject="tiny", variant=variant, draw=0) for variant in variants)

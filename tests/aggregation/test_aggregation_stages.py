@@ -21,7 +21,6 @@ from nullsae.statistics.effects import holm
 from nullsae.statistics.verdicts import verdict
 
 N_LATENTS, N_DOCUMENTS = 30, 40
-SITE = "resid_post.1"
 # Where the numbers of each lie: a null has less.
 VARIANCE = {"topk": 0.8, "pca": 0.6, "lookup": 0.7}
 AUROC = {"pairs": 0.85, "tokens": 0.75, "others": 0.5, "gpt": 0.6, "gpt_others": 0.52}

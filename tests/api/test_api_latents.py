@@ -16,11 +16,9 @@ from nullsae.config.latents import Latents
 from nullsae.corpus.store import load_tokens
 from nullsae.corpus.tokenizer import train_tokenizer
 from nullsae.jobs.keys import CellKeys
-from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import collect_latents
 from nullsae.subjects.loading import load_subject
+from run_stages import collected
 from small_chain import (
-    COMPUTE,
     CONTEXT,
     CPU,
     VOCAB,
@@ -66,27 +64,22 @@ def test_tables_are_those_of_the_rule_on_the_same_tokens(
         tokens=tokens,
         output=captured,
     )
-    params = CollectLatentsParams(
-        seed=0,
+    written = collected(
+        tmp_path,
         keys=CellKeys(subject="", variant="trained", draw=0, site=SITE, sae="", seed=0),
         latents=Latents(**SETTINGS),
-        compute=COMPUTE,
-    )
-    names = ("latents", "windows", "coverage")
-    collect_latents(
-        params,
         sae=tiny_sae,
         activations=captured / "manifest.json",
         tokens=tokens,
         model=chain.recipe,
-        **{name: tmp_path / f"{name}.parquet" for name in names},
-        firings=tmp_path / "firings.safetensors",
     )
-    latents, windows, coverage = (pq.read_table(tmp_path / f"{name}.parquet") for name in names)
+    latents, windows = (
+        pq.read_table(tmp_path / f"{name}.parquet") for name in ("latents", "windows")
+    )
     assert found.windows.equals(windows)
     schema = tables.cell_schema("latents")
     assert found.latents.schema.equals(schema, check_metadata=True)
-    assert found.coverage == coverage.to_pylist()[0]
+    assert found.coverage == written["coverage"][0]
     assert found.coverage["n_sampled"] == 6
     for name in latents.column_names:
         own, other = (table.column(name).to_pylist() for table in (found.latents, latents))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from asked_latents import N_WINDOWS, WORDS, Rows, text_window
 from autointerp_cells import byte_tokenizer
+from scripted_server import ScriptedServer
 from tokenizers import Tokenizer
 
 
@@ -14,9 +16,13 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(tokenizer_file: Path) -> Rows:
+def tokenizer(tokenizer_file: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(tokenizer_file))
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer: Tokenizer) -> Rows:
     """Three latents, each with active windows that hold its word, and as many silent ones."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
     found = []
     for latent, word in enumerate(WORDS):
         for pool in ("explain", "score"):
@@ -25,3 +31,10 @@ def rows(tokenizer_file: Path) -> Rows:
                 row = text_window(tokenizer, latent, index, word if i % 2 else None, pool)
                 found.append({**row, "quantile": i % 3 if i % 2 else None})
     return found
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    """One with plausible judgements."""
+    with ScriptedServer(answers="judge_answers:plausible") as server:
+        yield server

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from autointerp_cells import (
-    byte_tokenizer,
     cell_parts,
     explain_params,
     explained,
@@ -28,16 +27,6 @@ from nullsae.autointerp.explainers.swapped import derangement, swap_explanations
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
 from nullsae.tables import cell_schema, read_table, write_table
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_file: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(tokenizer_file))
 
 
 def explanations(path: Path) -> list[dict]:

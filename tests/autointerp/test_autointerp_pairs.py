@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from autointerp_cells import (
-    byte_tokenizer,
     explain_params,
     explained,
     explanation,
@@ -37,16 +36,6 @@ from nullsae.tables import cell_schema, read_table
 
 MAX_ID = 2**31 - 1  # what the tables' int32 can hold
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_file: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(tokenizer_file))
 
 
 def pairs_of(row: dict[str, Any]) -> dict[tuple[int, int], float]:

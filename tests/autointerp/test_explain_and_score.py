@@ -134,12 +134,6 @@ def test_a_job_that_lacks_windows_names_them(tmp_path: Path, tokenizer_file: Pat
 # A judge that is asked makes what asks nobody itself
 
 
-@pytest.fixture
-def server() -> Any:
-    with ScriptedServer(answers="judge_answers:plausible") as server:
-        yield server
-
-
 def judged(
     folder: Path,
     rows: Rows,

@@ -21,12 +21,6 @@ from nullsae.tables import cell_schema, write_table
 SHARDS = ("0:2", "2:4", "4:6")  # of three latents: two, one, none
 
 
-@pytest.fixture
-def server() -> Any:
-    with ScriptedServer(answers="judge_answers:plausible") as server:
-        yield server
-
-
 def explain(
     folder: Path, rows: Rows, tokenizer: Path, server: ScriptedServer, ranks: str | None
 ) -> Path:

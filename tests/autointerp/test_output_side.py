@@ -24,14 +24,11 @@ from nullsae.config.latents import Latents
 from nullsae.config.parse import parse_section
 from nullsae.config.subjects import PretrainedSource
 from nullsae.jobs.autointerp import ExplainAndScoreParams
-from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import collect_latents
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import save_sae
 from nullsae.subjects.publish import randomize_model
 from nullsae.tables import cell_schema, read_table, write_table
+from run_stages import collected, rows_in
 from small_chain import (
-    COMPUTE,
     CONTEXT,
     D_MODEL,
     VOCAB,
@@ -40,6 +37,7 @@ from small_chain import (
     model_params,
     tiny_model,
     write_corpus,
+    write_sae,
 )
 
 Rows = list[dict[str, Any]]
@@ -111,9 +109,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sae = Autoencoder(
         "topk", directions, torch.full((N_PLANTED,), -0.1), directions, torch.zeros(D_MODEL), k=1
     )
-    described: dict[str, Any] = {"dictionary": "learned", "keys": cell(), "seed": 0, "n_steps": 1}
-    described |= {"activations_key": "key", "key": "key", "input_norm": 1.0, "training": {}}
-    save_sae(sae, root / "sae", **described)
+    write_sae(sae, root / "sae")
     latents = Latents(
         n_sampled=N_PLANTED,
         min_firings=20,
@@ -121,15 +117,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         window_tokens=8,
         promoted_tokens=N_ANSWERS,
     )
-    names = ("latents", "windows", "coverage")
-    collect_latents(
-        CollectLatentsParams(seed=0, keys=cell(SITE), latents=latents, compute=COMPUTE),
-        sae=root / "sae/cfg.json",
-        activations=captured / "manifest.json",
-        tokens=corpus,
-        model=recipe,
-        firings=root / "firings.safetensors",
-        **{name: root / f"{name}.parquet" for name in names},
+    collected(
+        root,
+        **{"latents": latents, "sae": root / "sae/cfg.json", "model": recipe},
+        **{"activations": captured / "manifest.json", "tokens": corpus},
     )
     explain_and_score_all(root, byte_tokenizer(root / "tokenizer.json"))
     return root
@@ -159,8 +150,7 @@ def explain_and_score_all(root: Path, tokenizer: Path) -> None:
 
 
 def rows_of(root: Path, file: str) -> Rows:
-    path = root / f"{file}.parquet"
-    return read_table(path, cell_schema(path.stem)).to_pylist()
+    return rows_in(root / f"{file}.parquet")
 
 
 def test_each_planted_latent_promotes_its_answers(planted: Path) -> None:

@@ -22,6 +22,7 @@ from nullsae.autointerp.prompting import (
 )
 from nullsae.autointerp.templates import Renderer
 from nullsae.core.errors import UserError
+from refusing import refused
 
 VALUES = {"explanation": "the word and", "windows": ["bread << and>> butter", "no \\n thing"]}
 
@@ -150,11 +151,9 @@ def test_a_prompt_of_the_users_own_is_read_and_hashed(tmp_path: Path) -> None:
 def test_a_file_that_is_no_prompt_is_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(text)
-    with pytest.raises(UserError) as error:
-        load_prompt("detection", str(file)).check(**VALUES)
-    assert str(file) in str(error.value)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    said = refused(lambda: load_prompt("detection", str(file)).check(**VALUES))
+    assert str(file) in said
+    assert message in said
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -185,6 +184,10 @@ def of_question(folder: Path, question: str) -> Prompt:
     return load_prompt("detection", str(file))
 
 
+def check(folder: Path, question: str) -> None:
+    of_question(folder, question).check(**VALUES)
+
+
 # Each runs a command in a plain environment of Jinja; `CMD` is the command, quoted.
 WAYS_TO_THE_SHELL = [
     "{{ cycler.__init__.__globals__.os.popen(CMD).read() }}",
@@ -203,11 +206,9 @@ WAYS_TO_THE_SHELL = [
 @pytest.mark.parametrize("way", WAYS_TO_THE_SHELL)
 def test_a_prompt_file_runs_no_command(tmp_path: Path, way: str) -> None:
     made = tmp_path / "made"
-    with pytest.raises(UserError) as error:
-        of_question(tmp_path, way.replace("CMD", repr(f"touch {made}"))).check(**VALUES)
+    said = refused(check, tmp_path, way.replace("CMD", repr(f"touch {made}")))
     assert not made.exists()
-    assert str(error.value).startswith(f"{tmp_path / 'mine.txt'}: ")
-    assert "\n" not in str(error.value)
+    assert said.startswith(f"{tmp_path / 'mine.txt'}: ")
 
 
 def test_the_process_of_templates_has_no_key_to_give_away(
@@ -245,13 +246,10 @@ def test_a_template_without_end_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, question: str
 ) -> None:
     began = time.monotonic()
-    with pytest.raises(UserError) as error:
-        of_question(tmp_path, question).check(**VALUES)
     assert re.search(
         "takes more than|makes more than|too big|recursion|Range too|not a template|ended the p",
-        str(error.value),
+        refused(check, tmp_path, question),
     )
-    assert "\n" not in str(error.value)
     assert time.monotonic() - began < 60
     # The next prompt is none the worse for it.
     load_prompt("detection").check(**VALUES)

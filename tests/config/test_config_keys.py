@@ -10,16 +10,14 @@ from nullsae.config.addresses import is_local, shown_address
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.keys import has_key, is_variable
 from nullsae.config.parse import parse_section
-from nullsae.core.errors import UserError
+from refusing import refused
 
 KEY = "sk-proj-5up3rs3cr3tV4lue"
 HEX = "0123456789abcdef0123456789abcdef"
 
 
 def refusal(**keys: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        parse_section(Endpoint, {"model": "m", **keys}, where="here")
-    return str(caught.value)
+    return refused(parse_section, Endpoint, {"model": "m", **keys}, where="here")
 
 
 @pytest.mark.parametrize(

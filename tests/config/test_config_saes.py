@@ -6,7 +6,7 @@ import pytest
 
 from nullsae.config.parse import parse_section
 from nullsae.config.saes import Sae
-from nullsae.core.errors import UserError
+from refusing import refused
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     (
@@ -116,9 +116,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 def test_a_mistaken_recipe_is_refused_with_a_line_that_names_it(
     keys: dict[str, Any], line: str
 ) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_section(Sae, {"n_latents": 64, **keys}, where="saes.one")
-    assert str(caught.value) == f"saes.one: {line}"
+    said = refused(parse_section, Sae, {"n_latents": 64, **keys}, where="saes.one")
+    assert said == f"saes.one: {line}"
 
 
 def test_a_narrow_sae_that_a_penalty_keeps_sparse_needs_no_k() -> None:

@@ -17,7 +17,7 @@ from nullsae.config.sites import (
     site_layer,
 )
 from nullsae.config.subjects import Subject
-from nullsae.core.errors import UserError
+from refusing import refused
 
 FEW = settings(max_examples=60, deadline=None)
 
@@ -124,9 +124,7 @@ WRONG = [
 @pytest.mark.parametrize("pattern", WRONG)
 def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     subject = {"corpus": "c", "source": {"kind": "train"}, "sites": [pattern]}
-    with pytest.raises(UserError) as caught:
-        parse_section(Subject, subject, where="config: subjects.s")
-    said = str(caught.value)
+    said = refused(parse_section, Subject, subject, where="config: subjects.s")
     assert said.startswith(f"config: subjects.s: sites: {pattern!r} is not a site; write embed, or")
     assert re.search(r"resid_post\.0\.\.-1\.\.4 \(every fourth\)$", said)
 
@@ -140,9 +138,7 @@ def test_blocks_beyond_the_last_and_empty_ranges_are_refused() -> None:
         "resid_pre.-1..0": "resid_pre.-1..0 names no block: it starts at 2 and ends at 0",
     }
     for pattern, message in said.items():
-        with pytest.raises(UserError) as caught:
-            check_sites((pattern,), 3, where="here")
-        assert str(caught.value) == f"here: {message}"
+        assert refused(check_sites, (pattern,), 3, where="here") == f"here: {message}"
 
 
 def test_sites_are_told_from_patterns_that_need_the_depth() -> None:

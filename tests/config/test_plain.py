@@ -18,6 +18,7 @@ from nullsae.config.plain import check_amount, read_object, read_yaml
 from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
+from refusing import refused
 
 
 def bomb(opening: str, closing: str, levels: int = 12) -> str:
@@ -48,11 +49,9 @@ def test_a_bomb_in_a_config_is_one_line_at_once(tmp_path: Path, name: str) -> No
     file = tmp_path / "config.yaml"
     file.write_text(BOMBS[name])
     started = time.monotonic()
-    with pytest.raises(UserError) as caught:
-        read_merged_config([file])
-    assert str(caught.value).startswith(f"{file}: ")
-    assert len(str(caught.value)) < 500
-    assert "\n" not in str(caught.value)
+    said = refused(read_merged_config, [file])
+    assert said.startswith(f"{file}: ")
+    assert len(said) < 500
     assert time.monotonic() - started < 5
 
 

@@ -19,6 +19,7 @@ from nullsae.config.made_on import MadeOn, hub_id, model_name
 from nullsae.config.parse import parse_config, resolve_subjects
 from nullsae.config.sites import KINDS
 from nullsae.core.errors import UserError
+from refusing import refused
 
 D, WIDTH = 64, 16
 STUDY: dict[str, Any] = {
@@ -76,11 +77,7 @@ def saelens(folder: Path, width: int = 128, **metadata: Any) -> str:
 
 
 def refusal(*given: Any, **keys: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        check(*given, **keys)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+    return refused(check, *given, **keys)
 
 
 def test_an_sae_that_was_made_on_what_it_is_given_passes(tmp_path: Path) -> None:
@@ -133,9 +130,8 @@ def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: 
     study = copy.deepcopy(STUDY)
     study["subjects"]["small"]["source"] = {"kind": "train", "d_model": D}
     study["saes"] = {"theirs": {"pretrained": saelens(tmp_path, width=32)}}
-    with pytest.raises(UserError) as caught:
-        check_pretrained(resolve_subjects(parse_config(study)))
-    assert str(caught.value) == (
+    said = refused(check_pretrained, resolve_subjects(parse_config(study)))
+    assert said == (
         "config: saes.theirs.pretrained: an SAE for 32 dimensions, but resid_post.1 of small has 64"
     )
 

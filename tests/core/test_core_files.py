@@ -20,6 +20,7 @@ from nullsae.core.files import (
     write_json,
     write_text,
 )
+from refusing import refused
 
 
 def names(folder: Path) -> list[str]:
@@ -62,13 +63,12 @@ def test_the_same_value_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_missing_or_broken_json_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
-    with pytest.raises(UserError) as caught:
-        read_json(path, rebuild="make it")
-    assert str(caught.value) == f"{path}: the file is missing; rebuild it with: make it"
+    assert (
+        refused(read_json, path, rebuild="make it")
+        == f"{path}: the file is missing; rebuild it with: make it"
+    )
     path.write_bytes(b'{"a": 1')
-    with pytest.raises(UserError) as caught:
-        read_json(path, rebuild="make it")
-    assert str(caught.value).startswith(f"{path}: not readable as JSON (")
+    assert refused(read_json, path, rebuild="make it").startswith(f"{path}: not readable as JSON (")
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not readable as JSON"):
         read_json(path, rebuild="make it")
@@ -84,9 +84,7 @@ def test_the_checksum_skips_no_bytes(tmp_path: Path) -> None:
     for offset in (0, 1 << 22, len(data) - 1):
         data[offset] ^= 1
         path.write_bytes(data)
-        with pytest.raises(UserError) as caught:
-            verify(path, expected, rebuild="make")
-        assert str(caught.value) == (
+        assert refused(verify, path, expected, rebuild="make") == (
             f"{path}: damaged ({len(data)} bytes, checksum differs from the manifest's); "
             f"rebuild it with: make"
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpus_files import files_of
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -65,11 +66,6 @@ def params_of(root: Path, texts: list[str], **keys: Any) -> PrepareCorpusParams:
         **keys,
     }
     return PrepareCorpusParams(corpus=parse_section(Corpus, given, where="test"))
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    folder = root / "results"
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def stream_of(root: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
-from nullsae.core.errors import UserError
 from nullsae.corpus.sources import describe, documents, is_streamed, pieces
+from refusing import refused
 
 
 def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -36,10 +36,7 @@ def read_files(*paths: Path | str, column: str = "text") -> list[str]:
 
 
 def fails_with(call: Callable[[], Any], *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refused(call)
     for part in parts:
         assert part in message, message
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpus_files import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
-from nullsae.core.errors import UserError
 from nullsae.corpus import tokenizer as tokenizer_module
 from nullsae.corpus.tokenizer import (
     EOS,
@@ -23,22 +23,9 @@ from nullsae.corpus.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
+from refusing import refused
 from tiny_gguf import EOS as GGUF_EOS
-from tiny_gguf import TOKENS, write_tiny_gguf
-
-WORDS = (
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "states",
-    "government",
-    "congress",
-    "public",
-    "year",
-    "war",
-)
+from tiny_gguf import TOKENS
 
 
 def speeches(n: int) -> list[str]:
@@ -173,18 +160,9 @@ def test_a_tokenizer_that_truncates_does_not_cut_documents(tmp_path: Path) -> No
 def test_a_tokenizer_that_cannot_serve_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "empty"))
-    with pytest.raises(UserError) as caught:
-        load_tokenizer(config, where="config: corpora.c.tokenizer")
-    assert "could be loaded" in str(caught.value)
-    assert "corpora.c.tokenizer.path" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_tiny_gguf(file)
-    return file
+    said = refused(load_tokenizer, config, where="config: corpora.c.tokenizer")
+    assert "could be loaded" in said
+    assert "corpora.c.tokenizer.path" in said
 
 
 def test_the_tokenizer_of_a_gguf_file_is_the_one_in_it(gguf: Path, tmp_path: Path) -> None:
@@ -209,10 +187,7 @@ def test_a_gguf_file_without_a_tokenizer_is_refused_in_one_line(
     where = "config: corpora.c.tokenizer"
 
     def refusal(**keys: str) -> str:
-        with pytest.raises(UserError) as caught:
-            load_tokenizer(GgufTokenizer(kind="gguf", **keys), where=where)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+        return refused(load_tokenizer, GgufTokenizer(kind="gguf", **keys), where=where)
 
     assert (
         refusal(path="gone.gguf") == f"{where}.path: 'gone.gguf' does not exist; give a .gguf file"

@@ -27,7 +27,6 @@ from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.latents.collect import collect_latents
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.files import load_sae
@@ -44,6 +43,7 @@ from small_chain import (
     cell,
     model_params,
     tiny_model,
+    train_params,
 )
 
 SITE = SITES[1]
@@ -101,15 +101,8 @@ def train(
     chain: Chain, compute: Compute, root: Path, progress: Any = None, **keys: Any
 ) -> tuple[int, Path]:
     """Steps made, and the SAE's `cfg.json`."""
-    params = TrainSaeParams(
-        seed=0,
-        keys=ModelKeys(subject="tiny", variant="trained", draw=0),
-        saes={"topk": Sae.of(**{**RECIPE, **keys})},
-        cells=(SaeCell(site=SITE, sae="topk", seed=0),),
-        compute=compute,
-    )
     steps = train_sae(
-        params,
+        train_params(Sae.of(**{**RECIPE, **keys}), compute=compute),
         train_activations=chain.train_activations,
         eval_activations=chain.eval_activations,
         output=root / "sae",

@@ -25,6 +25,7 @@ from nullsae.jobs.grid import (
     trained_together,
     variant_cells,
 )
+from refusing import refused
 
 STUDY: dict[str, Any] = {
     "corpora": {
@@ -87,28 +88,21 @@ def test_a_transcoder_is_made_where_it_reads_and_for_trained_alone() -> None:
     ],
 )
 def test_a_transcoder_with_other_ends_is_refused(keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError) as caught:
-        with_transcoder(**keys)
-    assert str(caught.value).startswith("config: saes.transcoder: ")
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    line = refused(with_transcoder, **keys)
+    assert line.startswith("config: saes.transcoder: ")
+    assert said in line
 
 
 def test_a_study_without_a_site_that_a_transcoder_reads_is_refused() -> None:
     config = with_transcoder(input_site="hook_z", output_site="attn_out")
-    with pytest.raises(UserError) as caught:
-        resolve_subjects(config)
-    assert str(caught.value) == (
+    assert refused(resolve_subjects, config) == (
         "config: saes.transcoder.input_site: no subject has a site hook_z; name one in "
         "subjects.*.sites"
     )
 
 
 def refusal(**wide: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        study(**wide)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(study, **wide)
 
 
 def test_an_sae_along_its_training_is_a_cell_before_the_whole_one() -> None:
@@ -290,8 +284,7 @@ def test_a_null_is_made_from_the_sae_of_its_own_cell_and_a_given_one_from_traine
     ],
 )
 def test_a_source_that_is_none_is_refused_with_the_key(keys: dict[str, Any], line: str) -> None:
-    with pytest.raises(UserError) as caught:
-        with_derived(**keys)
+    said = refused(with_derived, **keys)
     start, _, end = line.partition(".* ")
-    assert f"saes.rotated.{start}" in str(caught.value)
-    assert end in str(caught.value)
+    assert f"saes.rotated.{start}" in said
+    assert end in said

@@ -1,10 +1,11 @@
-"""Firings sorted in memory, which collecting sorts on the disk."""
+"""Firings sorted in memory, which collecting sorts on the disk, and the pools of windows."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from nullsae.latents.store import Firings, offsets_of
+from nullsae.latents.windows import Grid, deal_documents, pools_of
 
 
 def sort_firings(
@@ -14,3 +15,8 @@ def sort_firings(
     order = np.lexsort((position, latent))
     offsets = offsets_of(np.bincount(latent, minlength=n_latents))
     return Firings(offsets, position[order], value[order])
+
+
+def pool_of_cells(grid: Grid, generator: np.random.Generator) -> np.ndarray:
+    """int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents."""
+    return pools_of(grid.document, deal_documents(grid, generator))

@@ -20,21 +20,19 @@ import transformers
 from test_latents_statistics import firings_of
 from torch import Tensor
 
-from nullsae import tables
 from nullsae.activations.capture import cache_activations
 from nullsae.config.latents import Latents
 from nullsae.config.metrics import Metric
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.randomness import numpy_generator
-from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import collect_latents
 from nullsae.latents.places import Places, firing_places, silent_places
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.families import find_blocks
 from nullsae.subjects.publish import randomize_model
-from small_chain import COMPUTE, capture_params, cell, model_params, write_corpus, write_sae
+from run_stages import collected
+from small_chain import capture_params, cell, model_params, write_corpus, write_sae
 
 N_TOKENS, N_ROWS = 24, 28
 """The head has rows beyond the tokens, as checkpoints do."""
@@ -236,23 +234,16 @@ class Study:
         """Look at the latents of a dictionary; all that pass are sampled."""
         folder = self.root / site / name
         sae = write_sae(coder, folder / "sae", site=site)
-        files = {n: folder / f"{n}.parquet" for n in ("latents", "windows", "coverage")}
-        collect_latents(
-            CollectLatentsParams(
-                seed=0, keys=cell(site), latents=Latents(**{**SETTINGS, **keys}), compute=COMPUTE
-            ),
+        found = collected(
+            folder,
+            keys=cell(site),
+            latents=Latents(**{**SETTINGS, **keys}),
             sae=sae,
             activations=self.activations(site),
             tokens=self.tokens,
             model=self.model,
-            firings=folder / "firings.safetensors",
-            **files,
         )
-        rows, (coverage,) = (
-            tables.read_table(files[n], tables.cell_schema(n)).to_pylist()
-            for n in ("latents", "coverage")
-        )
-        return Cell(rows, coverage)
+        return Cell(found["latents"], found["coverage"][0])
 
 
 SETTINGS = {

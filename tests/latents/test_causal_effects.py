@@ -11,20 +11,17 @@ from safetensors.numpy import load_file
 from test_latents_collect import settings
 from test_latents_statistics import firings_of
 
-from nullsae import tables
 from nullsae.activations.capture import cache_activations
 from nullsae.core.randomness import numpy_generator
-from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.causal_effects import COLUMNS, INJECTION, LEAST_PLACES, N_FIRINGS
-from nullsae.latents.collect import collect_latents
 from nullsae.latents.next_token import Successors
 from nullsae.latents.places import firing_places
 from nullsae.latents.split import Split
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import load_subject
 from nullsae.subjects.publish import randomize_model
+from run_stages import collected
 from small_chain import (
-    COMPUTE,
     CONTEXT,
     CPU,
     Chain,
@@ -39,7 +36,7 @@ SITE = "resid_post.1"
 Rows = list[dict[str, Any]]
 
 
-def collected(
+def tables_of(
     chain: Chain,
     sae: Path,
     folder: Path,
@@ -49,20 +46,11 @@ def collected(
     **keys: Any,
 ) -> tuple[Rows, dict[str, Any]]:
     """Sampled rows of `latents`, and `coverage`."""
-    files = {name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")}
-    collect_latents(
-        CollectLatentsParams(seed=0, keys=cell(SITE), latents=settings(**keys), compute=COMPUTE),
-        sae=sae,
+    found = collected(
+        folder,
+        **{"latents": settings(**keys), "sae": sae, "model": model, "tokens": chain.eval_tokens},
         activations=activations or chain.eval_activations,
-        tokens=chain.eval_tokens,
-        model=model,
-        firings=folder / "firings.safetensors",
-        **files,
     )
-    found = {
-        name: tables.read_table(files[name], tables.cell_schema(name)).to_pylist()
-        for name in ("latents", "coverage")
-    }
     for row in found["latents"]:
         if not row["sampled"]:
             assert row[N_FIRINGS] == 0
@@ -75,7 +63,7 @@ def of_chain(
     chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Rows, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("causal")
-    return collected(chain, tiny_sae, folder, model=chain.recipe, causal_places=60)
+    return tables_of(chain, tiny_sae, folder, model=chain.recipe, causal_places=60)
 
 
 def test_each_sampled_latent_has_its_effects_and_two_placebos(
@@ -139,7 +127,7 @@ def test_effects_are_recomputed_from_shards_weights_and_tokens(
 def test_two_runs_have_the_same_effects(
     chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]], tmp_path: Path
 ) -> None:
-    assert collected(chain, tiny_sae, tmp_path, model=chain.recipe, causal_places=60) == of_chain
+    assert tables_of(chain, tiny_sae, tmp_path, model=chain.recipe, causal_places=60) == of_chain
 
 
 @pytest.mark.parametrize(
@@ -159,7 +147,7 @@ def test_where_there_are_no_effects_a_reason_says_why(
     tmp_path: Path,
 ) -> None:
     model = chain.recipe if with_model else None
-    rows, coverage = collected(chain, tiny_sae, tmp_path, model=model, **keys)
+    rows, coverage = tables_of(chain, tiny_sae, tmp_path, model=model, **keys)
     assert coverage["no_causal_effects"] == reason
     assert all(row[name] is None for row in rows for name in COLUMNS)
 
@@ -167,7 +155,7 @@ def test_where_there_are_no_effects_a_reason_says_why(
 def test_the_only_sampled_latent_has_no_other_as_its_placebo(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
-    (row,), _ = collected(chain, tiny_sae, tmp_path, model=chain.recipe, n_sampled=1)
+    (row,), _ = tables_of(chain, tiny_sae, tmp_path, model=chain.recipe, n_sampled=1)
     for name in COLUMNS:
         assert (row[name] is None) == name.endswith("_swapped")
 
@@ -176,7 +164,7 @@ def test_a_latent_with_too_few_contexts_has_no_effects(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     least = {"min_firings": 1, "min_pool_windows": 1, "n_sampled": 48}
-    rows, _ = collected(chain, tiny_sae, tmp_path, model=chain.recipe, **least)
+    rows, _ = tables_of(chain, tiny_sae, tmp_path, model=chain.recipe, **least)
     few = [row for row in rows if row[N_FIRINGS] < LEAST_PLACES]
     assert 0 < len(few) < len(rows)
     assert all(row["ablation_kl_nats"] is None for row in few)
@@ -194,7 +182,7 @@ def test_a_dictionary_of_tokens_is_reached_by_its_tokens_and_by_no_others(
     pairs = [(x, torch.from_numpy(ids[position].astype(np.int64)))]
     sae = token_lookup(*fit_token_means(pairs, 96, x.shape[1]))
     written = write_sae(sae, tmp_path / "sae", site=SITE, dictionary="token_lookup")
-    rows, _ = collected(chain, written, tmp_path, model=chain.recipe, causal_places=60)
+    rows, _ = tables_of(chain, written, tmp_path, model=chain.recipe, causal_places=60)
     assert len(rows) >= 3
     for row in rows:
         assert row["token_injection_rate"] == 1
@@ -218,7 +206,7 @@ def test_a_model_that_sees_noise_is_reached_by_no_token(
         tokens=chain.eval_tokens,
         output=captured,
     )
-    rows, _ = collected(
+    rows, _ = tables_of(
         chain,
         tiny_sae,
         tmp_path,

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from firings import pool_of_cells
 from numpy.typing import NDArray
 
 from nullsae import tables
@@ -26,9 +27,10 @@ from nullsae.latents.collect import collect_latents, sort_firings
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.skipped import Skipped
 from nullsae.latents.split import Split
-from nullsae.latents.windows import Grid, deal_documents, pools_of
+from nullsae.latents.windows import Grid
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
+from run_stages import collected
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -46,11 +48,6 @@ LENGTH, MIN_FIRINGS, MIN_WINDOWS = 4, 20, 8
 KINDS = ("random", "co_occurring", "nearest")
 FILES = ("latents.parquet", "windows.parquet", "coverage.parquet", "firings.safetensors")
 Rows = list[dict[str, Any]]
-
-
-def pool_of_cells(grid: Grid, generator: np.random.Generator) -> np.ndarray:
-    """int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents."""
-    return pools_of(grid.document, deal_documents(grid, generator))
 
 
 def settings(**keys: Any) -> Latents:
@@ -82,30 +79,17 @@ def collect(
     tokens: Path | None = None,
     **keys: Any,
 ) -> dict[str, Rows]:
-    seed = keys.pop("seed", 0)
-    params = CollectLatentsParams(
-        seed=seed,
-        keys=cell(SITE),
+    found = collected(
+        folder,
+        seed=keys.pop("seed", 0),
         latents=settings(**keys),
-        compute=COMPUTE,
         eval_activations_key="key",
-    )
-    files: dict[str, Any] = {
-        name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")
-    }
-    collect_latents(
-        params,
         sae=sae,
         activations=activations or chain.eval_activations,
         tokens=tokens or chain.eval_tokens,
-        firings=folder / "firings.safetensors",
-        **files,
     )
     assert {file.name for file in folder.glob(".*")} == set(), "temporary files stay"
-    return {
-        name: tables.read_table(file, tables.cell_schema(name)).to_pylist()
-        for name, file in files.items()
-    }
+    return found
 
 
 def in_pools(found: dict[str, Rows]) -> Rows:

@@ -10,37 +10,26 @@ import torch
 from safetensors.numpy import load_file
 from test_latents_collect import settings
 
-from nullsae import tables
-from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents import causal_effects, promoted
-from nullsae.latents.collect import collect_latents
 from nullsae.latents.effects import COLUMNS
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import load_subject
-from small_chain import COMPUTE, CPU, VOCAB, Chain, all_rows, cell
+from run_stages import collected
+from small_chain import CPU, VOCAB, Chain, all_rows, cell
 
 SITE = "resid_post.1"
 Rows = list[dict[str, Any]]
 
 
-def collected(
+def tables_of(
     chain: Chain, sae: Path, folder: Path, *, model: Path | None, site: str = SITE
 ) -> tuple[Rows, dict[str, Any]]:
     """Tables `latents` and `coverage`."""
-    files = {name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")}
-    collect_latents(
-        CollectLatentsParams(seed=0, keys=cell(site), latents=settings(), compute=COMPUTE),
-        sae=sae,
-        activations=chain.eval_activations,
-        tokens=chain.eval_tokens,
-        model=model,
-        firings=folder / "firings.safetensors",
-        **files,
+    found = collected(
+        folder,
+        **{"keys": cell(site), "latents": settings(), "sae": sae, "model": model},
+        **{"activations": chain.eval_activations, "tokens": chain.eval_tokens},
     )
-    found = {
-        name: tables.read_table(files[name], tables.cell_schema(name)).to_pylist()
-        for name in ("latents", "coverage")
-    }
     return found["latents"], found["coverage"][0]
 
 
@@ -48,7 +37,7 @@ def collected(
 def of_chain(
     chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Rows, dict[str, Any]]:
-    return collected(chain, tiny_sae, tmp_path_factory.mktemp("effects"), model=chain.recipe)
+    return tables_of(chain, tiny_sae, tmp_path_factory.mktemp("effects"), model=chain.recipe)
 
 
 def effects_by_hand(chain: Chain, sae: Path) -> Any:
@@ -122,14 +111,14 @@ def test_placebos_are_other_rows_and_the_same_in_each_run(
         for name in ("next_token_auroc", "next_token_auroc_bigram"):
             assert all(0 <= row[f"{name}_{placebo}"] <= 1 for row in rows)
         assert all(row[f"next_token_auroc_{placebo}"] != row["next_token_auroc"] for row in rows)
-    again, _ = collected(chain, tiny_sae, tmp_path, model=chain.recipe)
+    again, _ = tables_of(chain, tiny_sae, tmp_path, model=chain.recipe)
     assert again == of_chain[0]
 
 
 def test_activations_without_a_model_have_a_reason_in_place_of_effects(
     chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]], tmp_path: Path
 ) -> None:
-    rows, coverage = collected(chain, tiny_sae, tmp_path, model=None)
+    rows, coverage = tables_of(chain, tiny_sae, tmp_path, model=None)
     assert coverage["no_effects"] == "no model"
     lacking = (*COLUMNS, *promoted.COLUMNS)
     assert all(row[name] is None for row in rows for name in lacking)

@@ -23,13 +23,11 @@ from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.keys import CellKeys
-from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import collect_latents
 from nullsae.latents.exports.cell import LatentFolder, corpus_files, model_place
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
-from small_chain import COMPUTE, CONTEXT, VOCAB, Chain, write_corpus
+from run_stages import collected
+from small_chain import CONTEXT, VOCAB, Chain, cell, write_corpus
 
 PEERS = Path(__file__).parents[2] / ".venv-peers"
 LENGTH, MIN_EXAMPLES, N_SAMPLED = 4, 20, 12
@@ -55,31 +53,22 @@ def root(chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory)
     words.save(str(tokenizer))
     write_text(root / paths.RUN_CONFIG, "subjects: {tiny: {corpus: c}}\n")
     for site in SITES:
-        folder = folder_of(root, site)
-        keys = {"subject": "tiny", "variant": "trained", "draw": 0, "sae": "topk", "seed": 0}
-        collect_latents(
-            CollectLatentsParams(
-                seed=0,
-                keys=CellKeys.model_validate({**keys, "site": site}),
-                latents=Latents(
-                    n_sampled=N_SAMPLED,
-                    min_firings=20,
-                    min_pool_windows=8,
-                    window_tokens=LENGTH,
-                    n_quantiles=3,
-                    score_active_windows=6,
-                    top_windows=4,
-                ),
-                compute=COMPUTE,
+        collected(
+            folder_of(root, site),
+            keys=cell(site),
+            latents=Latents(
+                n_sampled=N_SAMPLED,
+                min_firings=20,
+                min_pool_windows=8,
+                window_tokens=LENGTH,
+                n_quantiles=3,
+                score_active_windows=6,
+                top_windows=4,
             ),
             sae=tiny_sae,
             activations=chain.eval_activations,
             tokens=manifest,
             model=chain.recipe,
-            latents=folder / "latents.parquet",
-            windows=folder / "windows.parquet",
-            coverage=folder / "coverage.parquet",
-            firings=folder / "firings.safetensors",
         )
     return root
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import save_sae
-from small_chain import cell, write_corpus, write_site
+from small_chain import write_corpus, write_sae, write_site
 
 D, N_LATENTS, K, CONTEXT, SITE = 16, 128, 16, 128, "resid_post.1"
 TOKENS = 65_536
@@ -79,18 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(N_LATENTS, D, generator=generator)
     sae = Autoencoder("topk", weights, torch.zeros(N_LATENTS), weights.clone(), torch.zeros(D), K)
-    save_sae(
-        sae,
-        folder / "sae",
-        dictionary="learned",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=1,
-    )
+    write_sae(sae, folder / "sae")
     rng = np.random.default_rng(0)
     for name, n in (("warm", TOKENS // 16), ("once", TOKENS), ("four", 4 * TOKENS)):
         ids = rng.integers(0, 500, (n // CONTEXT, CONTEXT)).astype(np.int32)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from firings import sort_firings
+from firings import pool_of_cells, sort_firings
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -24,11 +24,6 @@ from nullsae.latents.windows import (
     quantiles,
     top_windows,
 )
-
-
-def pool_of_cells(grid: Grid, generator: np.random.Generator) -> np.ndarray:
-    """int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents."""
-    return pools_of(grid.document, deal_documents(grid, generator))
 
 
 def documents_of(seed: int, n_contexts: int = 40, context: int = 19) -> np.ndarray:

@@ -16,16 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nullsae import tables
 from nullsae.config.statistics import Statistics
 from nullsae.core.files import read_json, write_json
-from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.catalogue.reconstruction import AboveFloors
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.statistics.bootstrap import Arm, ArmCell, Resampler
 from nullsae.statistics.contrasts import Estimate, estimate
-from small_chain import COMPUTE, CONTEXT, D_MODEL, cell, write_corpus, write_sae, write_site
+from run_stages import evaluated
+from small_chain import CONTEXT, D_MODEL, write_corpus, write_sae, write_site
 
 SITE = "resid_post.1"
 N_TOKENS, N_CONTEXTS, BEYOND = 8, 32, 8
@@ -80,16 +78,9 @@ def measured(folder: Path, x: Tensor, coder: Autoencoder, gaussian_error: float 
         write_json(own, {**read_json(own, rebuild=""), "fitted": {"key": "other"}})
         given[f"{split}_activations"] = manifest
     sae = write_sae(coder, folder / "sae", site=SITE)
-    files = {n: folder / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")}
-    evaluate_sae(
-        EvaluateSaeParams(seed=0, fidelity_tokens=N, keys=cell(SITE), compute=COMPUTE),
-        sae=sae,
-        model=None,
-        **{**given, **files},
-    )
-    table = tables.read_table(files["documents"], tables.cell_schema("documents"))
+    rows = evaluated(folder, sae=sae, model=None, fidelity_tokens=N, **given)["documents"]
     metric = AboveFloors()
-    columns = {name: np.array(table[name], dtype=np.float64) for name in metric.columns}
+    columns = {name: np.array([row[name] for row in rows], np.float64) for name in metric.columns}
     deviation = columns["squared_deviation"]
     floor = np.full(len(deviation), gaussian_error * CONTEXT), deviation
     own_cell = ArmCell(0, 0, (*metric.value(columns), *floor))

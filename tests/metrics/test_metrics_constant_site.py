@@ -22,16 +22,14 @@ from nullsae.config.subjects import PretrainedSource
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import CellKeys, ModelKeys
-from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.jobs.metrics import CrossEvaluateParams, EvaluateSaeParams
+from nullsae.jobs.metrics import CrossEvaluateParams
 from nullsae.jobs.saes import TrainSaeParams
-from nullsae.latents.collect import collect_latents
 from nullsae.metrics.cross import cross_evaluate
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import save_sae
 from nullsae.sae.train_sae import train_sae
 from nullsae.subjects.publish import randomize_model
+from run_stages import collected, evaluated
 from small_chain import (
     COMPUTE,
     D_MODEL,
@@ -103,23 +101,15 @@ def train(study: Path, folder: Path, **recipe: Any) -> Path:
 
 def evaluate(study: Path, sae: Path, folder: Path) -> dict[str, Any]:
     """Rows of the tables of one SAE, each by its table's name."""
-    files = {
-        name: folder / f"{name}.parquet" for name in ("reconstruction", "documents", "geometry")
-    }
-    evaluate_sae(
-        EvaluateSaeParams(seed=0, fidelity_tokens=256, keys=KEYS, compute=COMPUTE),
-        sae=sae,
+    return evaluated(
+        folder,
+        **{"fidelity_tokens": 256, "keys": KEYS, "sae": sae},
         model=study / "trained/recipe.json",
         train_activations=study / "sae_train/manifest.json",
         eval_activations=study / "eval/manifest.json",
         train_tokens=study / "corpus/sae_train/manifest.json",
         eval_tokens=study / "corpus/eval/manifest.json",
-        **files,
     )
-    return {
-        name: tables.read_table(file, tables.cell_schema(name)).to_pylist()
-        for name, file in files.items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -179,25 +169,15 @@ def test_an_sae_made_elsewhere_has_nulls_and_a_reason_too(study: Path, tmp_path:
 
 def test_latents_of_a_constant_site_are_all_too_rare(study: Path, tmp_path: Path) -> None:
     settings = {"window_tokens": 8, "min_firings": 2, "min_pool_windows": 1, "n_sampled": 5}
-    files = {name: tmp_path / f"{name}.parquet" for name in ("latents", "windows", "coverage")}
-    collect_latents(
-        parse_section(
-            CollectLatentsParams,
-            {
-                "seed": 0,
-                "keys": KEYS.model_dump(),
-                "latents": {**settings, "skip_end_of_text": False},
-                "compute": COMPUTE.model_dump(),
-            },
-            where="--params",
-        ),
+    found = collected(
+        tmp_path,
+        keys=KEYS,
+        latents={**settings, "skip_end_of_text": False},
         sae=train(study, tmp_path, architecture="topk", k=4),
         activations=study / "eval/manifest.json",
         tokens=study / "corpus/eval/manifest.json",
-        firings=tmp_path / "firings.safetensors",
-        **files,
     )
-    (row,) = tables.read_table(files["coverage"], tables.cell_schema("coverage")).to_pylist()
+    (row,) = found["coverage"]
     assert (row["n_alive"], row["n_sampled"], row["n_too_rare"]) == (0, 0, 32)
 
 

@@ -14,11 +14,11 @@ from nullsae import tables
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.metrics import CrossEvaluateParams, EvaluateSaeParams
+from nullsae.jobs.metrics import CrossEvaluateParams
 from nullsae.metrics.cross import cross_evaluate
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.files import load_sae
+from run_stages import evaluated
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -28,6 +28,8 @@ from small_chain import (
     all_rows,
     cell,
     flip_byte,
+    lookup_sae,
+    write_sae,
     write_site,
 )
 
@@ -57,19 +59,7 @@ def study(chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
 
 def save(sae: Autoencoder, folder: Path) -> Path:
     dictionary = "token_lookup" if sae.architecture == "token_lookup" else "learned"
-    save_sae(
-        sae,
-        folder,
-        dictionary=dictionary,
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=INPUT_NORM,
-        training={},
-        n_steps=1,
-    )
-    return folder / "cfg.json"
+    return write_sae(sae, folder, dictionary=dictionary, input_norm=INPUT_NORM)
 
 
 def model(variant: Any, draw: int = 0) -> ModelKeys:
@@ -109,26 +99,8 @@ def explained(x: Tensor, output: Tensor) -> float:
 
 
 def test_the_own_variant_equals_its_evaluation(study: Study, tmp_path: Path) -> None:
-    chain = study.chain
-    evaluate_sae(
-        EvaluateSaeParams(
-            seed=0,
-            fidelity_tokens=CONTEXT,
-            keys=cell(SITE),
-            compute=COMPUTE,
-        ),
-        sae=study.sae,
-        model=chain.recipe,
-        train_activations=chain.train_activations,
-        eval_activations=chain.eval_activations,
-        train_tokens=chain.train_tokens,
-        eval_tokens=chain.eval_tokens,
-        reconstruction=tmp_path / "reconstruction.parquet",
-        documents=tmp_path / "documents.parquet",
-        geometry=tmp_path / "geometry.parquet",
-    )
-    schema = tables.cell_schema("reconstruction")
-    (own,) = tables.read_table(tmp_path / "reconstruction.parquet", schema).to_pylist()
+    found = evaluated(tmp_path, sae=study.sae, fidelity_tokens=CONTEXT, **study.chain.inputs)
+    (own,) = found["reconstruction"]
     row = cross(study, tmp_path)[0]
     for name in ("n_tokens", "explained_variance", "cosine", "l0", "alive_share"):
         assert row[name] == pytest.approx(own[name], rel=1e-9, abs=1e-9), name
@@ -187,16 +159,8 @@ def test_a_lookup_by_token_sees_the_tokens(
 ) -> None:
     monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 300)
     table = torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(0)) * 2
-    length = table.norm(dim=1)
-    sae = Autoencoder(
-        "token_lookup",
-        torch.empty(0, D_MODEL),
-        length,
-        table / length[:, None],
-        torch.zeros(D_MODEL),
-    )
     ids = torch.from_numpy(load_tokens(study.chain.eval_tokens).input_ids).flatten().long()
-    rows = cross(study, tmp_path, sae=save(sae, tmp_path / "sae"))
+    rows = cross(study, tmp_path, sae=save(lookup_sae(table), tmp_path / "sae"))
     for row, file in zip(rows, (study.chain.eval_activations, study.other), strict=True):
         x, position = all_rows(file, SITE)
         assert row["explained_variance"] == pytest.approx(

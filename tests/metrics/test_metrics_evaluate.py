@@ -17,16 +17,13 @@ from nullsae.config.activations import Exclude
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity
 from nullsae.metrics.geometry import decoder_geometry
-from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.files import load_sae
 from nullsae.sae.token_means import fit_token_means
 from nullsae.subjects.loading import load_subject
+from run_stages import evaluated
 from small_chain import (
-    COMPUTE,
     CONTEXT,
     CPU,
     D_MODEL,
@@ -34,9 +31,10 @@ from small_chain import (
     Chain,
     all_rows,
     capture_params,
-    cell,
     flip_byte,
+    lookup_sae,
     write_corpus,
+    write_sae,
     write_site,
 )
 
@@ -45,36 +43,15 @@ SITE = "resid_post.1"
 
 def run(chain: Chain, sae: Path, folder: Path, **keys: Any) -> tuple[Any, Any]:
     """The rows of `reconstruction` and `documents`."""
-    return measure(
-        sae,
-        folder,
-        **{
-            "model": chain.recipe,
-            "train_activations": chain.train_activations,
-            "eval_activations": chain.eval_activations,
-            "train_tokens": chain.train_tokens,
-            "eval_tokens": chain.eval_tokens,
-            **keys,
-        },
-    )
+    return measure(sae, folder, **{**chain.inputs, **keys})
 
 
 def measure(sae: Path, folder: Path, **arguments: Any) -> tuple[Any, Any]:
     """The same, all arguments given."""
-    params = EvaluateSaeParams(
-        seed=3,
-        fidelity_tokens=20 * CONTEXT + 3,
-        keys=cell(SITE),
-        compute=COMPUTE,
-        activations_key=arguments.pop("activations_key", "key"),
-    )
-    files: dict[str, Any] = {
-        name: folder / f"{name}.parquet" for name in ("reconstruction", "documents", "geometry")
-    }
-    evaluate_sae(params, sae=sae, **files, **arguments)
-    found = [tables.read_table(files[name], tables.cell_schema(name)).to_pylist() for name in files]
-    assert found[2] == [decoder_geometry(load_sae(sae)[0], 3)]
-    return found[0], found[1]
+    plain = {"seed": 3, "fidelity_tokens": 20 * CONTEXT + 3, "activations_key": "key"}
+    found = evaluated(folder, sae=sae, **{**plain, **arguments})
+    assert found["geometry"] == [decoder_geometry(load_sae(sae)[0], 3)]
+    return found["reconstruction"], found["documents"]
 
 
 def sampled(chain: Chain, folder: Path) -> Path:
@@ -289,27 +266,8 @@ def test_a_lookup_by_token_sees_the_tokens(
     x, at = all_rows(chain.train_activations, SITE)
     ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids).flatten().long()[at]
     means, _ = fit_token_means([(x, ids)], VOCAB, D_MODEL)
-    length = means.norm(dim=1)
-    sae = Autoencoder(
-        "token_lookup",
-        torch.empty(0, D_MODEL),
-        length.float(),
-        (means / length[:, None]).float(),
-        torch.zeros(D_MODEL),
-    )
-    save_sae(
-        sae,
-        tmp_path,
-        dictionary="token_lookup",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=0,
-    )
-    (row,), documents = run(chain, tmp_path / "cfg.json", tmp_path)
+    sae = write_sae(lookup_sae(means), tmp_path, dictionary="token_lookup", n_steps=0)
+    (row,), documents = run(chain, sae, tmp_path)
     assert row["explained_variance"] == pytest.approx(row["token_lookup_r2"], abs=1e-6)
     for document in documents:
         left = document["token_lookup_error"]

@@ -26,15 +26,15 @@ from nullsae.config.saes import Expect
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
-from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.metrics.feeding import Feeding, Sample, measure
 from nullsae.metrics.gate import reason
 from nullsae.metrics.remedies import check_feeding, near_sites
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import randomize_model
-from small_chain import COMPUTE, capture_params, cell, model_params, write_corpus, write_sae
+from refusing import refused
+from run_stages import evaluated
+from small_chain import capture_params, cell, model_params, write_corpus, write_sae
 
 GOOD = Feeding(SITE, True)
 PUBLISHED = Expect(l0=K, explained_variance=0.93)
@@ -225,20 +225,14 @@ class Files:
     ) -> None:
         """As the rule does."""
         keys = cell(SITE).model_copy(update={"variant": variant})
-        written = [self.root / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")]
-        evaluate_sae(
-            EvaluateSaeParams(
-                seed=0, keys=keys, fidelity_tokens=512, expect=expect, compute=COMPUTE
-            ),
-            sae=sae,
+        evaluated(
+            self.root,
+            **{"keys": keys, "fidelity_tokens": 512, "expect": expect, "sae": sae},
             model=self.root / "trained/recipe.json",
             train_activations=self.root / "sae_train/manifest.json",
             eval_activations=self.root / "eval/manifest.json",
             train_tokens=self.root / "corpus/sae_train/manifest.json",
             eval_tokens=self.root / "corpus/eval/manifest.json",
-            reconstruction=written[0],
-            documents=written[1],
-            geometry=written[2],
         )
 
 
@@ -270,9 +264,7 @@ def test_the_workflow_stops_where_a_given_sae_is_fed_wrongly(
     fed: Fed, study: Files, tmp_path: Path
 ) -> None:
     given = write_sae(fed.sae, tmp_path / "given", dictionary="pretrained")
-    with pytest.raises(UserError) as caught:
-        study.evaluate(given, expect=PUBLISHED)
-    line = str(caught.value)
+    line = refused(study.evaluate, given, expect=PUBLISHED)
     assert line.startswith("config: saes.topk: explained variance -")
     assert "is not the expected 0.93; it fits with BOS before each context" in line
     assert line.endswith("change corpora.*.prepend_bos")

@@ -18,7 +18,7 @@ from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity, spread
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import Subject, load_subject
-from small_chain import CPU, D_MODEL, SITES, VOCAB, Chain, all_rows
+from small_chain import CPU, D_MODEL, SITES, VOCAB, Chain, all_rows, lookup_sae
 
 SITE = SITES[1]
 
@@ -154,15 +154,7 @@ def test_a_lookup_by_token_is_spliced_in_at_its_tokens_and_site(
 ) -> None:
     """The dictionary that sees ids alone, at any site, over a full batch and a shorter one."""
     table = torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(0))
-    length = table.norm(dim=1)
-    sae = Autoencoder(
-        "token_lookup",
-        torch.empty(0, D_MODEL),
-        length,
-        table / length[:, None],
-        torch.zeros(D_MODEL),
-    )
-    row = row_of(subject, sae, site, ids, mean)
+    row = row_of(subject, lookup_sae(table), site, ids, mean)
     loss, _ = by_hand(subject, ids, lambda _: table[ids.long()], module)
     assert row["ce_sae"] == pytest.approx(loss, abs=1e-5)
     for name, new in (("zero", torch.zeros_like), ("mean", mean.float().expand_as)):

@@ -13,14 +13,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from nullsae import tables
 from nullsae.activations.capture import cache_activations
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.exchange.export import export_sae
 from nullsae.subjects.loading import load_subject
-from small_chain import COMPUTE, CONTEXT, CPU, Chain, capture_params, cell, write_corpus
+from run_stages import evaluated
+from small_chain import CONTEXT, CPU, Chain, capture_params, write_corpus
 
 pytestmark = pytest.mark.slow
 PEERS = Path(__file__).parents[2] / ".venv-peers"
@@ -52,27 +50,9 @@ def sides(
         tokens=tokens,
         output=folder / "eval",
     )
-    evaluate_sae(
-        EvaluateSaeParams(
-            seed=0,
-            fidelity_tokens=N_CONTEXTS * CONTEXT,
-            keys=cell(SITE),
-            compute=COMPUTE,
-        ),
-        sae=tiny_sae,
-        model=chain.recipe,
-        train_activations=chain.train_activations,
-        eval_activations=folder / "eval/manifest.json",
-        train_tokens=chain.train_tokens,
-        eval_tokens=tokens,
-        reconstruction=folder / "reconstruction.parquet",
-        documents=folder / "documents.parquet",
-        geometry=folder / "geometry.parquet",
-    )
-    rows = {
-        name: tables.read_table(folder / f"{name}.parquet", tables.cell_schema(name)).to_pylist()
-        for name in ("reconstruction", "documents")
-    }
+    given = {"eval_activations": folder / "eval/manifest.json", "eval_tokens": tokens}
+    n_tokens = N_CONTEXTS * CONTEXT
+    rows = evaluated(folder, sae=tiny_sae, fidelity_tokens=n_tokens, **{**chain.inputs, **given})
     squared_error = sum(row["squared_error"] for row in rows["documents"])
     ours = {**rows["reconstruction"][0], "squared_error": squared_error}
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import nullsae
-from nullsae import tables
 from nullsae.activations.capture import cache_activations
 from nullsae.config.activations import Exclude
 from nullsae.config.hooks import site_of_hook
@@ -23,15 +22,13 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, read_json, write_json
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.exchange.pretrained import read_with_origin
 from nullsae.sae.files import load_sae
 from nullsae.sae.transcoder import Transcoder
 from nullsae.subjects.loading import load_subject
 from nullsae.subjects.publish import randomize_model
+from run_stages import evaluated
 from small_chain import (
-    COMPUTE,
     CONTEXT,
     CPU,
     D_MODEL,
@@ -118,29 +115,21 @@ class Opt:
     tokens: dict[str, Path]
     activations: dict[str, Path]
 
-    def evaluated(self, sae: Path, folder: Path) -> dict[str, Any]:
+    def row_of(self, sae: Path, folder: Path) -> dict[str, Any]:
         """The row of `reconstruction`."""
-        params = EvaluateSaeParams(
-            seed=3, fidelity_tokens=None, keys=cell(READ), compute=COMPUTE, activations_key="key"
-        )
-        names = ("reconstruction", "documents", "geometry")
-        files = {name: folder / f"{name}.parquet" for name in names}
-        evaluate_sae(
-            params,
+        found = evaluated(
+            folder,
+            **{"seed": 3, "fidelity_tokens": None, "keys": cell(READ), "activations_key": "key"},
             sae=sae,
             model=self.recipe,
             train_activations=self.activations["sae_train"],
             eval_activations=self.activations["eval"],
             train_tokens=self.tokens["sae_train"],
             eval_tokens=self.tokens["eval"],
-            **files,
         )
-        schema = tables.cell_schema("geometry")
-        (shape,) = tables.read_table(files["geometry"], schema).to_pylist()
+        (shape,), (row,) = found["geometry"], found["reconstruction"]
         assert shape["encoder_decoder_cosine_mean"] is None
-        schema = tables.cell_schema("reconstruction")
-        (row,) = tables.read_table(files["reconstruction"], schema).to_pylist()
-        return dict(row)
+        return row
 
 
 def captured(root: Path, exclude: Exclude) -> Opt:
@@ -193,7 +182,7 @@ def test_an_mlp_as_a_transcoder_explains_all_of_its_output_and_changes_no_predic
 ) -> None:
     model = load_subject(whole.recipe, CPU).model
     sae = write_sae(mlp_as_transcoder(model), tmp_path / "sae", site=READ)
-    row = whole.evaluated(sae, tmp_path)
+    row = whole.row_of(sae, tmp_path)
     assert row["explained_variance"] > 1 - 1e-9
     assert row["explained_variance_all_tokens"] > 1 - 1e-9
     assert row["ce_sae"] == pytest.approx(row["ce_clean"], abs=1e-5)
@@ -209,7 +198,7 @@ def test_a_transcoder_is_measured_on_its_output_and_the_tokens_that_count_at_its
     cut: Opt, tmp_path: Path, skip: bool
 ) -> None:
     transcoder = random_transcoder(skip=skip)
-    row = cut.evaluated(write_sae(transcoder, tmp_path / "sae", site=READ), tmp_path)
+    row = cut.row_of(write_sae(transcoder, tmp_path / "sae", site=READ), tmp_path)
     kept = kept_rows(cut, READ)
     assert not torch.equal(kept, kept_rows(cut, WRITTEN))
     x, y = (all_rows(cut.activations["eval"], site)[0].double() for site in (READ, WRITTEN))
@@ -232,7 +221,7 @@ def test_the_output_is_replaced_by_what_is_made_of_the_input_of_the_same_pass(
     cut: Opt, tmp_path: Path
 ) -> None:
     transcoder = random_transcoder(skip=True)
-    row = cut.evaluated(write_sae(transcoder, tmp_path / "sae", site=READ), tmp_path)
+    row = cut.row_of(write_sae(transcoder, tmp_path / "sae", site=READ), tmp_path)
     model = load_subject(cut.recipe, CPU).model
     ids = torch.from_numpy(load_tokens(cut.tokens["eval"]).input_ids).long()
     kept, read = kept_rows(cut, READ), []

@@ -27,13 +27,6 @@ SHARED = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with the default study's config."""
-    (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    return tmp_path
-
-
 def study(folder: Path, text: str) -> Config:
     (folder / "more.yaml").write_text(text)
     return read_merged_config([folder / "config.yaml", folder / "more.yaml"])

@@ -10,10 +10,6 @@ from nullsae.planning.dag import Job
 from nullsae.planning.schedule import Schedule, list_schedule, peak_disk_bytes
 
 
-def jobs_of(needs: list[list[int]]) -> list[Job]:
-    return [Job("rule", {}, Work(), list(wanted)) for wanted in needs]
-
-
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[list[list[int]], list[float], list[bool]]:
     n = draw(st.integers(1, 14))
@@ -38,7 +34,7 @@ def test_a_schedule_keeps_order_and_room_and_the_bound_of_graham(
     graph: tuple[list[list[int]], list[float], list[bool]], gpus: int, slots: int
 ) -> None:
     needs, seconds, on_gpu = graph
-    found = list_schedule(jobs_of(needs), seconds, uses_gpu=on_gpu, gpus=gpus, slots=slots)
+    found = list_schedule(needs, seconds, uses_gpu=on_gpu, gpus=gpus, slots=slots)
     for index, wanted in enumerate(needs):
         assert found.end_seconds[index] == found.start_seconds[index] + seconds[index]
         assert all(found.end_seconds[w] <= found.start_seconds[index] for w in wanted)
@@ -61,7 +57,7 @@ def test_a_schedule_keeps_order_and_room_and_the_bound_of_graham(
 
 
 def test_independent_jobs_fill_the_machines() -> None:
-    found = list_schedule(jobs_of([[]] * 12), [5.0] * 12, uses_gpu=[True] * 12, gpus=4, slots=1)
+    found = list_schedule([[]] * 12, [5.0] * 12, uses_gpu=[True] * 12, gpus=4, slots=1)
     assert found.seconds == 15.0
     assert found.longest_chain_seconds == 5.0
 
@@ -69,18 +65,16 @@ def test_independent_jobs_fill_the_machines() -> None:
 def test_the_longest_way_to_the_end_goes_first() -> None:
     """First come, first served would begin with the two short jobs and take 12."""
     needs: list[list[int]] = [[], [], [], [2]]
-    found = list_schedule(
-        jobs_of(needs), [2.0, 2.0, 5.0, 5.0], uses_gpu=[True] * 4, gpus=2, slots=1
-    )
+    found = list_schedule(needs, [2.0, 2.0, 5.0, 5.0], uses_gpu=[True] * 4, gpus=2, slots=1)
     assert found.seconds == 10.0
 
 
 def test_disk_holds_results_and_the_checkpoints_of_what_is_trained() -> None:
-    capture = Job("cache_activations", {}, Work(written_bytes=100.0), [])
-    train = Job("train_sae", {}, Work(written_bytes=10.0, work_bytes=30.0), [0])
-    other = Job("evaluate_sae", {}, Work(written_bytes=1.0), [1])
-    jobs = [capture, train, other, Job("report", {}, Work(written_bytes=20.0), [2])]
+    capture = Job("cache_activations", Work(written_bytes=100.0), [], [])
+    train = Job("train_sae", Work(written_bytes=10.0, work_bytes=30.0), [0], [])
+    other = Job("evaluate_sae", Work(written_bytes=1.0), [1], [])
+    jobs = [capture, train, other, Job("report", Work(written_bytes=20.0), [2], [])]
     assert peak_disk_bytes(jobs, Schedule([0, 1, 2, 3], [1, 2, 3, 4], 4.0)) == 100 + 10 + 30
     # Two trainings at once.
-    again = [*jobs, Job("train_sae", {}, Work(written_bytes=10.0, work_bytes=30.0), [0])]
+    again = [*jobs, Job("train_sae", Work(written_bytes=10.0, work_bytes=30.0), [0], [])]
     assert peak_disk_bytes(again, Schedule([0, 1, 2, 3, 1], [1, 2, 3, 4, 2], 4.0)) == 180

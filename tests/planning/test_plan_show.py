@@ -48,16 +48,15 @@ def test_more_windows_in_a_question_cost_fewer_tokens(tmp_path: Path) -> None:
 
 
 def test_the_plan_is_printed_with_its_money_and_sends_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    print_plan(tmp_path, [REPOSITORY / "config/llm.yaml"])
+    print_plan(folder, [REPOSITORY / "config/llm.yaml"])
     printed = capsys.readouterr().out
     assert "57,840 calls" in printed
     money = re.search(r"about \$([\d.]+); the limit is \$10.00", printed)
     assert money is not None
     assert 1 < float(money[1]) < 10
-    assert not (tmp_path / "results").exists()
+    assert not (folder / "results").exists()
 
 
 @pytest.mark.parametrize(("calls", "gpus"), [(0, 0), (57_840, 8)])
@@ -76,13 +75,6 @@ def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(UserError, match=r"list\.yaml: not a config"):
         read_merged_config([tmp_path / "list.yaml"])
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with the default study's config."""
-    (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    return tmp_path
 
 
 def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(

@@ -19,7 +19,7 @@ from nullsae.core.errors import UserError
 from nullsae.jobs.work import NOT_PLANNED, WORK
 from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, encoding, forward, sae_bytes
 from nullsae.jobs.work.making import train_saes, training
-from nullsae.planning.dag import Graph
+from nullsae.planning.dag import Job, by_rule, planned_jobs
 from nullsae.planning.sizes import corpus_sizes, subject_sizes
 from tiny_gguf import write_tiny_gguf
 
@@ -150,15 +150,17 @@ def study(text: str, tmp_path: Path) -> SizedStudy:
     return SizedStudy(config, subject_sizes(config), corpora)
 
 
+def planned(text: str, tmp_path: Path) -> dict[str, list[Job]]:
+    return by_rule(planned_jobs(study(text, tmp_path), tmp_path))
+
+
 @pytest.mark.slow
 def test_a_stream_costs_its_forward_passes_and_no_disk(tmp_path: Path) -> None:
-    cached = Graph(study("seed: 0", tmp_path)).by_rule()
-    streamed = Graph(
-        study("activations: {mode: stream, fitted_tokens: 50_000}", tmp_path)
-    ).by_rule()
-    apart = Graph(
-        study("activations: {mode: stream, fitted_tokens: 50_000, sites_together: false}", tmp_path)
-    ).by_rule()
+    cached = planned("seed: 0", tmp_path)
+    streamed = planned("activations: {mode: stream, fitted_tokens: 50_000}", tmp_path)
+    apart = planned(
+        "activations: {mode: stream, fitted_tokens: 50_000, sites_together: false}", tmp_path
+    )
     assert [len(rules["train_sae"]) for rules in (cached, streamed, apart)] == [12, 6, 12]
     flops = [sum(j.work.forward_flops for j in r["train_sae"]) for r in (cached, streamed, apart)]
     size = Size(3, 128, 2048, 12 * 128**2, 0, 128, 512, "float32")
@@ -200,7 +202,7 @@ def test_every_job_waits_for_earlier_ones(tmp_path: Path) -> None:
         "saes: {topk: {checkpoints: [0.5]}, pca: {dictionary: pca, k: 8}}\n"
         "evaluation: {cross_tokens: 2048, gaussian_floors: true}\n"
     )
-    jobs = Graph(study(text, tmp_path)).jobs
+    jobs = planned_jobs(study(text, tmp_path), tmp_path)
     for index, job in enumerate(jobs):
         assert all(need < index for need in job.needs)
     # Everything but the report is waited for by another job.
@@ -219,7 +221,7 @@ def test_the_size_of_the_builtin_corpus_is_estimated_within_a_tenth() -> None:
 
 def test_evaluation_goes_through_eval_once_and_four_times_through_a_part(tmp_path: Path) -> None:
     text = "evaluation: {fidelity_tokens: 8192, gaussian_floors: false}"
-    found = Graph(study(text, tmp_path)).by_rule()
+    found = planned(text, tmp_path)
     # Of a model's two sites, one after the other.
     assert {job.work.tokens for job in found["evaluate_sae"]} == {2 * (99_968 + 4 * 8192)}
     # Twice through contexts at most, and cut ones for 16 places of 50 latents: 4 directions at

@@ -17,13 +17,13 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.sae_inputs import given_saes
-from nullsae.jobs.saes import Aim, SaeCell, TrainSaeParams, train_sae
+from nullsae.jobs.saes import Aim, SaeCell, train_sae
 from nullsae.sae import train_sae as training
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.trainer import Trainer
-from small_chain import COMPUTE, Chain
+from small_chain import Chain, train_params
 from small_config import SMALL_CONFIG
 
 SITE = made.SITE
@@ -38,12 +38,11 @@ def counted(sae: Autoencoder, x: Tensor) -> float:
 
 def make(chain: Chain, folder: Path, sae: Sae, aim: Aim, given: Path | None, **keys: Any) -> Path:
     """A null of the SAE made elsewhere, aimed at its L0; returns its folder."""
-    params = TrainSaeParams(
-        seed=0,
+    params = train_params(
+        sae,
         keys=ModelKeys(subject="tiny", **({"variant": "rerandomized", "draw": 0} | keys)),
         saes={"null": sae},
         cells=(SaeCell(site=SITE, sae="null", seed=0, aim=aim),),
-        compute=COMPUTE,
     )
     training.train_sae(
         params,

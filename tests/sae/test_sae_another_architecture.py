@@ -16,8 +16,7 @@ from nullsae.config.parse import config_schema, parse_section
 from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.core.errors import UserError
 from nullsae.core.registry import Registry
-from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
+from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.architectures.base import Losses, TrainedSae, square_sum, variance
 from nullsae.sae.architectures.standard import dense_gradients
 from nullsae.sae.autoencoder import Autoencoder
@@ -25,7 +24,7 @@ from nullsae.sae.dictionaries.signed import Identity
 from nullsae.sae.files import load_sae
 from nullsae.sae.kernels import positive
 from nullsae.sae.train_sae import train_sae
-from small_chain import COMPUTE, write_site
+from small_chain import train_params, write_site
 
 D, WIDTH = 8, 24
 
@@ -92,15 +91,9 @@ def made(folder: Path, sae: Sae) -> tuple[Autoencoder, Any]:
     g = torch.Generator().manual_seed(0)
     write_site(folder / "train", torch.randn(600, D, generator=g) + 1.0, [300, 300])
     write_site(folder / "eval", torch.randn(200, D, generator=g) + 1.0, [200])
-    params = TrainSaeParams(
-        seed=0,
-        keys=ModelKeys(subject="tiny", variant="trained", draw=0),
-        saes={"one": sae},
-        cells=(SaeCell(site="resid_post.1", sae="one", seed=0),),
-        compute=COMPUTE,
-    )
     # As a job gets them: as text.
-    params = parse_section(TrainSaeParams, params.model_dump(mode="json"), where="--params")
+    given = train_params(sae).model_dump(mode="json")
+    params = parse_section(TrainSaeParams, given, where="--params")
     train_sae(
         params,
         train_activations=folder / "train/manifest.json",

@@ -15,20 +15,18 @@ from torch import Tensor
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.architectures import batch_topk
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.architectures.batch_topk import THRESHOLD_DECAY, batch_top_k
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.export import export_sae
 from nullsae.sae.exchange.pretrained import read_pretrained
-from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.files import load_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.kernels import Hits
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import Trainer, evaluate
-from small_chain import COMPUTE, cell, write_site
+from small_chain import codes_of, train_params, write_sae, write_site
 
 TOKENS, D, WIDTH, K = 40, 6, 20, 3
 SHARES = (0.25, 0.5, 1.0)
@@ -536,16 +534,8 @@ def run(folder: Path, sae: Sae, name: str = "sae", progress: Any = None) -> Path
     if not (folder / "train").exists():
         write_site(folder / "train", planted(1500, "train")[0] * 3.0, [500, 1000])
         write_site(folder / "eval", planted(400, "eval")[0] * 3.0, [400])
-    params = TrainSaeParams(
-        seed=0,
-        keys=ModelKeys(subject="tiny", variant="trained", draw=0),
-        saes={"one": sae},
-        cells=(SaeCell(site="resid_post.1", sae="one", seed=0),),
-        compute=COMPUTE,
-        activations_key="key",
-    )
     train_sae(
-        params,
+        train_params(sae, activations_key="key"),
         train_activations=folder / "train/manifest.json",
         eval_activations=folder / "eval/manifest.json",
         output=folder / name,
@@ -581,35 +571,22 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, architec
         assert whole.read_bytes() == resumed.read_bytes(), file
 
 
-def codes(sae: Autoencoder, x: Tensor) -> Tensor:
-    values, indices = sae.encode(x)
-    return torch.zeros(len(x), sae.n_latents).scatter_add(1, indices, values)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_sae_on_disk_has_the_codes_of_the_one_that_was_trained(
     of_each: dict[str, Trainer], tmp_path: Path, architecture: str
 ) -> None:
     sae, (x, _) = of_each[architecture].sae, planted(300, "fresh")
-    save_sae(
-        sae.scaled(3.0),
-        tmp_path / "ours",
-        dictionary="learned",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training=of_each[architecture].recipe.model_dump(mode="json"),
-        n_steps=1,
-    )
+    training = of_each[architecture].recipe.model_dump(mode="json")
+    write_sae(sae.scaled(3.0), tmp_path / "ours", training=training)
     loaded, described = load_sae(tmp_path / "ours/cfg.json")
     inference = {"topk": "topk", "standard": "standard"}.get(architecture, "jumprelu")
     assert (loaded.architecture, described.architecture) == (inference, inference)
     assert described.training["architecture"] == architecture
-    expected = codes(sae, x)
+    expected = codes_of(sae, x)
     assert bool((expected > 0).any())
-    torch.testing.assert_close(codes(loaded, x * 3.0), expected * 3.0, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(codes_of(loaded, x * 3.0), expected * 3.0, rtol=1e-4, atol=1e-4)
     export_sae(tmp_path / "ours/cfg.json", "saelens", tmp_path / "theirs")
     theirs = read_pretrained(str(tmp_path / "theirs"), "resid_post.1", where="")
-    torch.testing.assert_close(codes(theirs, x * 3.0), codes(loaded, x * 3.0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        codes_of(theirs, x * 3.0), codes_of(loaded, x * 3.0), rtol=1e-4, atol=1e-4
+    )

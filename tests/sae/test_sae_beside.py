@@ -15,10 +15,8 @@ import pytest
 import torch
 
 from nullsae.config.saes import Sae
-from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.train_sae import train_sae
-from small_chain import COMPUTE, write_site
+from small_chain import train_params, write_site
 
 # The verb; it stops at a step as if it took long, and waits for others less than a minute.
 VERB = """
@@ -45,14 +43,7 @@ def test_the_next_run_names_the_orphan_and_goes_on_once_that_is_ended(tmp_path: 
     write_site(tmp_path / "train", x, [500, 1000])
     write_site(tmp_path / "eval", x[:400], [400])
     recipe = Sae.of(k=3, n_latents=64, batch_tokens=128, epochs=2, checkpoint_every_steps=5)
-    params = TrainSaeParams(
-        seed=0,
-        keys=ModelKeys(subject="tiny", variant="trained", draw=0),
-        saes={"topk": recipe},
-        cells=(SaeCell(site="resid_post.1", sae="topk", seed=0),),
-        compute=COMPUTE,
-        activations_key="key",
-    )
+    params = train_params(recipe, activations_key="key")
     (tmp_path / "params.json").write_text(params.model_dump_json())
 
     def verb(stop_at: int = -1) -> list[str]:

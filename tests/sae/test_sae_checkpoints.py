@@ -11,16 +11,15 @@ import torch
 
 from nullsae import tables
 from nullsae.config.saes import Sae
-from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
-from nullsae.jobs.keys import CellKeys, ModelKeys
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
+from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder, take_checkpoint
-from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.files import load_sae
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import evaluate
-from small_chain import COMPUTE, SITES, Chain, all_rows, cell, flip_byte
+from refusing import refused
+from small_chain import SITES, Chain, all_rows, cell, flip_byte, train_params, write_sae
 
 SHARE = 0.25
 D, WIDTH = 4, 10
@@ -36,16 +35,15 @@ def write(folder: Path, name: str, n_steps: int, **changes: Any) -> Path:
     g = torch.Generator().manual_seed(n_steps)
     keys = CellKeys(**{**cell().model_dump(), "sae": name})
     described: dict[str, Any] = {
-        **{"dictionary": "learned", "keys": keys, "seed": 0, "activations_key": "captured"},
-        **{"key": "made of", "input_norm": 2.5, "training": {"k": 3}, "n_steps": n_steps},
+        **{"keys": keys, "activations_key": "captured", "key": "made of"},
+        **{"input_norm": 2.5, "training": {"k": 3}, "n_steps": n_steps},
     }
     rows = torch.randn(WIDTH, D, generator=g)
     sae = Autoencoder("topk", rows, rows.sum(1), rows.clone(), rows.sum(0), k=3)
     tables.write_table(
         folder / "history.parquet", [{**ROW, "step": n_steps}], tables.cell_schema("history")
     )
-    save_sae(sae, folder, **{**described, **changes})
-    return folder / "cfg.json"
+    return write_sae(sae, folder, **{**described, **changes})
 
 
 @pytest.fixture
@@ -58,10 +56,7 @@ def whole(tmp_path: Path) -> Path:
 
 
 def refusal(whole: Path, output: Path, share: float = SHARE) -> str:
-    with pytest.raises(UserError) as caught:
-        take_checkpoint(whole, share=share, output=output)
-    text = str(caught.value)
-    assert "\n" not in text
+    text = refused(take_checkpoint, whole, share=share, output=output)
     # The files in the way are no output of a rule: what makes them anew is the whole training.
     assert text.endswith(rebuild_command(whole))
     assert not output.exists()
@@ -132,15 +127,8 @@ def test_a_missing_whole_sae_is_refused(whole: Path, tmp_path: Path) -> None:
 
 def test_a_real_training_leaves_the_sae_of_that_step(chain: Chain, tmp_path: Path) -> None:
     recipe = Sae.of(k=4, n_latents=32, lr=1e-2, batch_tokens=64, checkpoints=(SHARE,))
-    params = TrainSaeParams(
-        seed=0,
-        keys=ModelKeys(subject="tiny", variant="trained", draw=0),
-        saes={"topk": recipe},
-        cells=(SaeCell(site=SITES[1], sae="topk", seed=0),),
-        compute=COMPUTE,
-    )
     train_sae(
-        params,
+        train_params(recipe),
         train_activations=chain.train_activations,
         eval_activations=chain.eval_activations,
         output=tmp_path / "whole",

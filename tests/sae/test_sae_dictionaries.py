@@ -16,35 +16,32 @@ from nullsae import tables
 from nullsae.activations.store import SiteReader
 from nullsae.config.latents import Latents
 from nullsae.config.saes import Sae
-from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
-from nullsae.latents.collect import collect_latents
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.architectures.base import Losses
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries.signed import principal_components
 from nullsae.sae.dictionaries.stepwise import keep_close
 from nullsae.sae.dictionaries.token_lookup import token_lookup
-from nullsae.sae.files import SaeConfig, load_sae, save_sae
+from nullsae.sae.files import SaeConfig, load_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.token_means import fit_token_means, token_ids
 from nullsae.sae.train_sae import fit_dictionary, train_sae
 from nullsae.sae.trainer import Trainer, evaluate
 from nullsae.sae.training_run import INIT_TOKENS
+from refusing import refused
+from run_stages import collected, evaluated
 from small_chain import (
-    COMPUTE,
     CONTEXT,
     D_MODEL,
     VOCAB,
     Chain,
     all_rows,
     cell,
+    train_params,
     write_corpus,
+    write_sae,
     write_site,
 )
 
@@ -66,13 +63,7 @@ def make(
     chain: Chain, folder: Path, sae: Sae, variant: Any = "trained", **keys: Any
 ) -> tuple[Autoencoder, SaeConfig]:
     """Run `train_sae` on the chain's activations and read what it wrote."""
-    params = TrainSaeParams(
-        seed=0,
-        keys=ModelKeys(subject="tiny", variant=variant, draw=0),
-        saes={"topk": sae},
-        cells=(SaeCell(site=SITE, sae="topk", seed=0),),
-        compute=COMPUTE,
-    )
+    params = train_params(sae, keys=ModelKeys(subject="tiny", variant=variant, draw=0))
     arguments: dict[str, Any] = {
         "train_activations": chain.train_activations,
         "eval_activations": chain.eval_activations,
@@ -106,11 +97,7 @@ def activations(chain: Chain, split: str) -> tuple[Tensor, Tensor]:
 
 
 def refusal(*arguments: Any, **keys: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        make(*arguments, **keys)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+    return refused(make, *arguments, **keys)
 
 
 # --- frozen parts -----------------------------------------------------------------------------
@@ -407,28 +394,10 @@ def test_token_ids_are_those_of_their_positions(tmp_path: Path) -> None:
 
 
 def reconstruction(chain: Chain, folder: Path) -> dict[str, Any]:
-    params = EvaluateSaeParams(
-        seed=0,
-        fidelity_tokens=2 * CONTEXT,
-        keys=cell(SITE),
-        compute=COMPUTE,
-    )
-    evaluate_sae(
-        params,
-        sae=folder / "cfg.json",
-        model=chain.recipe,
-        train_activations=chain.train_activations,
-        eval_activations=chain.eval_activations,
-        train_tokens=chain.train_tokens,
-        eval_tokens=chain.eval_tokens,
-        reconstruction=folder / "reconstruction.parquet",
-        documents=folder / "documents.parquet",
-        geometry=folder / "geometry.parquet",
-    )
-    (row,) = tables.read_table(
-        folder / "reconstruction.parquet", tables.cell_schema("reconstruction")
-    ).to_pylist()
-    return dict(row)
+    sae = folder / "cfg.json"
+    found = evaluated(folder, sae=sae, fidelity_tokens=2 * CONTEXT, **chain.inputs)
+    (row,) = found["reconstruction"]
+    return row
 
 
 @pytest.mark.parametrize("dictionary", [*TRAINED, "token_lookup", "pca", "identity"])
@@ -444,22 +413,12 @@ def test_a_dictionary_goes_through_the_chain(chain: Chain, tmp_path: Path, dicti
     last = history(tmp_path)[-1]
     assert row["explained_variance"] == pytest.approx(last["heldout_explained_variance"], abs=1e-5)
     assert row["alive_share"] == pytest.approx(last["heldout_alive_share"])
-    files: dict[str, Any] = {
-        name: tmp_path / f"{name}.parquet" for name in ("latents", "windows", "coverage")
-    }
     few = Latents(n_sampled=5, min_firings=5, min_pool_windows=1, window_tokens=4)
-    collect_latents(
-        CollectLatentsParams(seed=0, keys=cell(SITE), latents=few, compute=COMPUTE),
-        sae=tmp_path / "cfg.json",
-        activations=chain.eval_activations,
-        tokens=chain.eval_tokens,
-        firings=tmp_path / "firings.safetensors",
-        **files,
+    found = collected(
+        tmp_path,
+        **{"latents": few, "sae": tmp_path / "cfg.json"},
+        **{"activations": chain.eval_activations, "tokens": chain.eval_tokens},
     )
-    found = {
-        name: tables.read_table(file, tables.cell_schema(name)).to_pylist()
-        for name, file in files.items()
-    }
     latents = found["latents"]
     assert len(latents) == sae.n_latents
     assert sum(latent["firings"] for latent in latents) == round(row["l0"] * row["n_tokens"])
@@ -491,18 +450,7 @@ def test_progress_of_a_fit_is_shown(chain: Chain, tmp_path: Path) -> None:
 
 
 def foreign(folder: Path, sae: Autoencoder) -> str:
-    save_sae(
-        sae,
-        folder,
-        dictionary="learned",
-        keys=cell(SITE),
-        seed=0,
-        activations_key="elsewhere",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=5,
-    )
+    write_sae(sae, folder, activations_key="elsewhere", n_steps=5)
     return str(folder)
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.export import export_sae
 from nullsae.sae.exchange.pretrained import read_pretrained, read_with_origin
-from nullsae.sae.files import load_sae, save_sae
-from small_chain import cell, write_sae
+from nullsae.sae.files import load_sae
+from refusing import refused
+from small_chain import cell, codes_of, lookup_sae, write_sae
 
 D, WIDTH, K = 12, 40, 5
 WHERE = "config: saes.theirs.pretrained"
@@ -67,38 +67,16 @@ def our_sae(architecture: str) -> Autoencoder:
 
 def saved(architecture: str, folder: Path) -> Path:
     """An SAE of ours on disk; returns its `cfg.json`."""
-    save_sae(
-        our_sae(architecture),
-        folder,
-        dictionary="learned",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=2.5,
-        training={},
-        n_steps=7,
-    )
-    return folder / "cfg.json"
+    return write_sae(our_sae(architecture), folder, input_norm=2.5, n_steps=7)
 
 
 def dense(sae: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [tokens, n_latents] and reconstructions."""
-    values, indices = sae.encode(x)
-    codes = torch.zeros(len(x), sae.n_latents).scatter_add(1, indices, values)
-    return codes, sae.decode(values, indices, x)
+    return codes_of(sae, x), sae.decode(*sae.encode(x), x)
 
 
 def read(folder: Path, site: str = "resid_post.1") -> Autoencoder:
     return read_pretrained(str(folder), site, where=WHERE)
-
-
-def refusal(act: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        act()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 # The packages themselves
@@ -317,7 +295,7 @@ def test_an_unsupported_saelens_config_is_refused(
     tmp_path: Path, keys: dict[str, Any], says: str
 ) -> None:
     write_saelens(tmp_path, **keys)
-    text = refusal(lambda: read(tmp_path))
+    text = refused(read, tmp_path)
     assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
     assert says in text
 
@@ -345,7 +323,7 @@ def test_a_transcoder_of_saelens_that_does_more_than_its_weights_is_refused(
     plain: dict[str, Any] = {"d_out": D, "apply_b_dec_to_input": False}
     plain["metadata"] = {"hook_name_out": "blocks.1.hook_mlp_out"}
     write_saelens(tmp_path, "transcoder", **{**plain, **keys})
-    text = refusal(lambda: read(tmp_path))
+    text = refused(read, tmp_path)
     assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
     assert says in text
 
@@ -368,7 +346,7 @@ def test_an_unsupported_sparsify_config_is_refused(
     tmp_path: Path, keys: dict[str, Any], says: str
 ) -> None:
     write_sparsify(tmp_path, **keys)
-    text = refusal(lambda: read(tmp_path))
+    text = refused(read, tmp_path)
     assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
     assert says in text
 
@@ -391,7 +369,7 @@ def test_tensors_that_do_not_fit_are_refused(
     file = tmp_path / "sae_weights.safetensors"
     tensors = {key: value for key, value in {**tensors, name: tensor}.items() if value is not None}
     save_file(tensors, file)
-    text = refusal(lambda: read(tmp_path))
+    text = refused(read, tmp_path)
     assert text.startswith(f"{file}: ")
     assert says in text
 
@@ -401,43 +379,43 @@ def test_a_missing_threshold_is_refused(tmp_path: Path) -> None:
     tensors = write_saelens(tmp_path, "jumprelu")
     del tensors["threshold"]
     save_file(tensors, tmp_path / "sae_weights.safetensors")
-    assert "threshold is missing" in refusal(lambda: read(tmp_path))
+    assert "threshold is missing" in refused(read, tmp_path)
 
 
 def test_a_transcoder_is_refused(tmp_path: Path) -> None:
     tensors = write_sparsify(tmp_path)
     save_file({**tensors, "W_skip": torch.zeros(D, D)}, tmp_path / "sae.safetensors")
-    assert "W_skip is unknown" in refusal(lambda: read(tmp_path))
+    assert "W_skip is unknown" in refused(read, tmp_path)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     write_saelens(tmp_path)
     (tmp_path / "sae_weights.safetensors").write_bytes(b"\0" * 64)
-    assert "sae_weights.safetensors: not readable as safetensors" in refusal(lambda: read(tmp_path))
+    assert "sae_weights.safetensors: not readable as safetensors" in refused(read, tmp_path)
     (tmp_path / "cfg.json").write_text("{")
-    assert "cfg.json: not readable as JSON" in refusal(lambda: read(tmp_path))
+    assert "cfg.json: not readable as JSON" in refused(read, tmp_path)
     (tmp_path / "cfg.json").write_text("[]")
-    assert "cfg.json: not readable as JSON (not a JSON object)" in refusal(lambda: read(tmp_path))
+    assert "cfg.json: not readable as JSON (not a JSON object)" in refused(read, tmp_path)
 
 
 def test_a_folder_without_an_sae_is_refused(tmp_path: Path) -> None:
-    where = refusal(lambda: read(tmp_path / "no"))
+    where = refused(read, tmp_path / "no")
     assert where.startswith(f"{WHERE}: '{tmp_path / 'no'}' is not a folder")
-    assert "is empty; an SAE has" in refusal(lambda: read(tmp_path))
+    assert "is empty; an SAE has" in refused(read, tmp_path)
     (tmp_path / "cfg.json").write_text("{}")
     torch.save({}, tmp_path / "weights.pt")
-    text = refusal(lambda: read(tmp_path))
+    text = refused(read, tmp_path)
     assert text.startswith(f"{WHERE}: ")
     assert "holds no SAE, only cfg.json, weights.pt; an SAE has cfg.json or " in text
     (tmp_path / "layers.3").mkdir()
-    assert f"of a folder in it write {tmp_path}::layers.3" in refusal(lambda: read(tmp_path))
+    assert f"of a folder in it write {tmp_path}::layers.3" in refused(read, tmp_path)
 
 
 def test_a_folder_with_two_saes_is_refused(tmp_path: Path) -> None:
     write_saelens(tmp_path)
     assert read(tmp_path).n_latents == WIDTH
     save_file(our_sae("topk").parameters(), tmp_path / "sae.safetensors")
-    text = refusal(lambda: read(tmp_path))
+    text = refused(read, tmp_path)
     assert "holds several SAEs, sae_weights.safetensors and sae.safetensors; leave one" in text
 
 
@@ -463,14 +441,14 @@ def test_an_sae_from_the_hub_is_the_one_in_its_folder(hub_cache: Path) -> None:
         write_saelens(hub_cache / f"blocks.{layer}.hook_resid_post", k=layer)
     pattern = "someone/saes::blocks.{layer}.hook_resid_post"
     assert read_pretrained(pattern, "resid_post.10", where=WHERE).k == 10
-    text = refusal(lambda: read_pretrained(pattern, "resid_post.3", where=WHERE))
+    text = refused(read_pretrained, pattern, "resid_post.3", where=WHERE)
     assert text == (
         f"{WHERE}: 'someone/saes' on the hub holds no SAE in 'blocks.3.hook_resid_post'"
     )
 
 
 def test_what_is_not_in_the_cache_is_refused_in_one_line(hub_cache: Path) -> None:
-    text = refusal(lambda: read_pretrained("someone/others", "embed", where=WHERE))
+    text = refused(read_pretrained, "someone/others", "embed", where=WHERE)
     assert text.startswith(f"{WHERE}: 'someone/others' could not be fetched from the hub: ")
 
 
@@ -479,7 +457,7 @@ def test_a_hub_that_cannot_be_reached_is_named(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    text = refusal(lambda: read_pretrained("someone/saes", "embed", where=WHERE))
+    text = refused(read_pretrained, "someone/saes", "embed", where=WHERE)
     assert text.startswith(f"{WHERE}: the hub cannot be reached for 'someone/saes'")
 
 
@@ -498,30 +476,16 @@ def test_what_a_layout_cannot_hold_is_refused(
     tmp_path: Path, architecture: str, layout: str, says: str
 ) -> None:
     config = saved(architecture, tmp_path / "sae")
-    assert says in refusal(lambda: export_sae(config, layout, tmp_path / "out"))
+    assert says in refused(export_sae, config, layout, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("layout", ["saelens", "sparsify"])
 def test_a_token_lookup_dictionary_is_not_exported(tmp_path: Path, layout: str) -> None:
     g = torch_generator(0, "interchange_lookup")
-    rows = F.normalize(torch.randn(WIDTH, D, generator=g), dim=1)
-    lookup = Autoencoder(
-        "token_lookup", torch.empty(0, D), torch.rand(WIDTH, generator=g), rows, torch.zeros(D)
-    )
-    save_sae(
-        lookup,
-        tmp_path,
-        dictionary="token_lookup",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=0,
-    )
-    text = refusal(lambda: export_sae(tmp_path / "cfg.json", layout, tmp_path / "out"))
+    lookup = lookup_sae(torch.randn(WIDTH, D, generator=g))
+    config = write_sae(lookup, tmp_path, dictionary="token_lookup", n_steps=0)
+    text = refused(export_sae, config, layout, tmp_path / "out")
     assert "token_lookup" in text
     assert "no format can hold it" in text
 
@@ -530,11 +494,11 @@ def test_an_export_does_not_overwrite_another_sae(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
     before = config.read_bytes()
     own, out = config.parent, tmp_path / "out"
-    assert "holds an SAE already" in refusal(lambda: export_sae(config, "sparsify", own))
-    assert "holds an SAE already" in refusal(lambda: export_sae(config, "saelens", own))
+    assert "holds an SAE already" in refused(export_sae, config, "sparsify", own)
+    assert "holds an SAE already" in refused(export_sae, config, "saelens", own)
     assert config.read_bytes() == before
     export_sae(config, "saelens", out)
-    assert "holds an SAE already" in refusal(lambda: export_sae(config, "sparsify", out))
+    assert "holds an SAE already" in refused(export_sae, config, "sparsify", out)
 
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:

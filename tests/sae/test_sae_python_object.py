@@ -13,7 +13,6 @@ import pytest
 import test_sae_derived
 import test_sae_dictionaries as made
 import torch
-from torch import Tensor
 
 from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.parse import parse_config, resolve_subjects
@@ -27,7 +26,8 @@ from nullsae.planning.trusted import trusted_keys
 from nullsae.sae.exchange.pretrained import read_pretrained, read_with_origin
 from nullsae.sae.files import load_sae
 from nullsae.sae.python_object import ObjectSae
-from small_chain import D_MODEL, Chain, all_rows, write_sae
+from refusing import refused
+from small_chain import D_MODEL, Chain, all_rows, codes_of, write_sae
 from small_config import SMALL_CONFIG
 
 N_LATENTS, WHERE = 300, "config: saes.theirs.pretrained"
@@ -87,17 +87,8 @@ def given(package: str, name: str = "Squared", **keys: Any) -> dict[str, Any]:
     return {"object": f"{package}.made:{name}", "d_model": D_MODEL, **keys}
 
 
-def dense(sae: Any, x: Tensor) -> Tensor:
-    values, indices = sae.encode(x)
-    return torch.zeros(len(x), sae.n_latents).scatter_add(1, indices, values)
-
-
 def refusal(pretrained: dict[str, Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        read_pretrained(FromObject(**pretrained), "resid_post.1", where=WHERE)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+    return refused(read_pretrained, FromObject(**pretrained), "resid_post.1", where=WHERE)
 
 
 @pytest.mark.parametrize("name", ["Squared", "at_1"])
@@ -110,12 +101,12 @@ def test_codes_and_reconstructions_are_the_objects_own(
     x, _ = all_rows(chain.eval_activations, "resid_post.1")
     codes = sae.theirs.encode(x)
     assert 1 < (codes > 0).sum(dim=1).float().mean() < 250
-    torch.testing.assert_close(dense(sae, x), codes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codes_of(sae, x), codes, atol=1e-5, rtol=1e-5)
     expected = sae.theirs.decode(codes)
     torch.testing.assert_close(sae.decode(*sae.encode(x)), expected, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(dense(sae, x[3:4]), codes[3:4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codes_of(sae, x[3:4]), codes[3:4], atol=1e-5, rtol=1e-5)
     larger = sae.scaled(2.5)
-    torch.testing.assert_close(dense(larger, x * 2.5), codes * 2.5, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(codes_of(larger, x * 2.5), codes * 2.5, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(
         larger.decode(*larger.encode(x * 2.5)), expected * 2.5, atol=1e-3, rtol=1e-5
     )
@@ -147,7 +138,7 @@ def test_a_placebo_fires_as_often_as_the_objects_latents(
         chain, source, tmp_path / "null", dictionary="rate_matched_random"
     )
     x, _ = all_rows(chain.train_activations, "resid_post.1")
-    wanted, found = ((dense(each, x) > 0).sum(dim=0) for each in (sae, null))
+    wanted, found = ((codes_of(each, x) > 0).sum(dim=0) for each in (sae, null))
     assert int(wanted.sum()) > 1000
     # Contexts that begin with one token have equal activations there: all fire, or none.
     equal = np.bincount(load_tokens(chain.train_tokens).input_ids[:, 0]).max()
@@ -231,10 +222,10 @@ def test_a_plan_names_the_object_and_parsing_does_not_run_it(package: str) -> No
 def test_a_mistake_in_an_object_is_known_when_the_config_is_parsed(
     package: str, keys: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(UserError) as caught:
-        check_pretrained(resolve_subjects(parse_config(study({**given(package), **keys}))))
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
+    said = refused(
+        check_pretrained, resolve_subjects(parse_config(study({**given(package), **keys})))
+    )
+    assert says in said
 
 
 def test_what_is_made_of_encoder_rows_is_not_made_from_an_object(package: str) -> None:

@@ -31,6 +31,7 @@ from nullsae.sae import training_run
 from nullsae.sae.files import load_sae
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import Trainer, evaluate
+from refusing import refused
 from small_chain import COMPUTE, CONTEXT, SITES, Chain, all_rows, capture_params, flip_byte
 
 TOKENS = 60 * CONTEXT
@@ -386,9 +387,7 @@ def test_activations_that_are_not_finite_are_named_as_the_cause(
     manifest["shards"][3]["checksum"] = checksum(shard)
     write_json(folder / "manifest.json", manifest)
     for name in ("topk", "long"):
-        with pytest.raises(UserError) as caught:
-            job.run("x", [(SITES[0], name, 0)])
-        assert str(caught.value) == (
+        assert refused(job.run, "x", [(SITES[0], name, 0)]) == (
             f"{shard}: row 126 is NaN or infinite; SAEs cannot be trained on it"
         )
 
@@ -453,11 +452,8 @@ def test_running_out_of_memory_gives_advice_and_keeps_the_work(
 
     cells = [(SITES[0], "topk", 0), (SITES[0], "long", 0)]
     monkeypatch.setattr(Trainer, "train_step", fails)
-    with pytest.raises(UserError) as caught:
-        fresh.run("x", cells)
-    text = str(caught.value)
+    text = refused(fresh.run, "x", cells)
     assert text.startswith("config: saes.topk, saes.long: out of memory (")
-    assert "\n" not in text
     parameters = 40 * 16 * 2 + 40 + 16
     n_bytes = 4 * sum(4 * parameters + batch * 40 for batch in (96, 130))
     assert f"{n_bytes / 2**30:.2f} GiB for the 2 SAEs" in text

@@ -22,17 +22,15 @@ from nullsae.config.saes import Sae
 from nullsae.core import provenance
 from nullsae.core.errors import UserError
 from nullsae.core.stopping import StoppedError
-from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
+from nullsae.jobs.saes import SaeCell
 from nullsae.sae import shared_pass
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import Trainer, evaluate, learning_rate, schedule
-from small_chain import COMPUTE, flip_byte, write_site
+from small_chain import flip_byte, train_params, write_site
 
-MODEL = ModelKeys(subject="tiny", variant="trained", draw=0)
 D, N_PLANTED, K = 24, 32, 3
 
 
@@ -186,9 +184,7 @@ def run(folder: Path, x: Tensor, sae: Sae, **keys: Any) -> Path:
     seed = keys.pop("seed", 0)
     arguments: dict[str, Any] = {"work": folder / "work", **keys}
     cells = (SaeCell(site="resid_post.1", sae="topk", seed=seed),)
-    params = TrainSaeParams(
-        seed=0, keys=MODEL, saes={"topk": sae}, cells=cells, compute=COMPUTE, activations_key="key"
-    )
+    params = train_params(sae, cells=cells, activations_key="key")
     train_sae(
         params,
         train_activations=train,

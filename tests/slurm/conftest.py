@@ -74,6 +74,13 @@ def local(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
     return study
 
 
+@pytest.fixture
+def study(tmp_path: Path, local: Study, cluster: Path) -> SlurmStudy:
+    """A copy of the finished study, made ready for the cluster."""
+    shutil.copytree(local.folder, tmp_path / "study")
+    return SlurmStudy(tmp_path / "study", local.tree, cluster).prepare()
+
+
 def _stopped(log: Path) -> str | None:
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
     return text if "stopped by SIGTERM" in text else None

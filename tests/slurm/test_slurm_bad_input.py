@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ from workflow_study import Study, cell
 from nullsae import paths
 
 pytestmark = pytest.mark.slurm
-
-
-@pytest.fixture
-def study(tmp_path: Path, local: Study, cluster: Path) -> SlurmStudy:
-    shutil.copytree(local.folder, tmp_path / "study")
-    return SlurmStudy(tmp_path / "study", local.tree, cluster).prepare()
 
 
 def edit(study: SlurmStudy, name: str, **changes: Any) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from slurm_study import SlurmStudy
@@ -15,13 +13,6 @@ from nullsae import paths
 pytestmark = pytest.mark.slurm
 SCORES = [cell(paths.SCORES, variant=variant) for variant in ("trained", "rerandomized")]
 AGAIN = ("collect_latents", "explain_and_score")
-
-
-@pytest.fixture
-def study(tmp_path: Path, local: Study, cluster: Path) -> SlurmStudy:
-    """The finished study, whose latents are to be collected and scored again."""
-    shutil.copytree(local.folder, tmp_path / "study")
-    return SlurmStudy(tmp_path / "study", local.tree, cluster).prepare()
 
 
 def differing(study: Study, local: Study) -> list[str]:

@@ -26,6 +26,7 @@ from nullsae.report.controls import controls
 from nullsae.subjects.changes import REDRAWN, Change, change_weights
 from nullsae.subjects.loading import load_subject
 from nullsae.subjects.publish import randomize_model
+from refusing import refused
 from small_chain import CPU, Chain, model_params
 
 REPOSITORY = Path(__file__).parents[2]
@@ -141,10 +142,9 @@ def make(chain: Chain, variant: str, output: Path, **keys: Any) -> Path:
 
 
 def test_an_unknown_variant_is_refused_and_the_known_ones_are_listed() -> None:
-    with pytest.raises(UserError) as caught:
-        study("uper")
+    said = refused(study, "uper")
     names = ", ".join(VARIANTS)
-    assert str(caught.value) == f"config: variants.1: 'uper' is not one of {names}"
+    assert said == f"config: variants.1: 'uper' is not one of {names}"
 
 
 @pytest.mark.usefixtures("added")
@@ -207,9 +207,9 @@ def test_an_added_variant_is_randomized_and_gated(chain: Chain, tmp_path: Path) 
 def test_a_variant_that_changes_nothing_fails_a_gate(
     chain: Chain, tmp_path: Path, variant: str, reason: str
 ) -> None:
-    with pytest.raises(UserError) as caught:
-        make(chain, variant, tmp_path / variant)
-    assert str(caught.value).endswith(f"gate 'changed' failed: {reason}")
+    assert refused(make, chain, variant, tmp_path / variant).endswith(
+        f"gate 'changed' failed: {reason}"
+    )
     assert not (tmp_path / variant / "gates.json").exists()
 
 

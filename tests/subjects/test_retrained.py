@@ -31,11 +31,11 @@ from nullsae.subjects.loading import load_subject
 from nullsae.subjects.publish import randomize_model, train_subject
 from nullsae.subjects.retraining import retrain_subject, training_seed
 from nullsae.subjects.training import train_model
+from refusing import refused
 from small_chain import (
     COMPUTE,
     CPU,
     Chain,
-    build_chain,
     model_params,
     save_source,
     tiny_model,
@@ -45,11 +45,6 @@ from small_chain import (
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = TrainSource(kind="train", n_layers=2, d_model=16, n_heads=2, steps=12, batch_contexts=8)
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    return build_chain(tmp_path_factory.mktemp("chain"))
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +194,9 @@ def test_another_architecture_is_refused_in_one_line(
     chain: Chain, tmp_path: Path, keys: dict[str, Any], reason: str
 ) -> None:
     another(**keys).save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError) as caught:
-        fetch_again(chain, with_retrained(chain, tmp_path / "model"), tmp_path / "out")
+    said = refused(fetch_again, chain, with_retrained(chain, tmp_path / "model"), tmp_path / "out")
     path = str(tmp_path / "model")
-    assert str(caught.value) == (
+    assert said == (
         f"config: subjects.tiny.source.retrained.path: {path!r} is not the subject from another "
         f"seed: {reason}"
     )
@@ -228,11 +222,10 @@ def test_another_tokenizer_is_refused_in_one_line(chain: Chain, tmp_path: Path) 
     fetch_again(chain, source, tmp_path / "same", eval_tokens=manifest)
     other = tokenizer("entirely different words make entirely different merges")
     other.save_pretrained(model)
-    with pytest.raises(UserError) as caught:
-        fetch_again(chain, source, tmp_path / "other", eval_tokens=manifest)
+    said = refused(fetch_again, chain, source, tmp_path / "other", eval_tokens=manifest)
     texts = [{i: text for text, i in each.get_vocab().items()} for each in (own, other)]
     first = next(i for i in sorted(texts[0]) if texts[0][i] != texts[1].get(i))
-    assert str(caught.value) == (
+    assert said == (
         f"config: subjects.tiny.source.retrained.path: {str(model)!r} has another tokenizer than "
         f"the subject: token {first} is {texts[1].get(first)!r} there and {texts[0][first]!r} in "
         f"the corpus"
@@ -314,9 +307,7 @@ AGAIN = {"retrained": {"path": "someone/tiny-seed{n}"}}
     ],
 )
 def test_a_mistake_in_the_config_is_one_line(keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError) as caught:
-        of_hub(WITH, **keys)
-    assert str(caught.value) == f"config: {said}"
+    assert refused(of_hub, WITH, **keys) == f"config: {said}"
 
 
 def test_a_gguf_file_has_no_other_training() -> None:
@@ -330,11 +321,14 @@ def test_a_local_folder_of_another_size_is_refused_before_anything_runs(tmp_path
     own, other = tmp_path / "own", tmp_path / "other"
     save_source("gpt_neox", own)
     save_source("gpt_neox", other, hidden_size=32)
-    with pytest.raises(UserError) as caught:
-        of_hub(
-            WITH[:1] + WITH[2:], path=str(own), step0_revision=None, retrained={"path": str(other)}
-        )
-    assert str(caught.value) == (
+    said = refused(
+        of_hub,
+        WITH[:1] + WITH[2:],
+        path=str(own),
+        step0_revision=None,
+        retrained={"path": str(other)},
+    )
+    assert said == (
         f"config: subjects.tiny.source.retrained.path: {str(other)!r} has d_model 32, the subject "
         f"16; give the same architecture, trained from another seed"
     )

@@ -10,9 +10,9 @@ import transformers
 from family_models import FURTHER, GROUPED, SHAPE, VOCAB, family_model, random_model
 from torch import Tensor
 
-from nullsae.core.errors import UserError
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.site_gates import verify_sites
+from refusing import refused
 from small_chain import CPU
 
 IDS = (torch.arange(24) * 7 % VOCAB).reshape(2, 12)
@@ -139,9 +139,8 @@ def test_the_middle_of_a_block_is_replaced_for_the_mlp_and_for_what_follows() ->
 @pytest.mark.parametrize("name", ["gpt_neox", "gptj", "falcon"])
 def test_parallel_residuals_have_no_middle(name: str) -> None:
     family = name.split("_sequential")[0]
-    with pytest.raises(UserError) as caught:
-        verify_sites(subject_of(name), ("resid_mid.1",), where="--params: sites")
-    assert str(caught.value) == (
+    said = refused(verify_sites, subject_of(name), ("resid_mid.1",), where="--params: sites")
+    assert said == (
         f"--params: sites: resid_mid.1: not supported for model_type {family!r}, whose attention "
         f"and MLP read the same residual stream; take resid_pre and resid_post"
     )
@@ -151,9 +150,8 @@ def test_a_mixture_of_experts_has_no_one_layer_of_neurons() -> None:
     config = transformers.MixtralConfig(**{**SHAPE, **GROUPED}, num_local_experts=2)
     subject = Subject(random_model(config, "mixtral"), {"vocab_size": VOCAB}, CPU)
     verify_sites(subject, ("hook_z.1", "resid_mid.1", "mlp_out.1"), where="here")
-    with pytest.raises(UserError) as caught:
-        subject.activations(IDS, **WHERE, sites=["mlp_post.1"])
-    assert str(caught.value) == (
+    said = refused(subject.activations, IDS, **WHERE, sites=["mlp_post.1"])
+    assert said == (
         "site mlp_post.1: not found in a subject of class MixtralForCausalLM (model_type "
         "'mixtral'); looked for down_proj, dense_4h_to_h, c_proj, fc2, fc_out, w2 in mlp, "
         "feed_forward, ffn, block_sparse_moe in its MixtralDecoderLayer"
@@ -164,9 +162,8 @@ def test_a_matrix_that_is_not_the_end_of_its_part_is_refused() -> None:
     subject = subject_of("llama")
     block = subject.model.model.layers[1]
     block.mlp.register_forward_hook(lambda _module, _args, output: output * 2)
-    with pytest.raises(UserError) as caught:
-        verify_sites(subject, ("mlp_post.1",), where="here")
-    assert str(caught.value) == (
+    said = refused(verify_sites, subject, ("mlp_post.1",), where="here")
+    assert said == (
         "here: mlp_post.1: not supported for model_type 'llama', in which what reads it is not the "
         "end of its part of a block"
     )

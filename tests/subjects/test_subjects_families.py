@@ -22,11 +22,11 @@ from transformers import Gemma3Config, PretrainedConfig
 
 from nullsae.config.sites import KINDS
 from nullsae.config.subjects import PretrainedSource
-from nullsae.core.errors import UserError
 from nullsae.subjects.families import find_blocks, find_site
 from nullsae.subjects.folders import save_subject
 from nullsae.subjects.loading import Subject, fetch, load_subject
 from nullsae.subjects.site_gates import verify_sites
+from refusing import refused
 from small_chain import CPU
 
 LAST = N_LAYERS - 1
@@ -297,9 +297,8 @@ def test_parts_of_a_block_that_scales_what_it_adds_are_refused(name: str, tmp_pa
     family = name.split("_")[0]
     verify_sites(subject, ("embed", "resid_pre.1", "resid_post.2"), where="here")
     for site in ("attn_out.1", "mlp_out.1"):
-        with pytest.raises(UserError) as caught:
-            verify_sites(subject, (site,), where="--params: sites")
-        assert str(caught.value) == (
+        said = refused(verify_sites, subject, (site,), where="--params: sites")
+        assert said == (
             f"--params: sites: attn_out.1 and mlp_out.1: not supported for model_type {family!r}, "
             f"whose blocks scale or normalize what they add (resid_pre + attn_out + mlp_out is "
             f"not resid_post); take resid_pre and resid_post"
@@ -308,9 +307,8 @@ def test_parts_of_a_block_that_scales_what_it_adds_are_refused(name: str, tmp_pa
 
 def test_attention_of_a_model_without_it_is_refused() -> None:
     subject = Subject(family_model("mamba"), {"vocab_size": VOCAB}, CPU)
-    with pytest.raises(UserError) as caught:
-        subject.activations(IDS, **WHERE, sites=("attn_out.0",))
-    assert str(caught.value) == (
+    said = refused(subject.activations, IDS, **WHERE, sites=("attn_out.0",))
+    assert said == (
         "site attn_out.0: not found in a subject of class MambaForCausalLM (model_type 'mamba'); "
         "looked for post_self_attn_layernorm, self_attn, attn, attention, self_attention in its "
         "MambaBlock"
@@ -370,9 +368,7 @@ def test_an_unsupported_model_is_refused() -> None:
             self.config = PretrainedConfig(num_hidden_layers=4)
             self.layers = nn.ModuleList([nn.Linear(1, 1)])
 
-    with pytest.raises(UserError) as caught:
-        find_blocks(Odd())
-    assert str(caught.value) == (
+    assert refused(find_blocks, Odd()) == (
         "subject of class Odd: not supported; looked for a list of 4 blocks "
         "(config.num_hidden_layers) and found none"
     )

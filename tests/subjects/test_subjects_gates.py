@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.subjects import gates
 from nullsae.subjects.changes import (
@@ -18,6 +17,7 @@ from nullsae.subjects.changes import (
     ROWS_ROTATED,
     Change,
 )
+from refusing import refused
 
 NAMES = {"layers.1.w", "layers.10.w"}
 CHANGES = dict.fromkeys(NAMES, REDRAWN)
@@ -448,9 +448,10 @@ def test_wrong_embedding_noise_fails() -> None:
 
 def test_a_failed_gate_stops_the_rule_and_names_its_tensor(tmp_path: Path) -> None:
     checks = [gates.passed("inventory", "3 tensors"), gates.failed("moments", "w: 9 off")]
-    with pytest.raises(UserError) as caught:
-        gates.require(checks, str(tmp_path))
-    assert str(caught.value) == f"{tmp_path}: gate 'moments' failed: w: 9 off"
+    assert (
+        refused(gates.require, checks, str(tmp_path))
+        == f"{tmp_path}: gate 'moments' failed: w: 9 off"
+    )
 
 
 def test_a_copy_of_the_state_does_not_follow_the_model() -> None:

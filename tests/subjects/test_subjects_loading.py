@@ -22,6 +22,7 @@ from nullsae.subjects.folders import save_subject
 from nullsae.subjects.health import heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, place
 from nullsae.subjects.publish import randomize_model
+from refusing import refused
 from small_chain import (
     CPU,
     SITES,
@@ -68,18 +69,14 @@ def test_a_damaged_subject_is_refused(chain: Chain, tmp_path: Path, damage: str)
         flip_byte(weights)
     else:
         weights.unlink()
-    with pytest.raises(UserError) as caught:
-        load_subject(folder / "recipe.json", CPU)
+    said = refused(load_subject, folder / "recipe.json", CPU)
     wanted = "damaged" if damage == "flipped" else "the file is missing"
-    assert str(caught.value).startswith(f"{weights}: {wanted}")
-    assert str(caught.value).endswith(f"-- {folder / 'recipe.json'}")
+    assert said.startswith(f"{weights}: {wanted}")
+    assert said.endswith(f"-- {folder / 'recipe.json'}")
 
 
 def refusal(source: PretrainedSource | GgufSource) -> str:
-    with pytest.raises(UserError) as caught:
-        fetch(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(fetch, source)
 
 
 def local(folder: Path, **keys: Any) -> PretrainedSource:
@@ -303,9 +300,8 @@ def test_every_gpu_gets_blocks_and_every_block_stays_whole(
     assert set(spread.values()) == {0, 1}
     assert [name for name in spread if "layers." in name and name.count(".") > 2] == []
     room[0] = room[1] = block
-    with pytest.raises(UserError) as caught:
-        place(model, {"source": {"device_map": how}}, torch.device("cuda"))
-    assert str(caught.value).startswith(
+    said = refused(place, model, {"source": {"device_map": how}}, torch.device("cuda"))
+    assert said.startswith(
         "config: subjects.*.source.device_map: the subject does not fit into the 2 GPUs here"
     )
 

@@ -20,6 +20,7 @@ from nullsae.subjects.changes import randomize
 from nullsae.subjects.health import activation_health, heldout_loss
 from nullsae.subjects.loading import load_subject
 from nullsae.subjects.publish import randomize_model
+from refusing import refused
 from small_chain import (
     CPU,
     N_LAYERS,
@@ -202,9 +203,8 @@ def test_the_cascade_starts_where_configured(study: Any, first: int) -> None:
 
 
 def test_a_cascade_beyond_the_last_block_is_refused(study: Any) -> None:
-    with pytest.raises(UserError) as caught:
-        make(study, "cascade", "beyond", first_random_block=N_LAYERS)
-    assert str(caught.value) == (
+    said = refused(make, study, "cascade", "beyond", first_random_block=N_LAYERS)
+    assert said == (
         "config: randomization.first_random_block: 3 is beyond the last block; subject 'tiny' has "
         "3 blocks, 0 to 2"
     )
@@ -213,9 +213,7 @@ def test_a_cascade_beyond_the_last_block_is_refused(study: Any) -> None:
 
 @pytest.mark.parametrize("variant", ["trained", "step0"])
 def test_a_second_draw_of_what_is_not_drawn_is_refused(study: Any, variant: str) -> None:
-    with pytest.raises(UserError) as caught:
-        make(study, variant, "second", draw=1)
-    assert str(caught.value) == (
+    assert refused(make, study, variant, "second", draw=1) == (
         f"--params: keys.draw: 1, but nothing in {variant!r} is drawn; it has draw 0 only"
     )
     assert not (study[2] / "second").exists()
@@ -313,15 +311,16 @@ def test_health_of_a_noisy_variant_does_not_depend_on_the_batch(
         assert alone[site] == pytest.approx(written[site], rel=1e-5)
 
 
+def refusal_of(tokens: Path, study: Any, output: Path) -> str:
+    params = model_params(study[0])
+    return refused(randomize_model, params, trained=None, eval_tokens=tokens, output=output)
+
+
 def test_token_ids_beyond_the_vocabulary_are_refused(study: Any, tmp_path: Path) -> None:
     ids, documents = tokens_of(4, seed=4)
     ids[1, 5] = VOCAB
     tokens = write_corpus(tmp_path / "corpus", ids, documents)
-    with pytest.raises(UserError) as caught:
-        randomize_model(
-            model_params(study[0]), trained=None, eval_tokens=tokens, output=tmp_path / "out"
-        )
-    assert str(caught.value) == (
+    assert refusal_of(tokens, study, tmp_path / "out") == (
         "config: subjects.tiny.corpus: token id 96 is beyond the subject's vocabulary of 96; "
         "use the subject's own tokenizer in corpora.*.tokenizer"
     )
@@ -330,11 +329,7 @@ def test_token_ids_beyond_the_vocabulary_are_refused(study: Any, tmp_path: Path)
 
 def test_contexts_that_are_too_long_are_refused(study: Any, tmp_path: Path) -> None:
     tokens = write_corpus(tmp_path / "corpus", *tokens_of(4, seed=4, context=33))
-    with pytest.raises(UserError) as caught:
-        randomize_model(
-            model_params(study[0]), trained=None, eval_tokens=tokens, output=tmp_path / "out"
-        )
-    assert str(caught.value) == (
+    assert refusal_of(tokens, study, tmp_path / "out") == (
         "config: subjects.tiny.corpus: contexts of 33 tokens, but the subject reads at most 32; "
         "lower corpora.*.context_tokens"
     )

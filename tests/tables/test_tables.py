@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nullsae import tables
-from nullsae.core.errors import UserError
 from nullsae.tables.cells import CELL_TABLES
+from refusing import refused
 from small_chain import flip_byte
 
 SAMPLES: dict[str, Any] = {
@@ -134,10 +134,7 @@ def test_a_missing_damaged_or_foreign_table_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "coverage.parquet"
 
     def refusal(columns: list[str] | None = None) -> str:
-        with pytest.raises(UserError) as caught:
-            tables.read_table(file, schema, columns=columns)
-        text = str(caught.value)
-        assert "\n" not in text
+        text = refused(tables.read_table, file, schema, columns=columns)
         assert text.endswith(f"-- {file}")
         return text
 

@@ -25,6 +25,7 @@ from nullsae.toy.data import (
     read_word_vectors,
     sharkey,
 )
+from refusing import refused
 
 
 def source(**changes: Any) -> SharkeySource:
@@ -219,10 +220,7 @@ def test_the_control_of_word_vectors_has_the_same_number_of_points(tmp_path: Pat
 )
 def test_a_bad_line_is_refused_and_named(line: str, said: str, tmp_path: Path) -> None:
     given = words([*LINES, line, "word 1 2 3"], tmp_path)
-    with pytest.raises(UserError) as caught:
-        read_word_vectors(given)
-    assert str(caught.value).startswith(f"{given.path}: {said}")
-    assert "\n" not in str(caught.value)
+    assert refused(read_word_vectors, given).startswith(f"{given.path}: {said}")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +235,8 @@ def test_a_bad_line_is_refused_and_named(line: str, said: str, tmp_path: Path) -
 def test_a_file_without_vectors_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     file = tmp_path / "vectors.txt"
     file.write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        read_word_vectors(WordVectorsSource(kind="word_vectors", path=str(file)))
-    assert str(caught.value).startswith(f"{file}{said}")
+    line = refused(read_word_vectors, WordVectorsSource(kind="word_vectors", path=str(file)))
+    assert line.startswith(f"{file}{said}")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from workflow_study import Study, cell, copy_of
+from workflow_study import Study, cell, copy_of, table
 
 from nullsae import paths
 
@@ -27,10 +26,6 @@ def looked_at(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
     copied = copy_of(study, tmp_path_factory.mktemp("along") / "study")
     copied.configure(along).make(gpu=2)
     return copied
-
-
-def table(study: Study, name: str) -> pd.DataFrame:
-    return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
 
 
 def test_a_checkpoint_goes_through_the_jobs_of_all_later_stages(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import pytest
-from workflow_study import Study, copy_of
+from workflow_study import Study, copy_of, table
 
 from nullsae import paths, tables
 
@@ -50,10 +49,6 @@ def controlled(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
     copied = copy_of(study, tmp_path_factory.mktemp("controls") / "study")
     copied.configure(more_controls).make(gpu=2)
     return copied
-
-
-def table(study: Study, name: str) -> pd.DataFrame:
-    return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
 
 
 def test_adding_controls_does_not_compute_what_was_there(

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-from workflow_study import Study, cell, copy_of
+from workflow_study import Study, cell, copy_of, table
 
 from nullsae import paths
 from nullsae.activations.store import SiteReader
@@ -38,10 +37,6 @@ def derived(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
     }
     copied.make(gpu=2)
     return copied
-
-
-def table(study: Study, name: str) -> pd.DataFrame:
-    return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
 
 
 def sae(study: Study, **keys: str) -> Autoencoder:

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pytest
 import torch
 from safetensors.torch import load_file
-from workflow_study import Edit, Study, cell, copy_of
+from workflow_study import Edit, Study, cell, copy_of, table
 
 from nullsae import paths
 
@@ -57,10 +57,6 @@ def floored(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def dry_run(study: Study, folder: Path, *edits: Edit) -> dict[str, int]:
     return copy_of(study, folder, linked=True).configure(*edits).jobs()
-
-
-def table(study: Study, name: str) -> pd.DataFrame:
-    return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
 
 
 def activations(study: Study, variant: str, split: str) -> np.ndarray[Any, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from scripted_server import ScriptedServer
-from workflow_study import Study, cell, copy_of
+from workflow_study import Study, cell, copy_of, table
 
 from nullsae import paths, tables
 
@@ -77,7 +77,7 @@ def costs(study: Study) -> pd.DataFrame:
 def test_a_language_model_adds_its_explanations_and_scores(
     asked: Asking, server: ScriptedServer
 ) -> None:
-    scores = pd.read_parquet(asked.folder / paths.TABLE.format(table="scores"))
+    scores = table(asked, "scores")
     by = scores[scores["explainer"].isin(["gpt", "gpt_swapped"])]
     assert set(by["judge"]) == {"m"}
     assert (by["n_failed"] == 0).all()
@@ -119,10 +119,10 @@ def test_nothing_runs_again_and_what_does_is_not_paid_again(
     asked.configure(with_model(server, concurrency=3, timeout_seconds=60.0))
     assert asked.jobs() == {}
     server.reset()
-    before = pd.read_parquet(asked.folder / paths.TABLE.format(table="scores"))
+    before = table(asked, "scores")
     asked.make("--forcerun", "explain_latents", "score_latents")
     assert server.stats()["requests"] == 0
-    after = pd.read_parquet(asked.folder / paths.TABLE.format(table="scores"))
+    after = table(asked, "scores")
     pd.testing.assert_frame_equal(before, after)
     assert (costs(asked)["calls"] == 0).all()
     assert costs(asked)["cost_usd"].sum() > 0

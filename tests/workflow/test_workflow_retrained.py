@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
-from workflow_study import REPOSITORY, Study, cell, copy_of, new_study, replace
+from workflow_study import REPOSITORY, Study, cell, copy_of, new_study, replace, table
 
 from hub_cache import add_revision
 from nullsae import paths
@@ -34,10 +33,6 @@ MADE = {
 
 def with_control(config: dict[str, Any]) -> None:
     config["variants"] = ["trained", "retrained", "rerandomized"]
-
-
-def table(study: Study, name: str) -> pd.DataFrame:
-    return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
 
 
 @pytest.mark.slow

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
+from nullsae import paths
 from nullsae.config.corpora import BuiltinSource
 from nullsae.corpus.sources import documents
 from nullsae.jobs.of_models import NUMBER
@@ -204,3 +206,7 @@ def cell(pattern: str, **keys: str) -> str:
         "scorer": "detection",
     }
     return pattern.format(**{**first, **keys})
+
+
+def table(study: Study, name: str) -> pd.DataFrame:
+    return pd.read_parquet(study.folder / paths.TABLE.format(table=name))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 
 from nullsae import paths, tables
@@ -65,13 +66,7 @@ class Units:
 
     def looked_up(self, name: str, ids: Ints) -> Floats:
         """A column at the units `ids`, int64 [n_ids]: float64 [n_ids], NaN where there is none."""
-        values, _ = self.column(name)
-        place = np.searchsorted(self.ids, ids)
-        found = place < len(self.ids)
-        found[found] = self.ids[place[found]] == ids[found]
-        result = np.full(len(ids), np.nan)
-        result[found] = values[place[found]]
-        return result
+        return np.asarray(pd.Series(self.column(name)[0], self.ids).reindex(ids), dtype=np.float64)
 
 
 def read_cells(table: str, files: Iterable[str], root: Path) -> list[tuple[Keys, pa.Table]]:

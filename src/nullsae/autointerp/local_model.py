@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,14 @@ from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer
 from nullsae.config.model_files import find_gguf
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
-from nullsae.core.files import checksum, read_json, rebuild_command, verify, write_json
+from nullsae.core.files import (
+    atomic_folder,
+    checksum,
+    read_json,
+    rebuild_command,
+    verify,
+    write_json,
+)
 from nullsae.core.provenance import note_revision
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer
 from nullsae.jobs.autointerp import PrepareJudgeParams
@@ -116,11 +120,7 @@ def _fetch_tokenizer(source: PretrainedSource | GgufSource) -> Encoder:
 
 def _save(model: Any, encoder: Encoder, folder: Path) -> dict[str, str]:
     """Write a checkpoint folder whole, in the place of an old one; returns each file's checksum."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        made = Path(temporary) / folder.name
+    with atomic_folder(folder) as made:
         model.save_pretrained(made)
         encoder.tokenizer.save_pretrained(made)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(made, folder)
     return {file.name: checksum(file) for file in sorted(folder.iterdir())}

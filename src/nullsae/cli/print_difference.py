@@ -14,7 +14,7 @@ from nullsae import paths, tables
 from nullsae.config.plain import read_yaml
 from nullsae.core.errors import UserError
 from nullsae.core.visible import visible
-from nullsae.tables.study import PROVENANCE, STAGE_KEYS, VERDICTS
+from nullsae.tables.study import PROVENANCE, STAGE_KEYS
 
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -114,7 +114,7 @@ def _provenance(study: Path) -> list[Row]:
 
 
 def _verdicts(study: Path) -> dict[Key, Row]:
-    rows = tables.read_table(study / paths.TABLE.format(table="verdicts"), VERDICTS).to_pylist()
+    rows = tables.read_whole(study, "verdicts").to_pylist()
     return {tuple(row[name] for name in KEYS): row for row in rows}
 
 

@@ -22,7 +22,7 @@ from nullsae.statistics.verdicts import (
     VERDICT_WORDS,
     replication_note,
 )
-from nullsae.tables.study import BEATING_PLACEBO, DISCRIMINATING_POWER, PROVENANCE, VERDICTS
+from nullsae.tables.study import PROVENANCE
 
 STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow"}
 STYLES |= dict.fromkeys(("inconclusive", "none"), "dim")
@@ -48,20 +48,12 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
     file = root / paths.TABLE.format(table="verdicts")
     if not file.is_file():
         raise UserError(f"{file}: not there; `nullsae run {root}` writes it")
-    rows = tables.read_table(file, VERDICTS).to_pylist()
+    rows = tables.read_whole(root, "verdicts").to_pylist()
     answer = read_answer(root)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = Console() if Console().is_terminal else Console(width=160)
     if all_verdicts:
-        power = tables.read_table(
-            root / paths.TABLE.format(table="discriminating_power"), DISCRIMINATING_POWER
-        ).to_pylist()
-        _print_all(console, rows, power)
-        beating = tables.read_table(
-            root / paths.TABLE.format(table="beating_placebo"), BEATING_PLACEBO
-        ).to_pylist()
-        if beating:
+        _print_all(console, rows, tables.read_whole(root, "discriminating_power").to_pylist())
+        if beating := tables.read_whole(root, "beating_placebo").to_pylist():
             console.print(_beating(beating))
             console.print("Each latent with its q: results/tables/latents_ranked.parquet")
     for sentence in answer.sentences:

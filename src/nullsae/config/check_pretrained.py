@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from nullsae.config.layouts import LAYOUTS, cached_folder, find_layout, local_folder
+from nullsae.config.layouts import (
+    LAYOUTS,
+    cached_folder,
+    find_layout,
+    local_folder,
+    read_config,
+)
 from nullsae.config.made_on import MadeOn, UsedOn, differences, used_on
 from nullsae.config.model_files import is_local
 from nullsae.config.model_size import subject_shape
-from nullsae.config.plain import read_object
 from nullsae.config.pretrained import (
     Difference,
     FromObject,
@@ -20,7 +25,7 @@ from nullsae.config.pretrained import (
 from nullsae.config.saelens_list import listed, overridden, refuse_corrected
 from nullsae.config.sites import PROJECTED, site_kind, site_layer
 from nullsae.config.study import Config
-from nullsae.core.errors import UserError, first_line
+from nullsae.core.errors import UserError
 from nullsae.core.folders import check_files
 
 
@@ -124,10 +129,7 @@ def _known_of_release(pretrained: FromSaeLens, site: str, where: str) -> tuple[M
     folder = cached_folder(entry.repo_id, entry.path, weights=False)
     if entry.conversion == "sae_lens" and folder is not None:
         file = folder / layout.config_file
-        try:
-            config = overridden(read_object(file), entry.overrides)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not readable as JSON ({first_line(error)})") from None
+        config = overridden(read_config(file), entry.overrides)
         # Factors of the list are folded into the weights when they are read.
         config.pop("normalize_activations", None)
         found = layout.of(config, str(file))

@@ -84,6 +84,14 @@ class Layout(Section):
 LAYOUTS = Registry("layouts", Layout, "nullsae.sae.exchange.layouts")
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """The content of an SAE's `config_file`; a `UserError` names one that cannot be read."""
+    try:
+        return read_object(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({first_line(error)})") from None
+
+
 def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
     """What lies in a folder, and its weights.
 
@@ -96,10 +104,7 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
         if layout.config_file not in there or not any(n in there for n in layout.weights):
             continue
         file = folder / layout.config_file
-        try:
-            config = read_object(file)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not readable as JSON ({first_line(error)})") from None
+        config = read_config(file)
         if layout.fits(there, config):
             weights = next(folder / name for name in layout.weights if name in there)
             found.setdefault(weights, (layout, file, config))

@@ -192,16 +192,8 @@ def check_model(path: str, what: str, revision: str | None = None) -> None:
     Raises:
         UserError: no model is so large, or this one has not so many weights; or it is no config.
     """
-    if is_local(path):
-        file = Path(path) / "config.json"
-    else:
-        import huggingface_hub
-
-        cached = huggingface_hub.try_to_load_from_cache(
-            path, "config.json", revision=revision or "main"
-        )
-        file = Path(cached if isinstance(cached, str) else "")
-    if file.is_file():  # whoever loads it says that it is missing
+    file = Path(path) / "config.json" if is_local(path) else _cached_config(path, revision)
+    if file is not None and file.is_file():  # whoever loads it says that it is missing
         described = _read_described(file, f"{what}: ")
         check_described(described, f"{what}: config.json", local_weight_bytes(path))
 
@@ -280,14 +272,11 @@ def known_size(source: Source, corpus: Corpus) -> Size | None:
     """
     if isinstance(source, GgufSource):
         return None
-    if isinstance(source, PretrainedSource) and not (is_local(source.path) or _pythia(source)):
-        import huggingface_hub
-
-        found = huggingface_hub.try_to_load_from_cache(
-            source.path, "config.json", revision=source.revision
-        )
-        if not isinstance(found, str):
-            return None
+    unread = isinstance(source, PretrainedSource) and not (
+        is_local(source.path) or _pythia(source) or _cached_config(source.path, source.revision)
+    )
+    if unread:
+        return None
     try:
         return subject_size(source, corpus, "")
     except UserError:
@@ -334,15 +323,22 @@ def model_config(source: PretrainedSource, where: str) -> dict[str, Any]:
     return _read_described(file, f"{where}.path: {need}, and ")
 
 
+def _cached_config(path: str, revision: str | None) -> Path | None:
+    """A model's config.json in the hub's cache."""
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str = "") -> Path:
     """The subject's config.json: what the hub's cache has, else downloaded into it."""
     import huggingface_hub
 
     path, revision = source.path, source.revision
     try:
-        cached = huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
+        if (cached := _cached_config(path, revision)) is not None:
+            return cached
         if not huggingface_hub.is_offline_mode():
             # The download would try for half a minute; this asks once.
             huggingface_hub.HfApi().repo_info(path, revision=revision, timeout=HUB_TIMEOUT_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -72,7 +73,7 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
     value, said = detail["input"], _shown(detail["input"], hidden)
     prefix = f"{name}: " if name else ""
     if kind == "extra_forbidden":
-        return f"{prefix}unknown key{_suggest(key[-1], _known_keys(model, detail['loc'][:-1]))}"
+        return f"{prefix}unknown key{suggested(key[-1], _known_keys(model, detail['loc'][:-1]))}"
     if kind == "missing":
         return f"{prefix}missing"
     if kind == "union_tag_not_found":
@@ -82,7 +83,7 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
         if kind == "union_tag_invalid":
             prefix, value = f"{prefix}kind: ", context["tag"]
         options = re.findall(r"'([^']+)'", context.get("expected_tags") or context["expected"])
-        hint = _suggest(str(value), options)
+        hint = suggested(str(value), options)
         return f"{prefix}{_shown(value, hidden)} is not one of {', '.join(options)}{hint}"
     if isinstance(value, str) and kind in {"float_type", "int_type", "float_parsing"}:
         hint = ""
@@ -127,7 +128,8 @@ def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]
     return [key for n in nodes for key in n.get("properties", {})]
 
 
-def _suggest(word: str, options: list[str]) -> str:
+def suggested(word: str, options: Collection[str]) -> str:
+    """The end of a message about a word that is none of the options: the closest of them."""
     close = difflib.get_close_matches(word, options, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from nullsae.config.hooks import site_of_hook
 from nullsae.config.made_on import MadeOn
+from nullsae.config.parse import suggested
 from nullsae.config.pretrained import FromSaeLens, Pretrained
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError
@@ -84,8 +84,7 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
     if entry is None:
         names = re.findall(r"^(\S+):", text, re.MULTILINE)
         if "/" not in release:
-            close = difflib.get_close_matches(release, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = suggested(release, names)
             raise UserError(f"{key}.release: {release!r} is not a release of SAELens{hint}")
         if owners := _releases_of(release):
             raise UserError(
@@ -95,10 +94,9 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
         return Listed(repo_id=release, path=sae_id, hook=_hook(sae_id))
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
     if sae_id not in saes:
-        close = difflib.get_close_matches(sae_id, saes, n=1) or [next(iter(saes))]
+        hint = suggested(sae_id, saes) or f"; did you mean {next(iter(saes))!r}?"
         raise UserError(
-            f"{key}.sae_id: {sae_id!r} is not one of the {len(saes)} SAEs of {release}; did you "
-            f"mean {close[0]!r}?"
+            f"{key}.sae_id: {sae_id!r} is not one of the {len(saes)} SAEs of {release}{hint}"
         )
     sae, conversion = saes[sae_id], entry.get("conversion_func") or "sae_lens"
     path = str(sae["path"])

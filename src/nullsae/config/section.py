@@ -166,8 +166,8 @@ class Kind(Section):
 class Choice:
     """Annotates the base class of a registry: a value is a section of one of its classes."""
 
-    def __init__(self, registry: Registry[Any], key: str = "kind") -> None:
-        self.registry, self.key = registry, key
+    def __init__(self, registry: Registry[Any]) -> None:
+        self.registry = registry
 
     def all(self) -> tuple[type[Section], ...]:
         """The classes that there are to choose from."""
@@ -177,7 +177,7 @@ class Choice:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         union: Any = reduce(or_, self.all())
-        return handler.generate_schema(Annotated[union, Field(discriminator=self.key)])
+        return handler.generate_schema(Annotated[union, Field(discriminator="kind")])
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:

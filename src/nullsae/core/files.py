@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import os
 import shlex
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import xxhash
@@ -69,6 +72,17 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield the name of a folder to make; it takes the place of `folder` if the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        made = Path(temporary) / folder.name
+        yield made
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
 
 
 def drop_partial(path: Path) -> None:
@@ -140,11 +154,8 @@ def read_json(path: Path | str, *, rebuild: str) -> Any:
 
 def checksum(path: Path | str) -> str:
     """XXH3-128 of the file's bytes as hex: guards against corruption, not against malice."""
-    digest = xxhash.xxh3_128()
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def verify(path: Path | str, expected: str, *, rebuild: str) -> None:
@@ -173,3 +184,11 @@ def content_key(value: Any) -> str:
     """Return a short stable key (16 hex digits) of a JSON-serializable value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+def key_in(file: Path) -> Any:
+    """The `content_key` that a manifest or a `cfg.json` states; None where there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

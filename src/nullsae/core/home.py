@@ -1,7 +1,8 @@
-"""The folder with the Snakefile and all that it needs."""
+"""The folder with the Snakefile and all that it needs, and a user's caches."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -16,3 +17,8 @@ def workflow_folder() -> Path:
     installed package.
     """
     return INSTALLED if INSTALLED.is_dir() else PACKAGE.parents[1]
+
+
+def cache_folder() -> Path:
+    """Where the user's programs keep what they can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

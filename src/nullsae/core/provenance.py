@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +75,16 @@ class Provenance:
         return replace(self, jobs=tuple(jobs), revisions=revisions, tokens_seen=tokens)
 
 
+@dataclass
 class _Process:
     """What is known of the job that this process is."""
 
-    def __init__(self) -> None:
-        self.verb = ""
-        self.device = "cpu"
-        self.dtype: str | None = None
-        self.threads: int | None = None
-        self.precision: str | None = None
-        self.revisions: dict[str, str] = {}
+    verb: str = ""
+    device: str = "cpu"
+    dtype: str | None = None
+    threads: int | None = None
+    precision: str | None = None
+    revisions: dict[str, str] = field(default_factory=dict)
 
 
 _process = _Process()
@@ -106,9 +105,7 @@ def at_work(
     of the products that choose latents.
     """
     global _process
-    before, _process = _process, _Process()
-    _process.verb, _process.device, _process.dtype = verb, device, dtype
-    _process.threads, _process.precision = threads, precision
+    before, _process = _process, _Process(verb, device, dtype, threads, precision)
     try:
         yield
     finally:
@@ -123,14 +120,15 @@ def note_revision(what: str, commit: str | None) -> None:
 
 def this_job() -> Maker:
     """Return the job that this process is, with the packages loaded so far."""
-    torch, device = sys.modules.get("torch"), _process.device
+    torch, transformers = map(sys.modules.get, ("torch", "transformers"))
+    device = _process.device
     return Maker(
         verb=_process.verb,
         nullsae=__version__,
         commit=package_commit(),
         python=platform.python_version(),
         torch=None if torch is None else str(torch.__version__),
-        transformers=_version("transformers") if "transformers" in sys.modules else None,
+        transformers=None if transformers is None else str(transformers.__version__),
         cuda=None if torch is None else torch.version.cuda,
         device=device_name(device),
         device_kind=device.partition(":")[0],
@@ -268,10 +266,3 @@ def _cpu_name() -> str:
     except (OSError, subprocess.TimeoutExpired):
         text = ""
     return " ".join(text.split()) or platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from typing import Any
 from nullsae import paths
 from nullsae.config.corpora import BuiltinSource, Corpus
 from nullsae.core.errors import UserError
-from nullsae.core.files import checksum, content_key, write_json
+from nullsae.core.files import atomic_folder, checksum, content_key, write_json
 from nullsae.core.locking import alone_at
 from nullsae.corpus.boundaries import UnfitError
 from nullsae.corpus.documents import SPLITS
@@ -109,7 +108,8 @@ def _write(made: Preparation, params: PrepareCorpusParams, name: str, root: Path
     """Write the outputs of a corpus that is packed: manifests come last."""
     folder = root / paths.TOKENIZER.format(corpus=name)
     if made.tokenizer_folder.is_dir():
-        _copy_folder(made.tokenizer_folder, folder)
+        with atomic_folder(folder) as copied:
+            shutil.copytree(made.tokenizer_folder, copied)
     else:
         save_tokenizer(made.encoder.tokenizer, folder)
     tokens = {}
@@ -139,16 +139,6 @@ def _write(made: Preparation, params: PrepareCorpusParams, name: str, root: Path
     for split in SPLITS:
         path = root / paths.CORPUS_MANIFEST.format(corpus=name, split=split)
         write_json(path, tokens[split].manifest)
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder; an old one is replaced whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        made = Path(temporary) / target.name
-        shutil.copytree(source, made)
-        shutil.rmtree(target, ignore_errors=True)
-        made.replace(target)
 
 
 def baselines(train: Tokens, heldout: Tokens) -> dict[str, Any]:

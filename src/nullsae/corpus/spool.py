@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 SHOW_SECONDS = 30
 # Bytes of text that are held before they are written.
 BUFFER_BYTES = 2**25
-N_BUCKETS = 256
 # What the index holds for a document; the digest as two numbers, which sort as its bytes do.
 ENTRY = np.dtype([("first", ">u8"), ("second", ">u8"), ("n_bytes", "<u8")])
 # All documents of `eval` have smaller digests than those of `sae_train`.

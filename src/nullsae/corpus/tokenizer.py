@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +17,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.files import atomic_folder
 from nullsae.core.folders import check_files
 from nullsae.corpus.hub import check_repository
 
@@ -236,9 +234,5 @@ def encoder_of(tokenizer: PreTrainedTokenizerFast, *, asks_for_bos: bool = False
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a transformers tokenizer folder; an old one is replaced whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokenizer.") as temporary:
-        made = Path(temporary) / folder.name
+    with atomic_folder(folder) as made:
         tokenizer.save_pretrained(made)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(made, folder)

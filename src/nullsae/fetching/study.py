@@ -23,6 +23,7 @@ from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, write_text
+from nullsae.core.home import cache_folder
 from nullsae.core.visible import visible
 from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, ReleasedSae, TokenizerFiles
 from nullsae.fetching.streams import Stream
@@ -96,8 +97,7 @@ def fetch_study(
 
 def _move_home(into: Path) -> None:
     """Have the hub's libraries keep everything in a folder, and find the user's login as before."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    before = Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+    before = Path(os.environ.get("HF_HOME") or cache_folder() / "huggingface").expanduser()
     os.environ.setdefault("HF_TOKEN_PATH", str(before / "token"))
     for name in OTHER_HOMES:
         os.environ.pop(name, None)

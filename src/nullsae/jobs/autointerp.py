@@ -18,8 +18,8 @@ from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.jobs.code_hash import files_in, thing_files
 from nullsae.jobs.file_stamps import model_files, path_stamps, stamps
-from nullsae.jobs.grid import sae_cells
-from nullsae.jobs.keys import CellKeys, ModelKeys
+from nullsae.jobs.grid import of_model, sae_cells
+from nullsae.jobs.keys import CellKeys, ModelKeys, SaeKeys
 from nullsae.jobs.rules import Wildcards, rule
 
 
@@ -165,14 +165,6 @@ def _scoring_files(config: Config, wildcards: Wildcards) -> Iterator[Path]:
         yield from thing_files(EXPLAINERS, *made)
 
 
-class FreeCell(Section):
-    """One SAE of a job, beside the model that all of its SAEs share."""
-
-    site: str
-    sae: str
-    seed: NonNegativeInt
-
-
 class FreeScorer(Section):
     """A scorer that judges one explainer's explanations by a formula."""
 
@@ -188,7 +180,7 @@ class ExplainAndScoreParams(Section):
 
     seed: NonNegativeInt
     keys: ModelKeys
-    cells: tuple[FreeCell, ...]
+    cells: tuple[SaeKeys, ...]
     """The SAEs whose latents are explained."""
     explainers: dict[str, AnyExplainer]
     """By name, those that write before those that exchange."""
@@ -196,7 +188,7 @@ class ExplainAndScoreParams(Section):
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of files of the user's own."""
 
-    def cell_keys(self, cell: FreeCell) -> CellKeys:
+    def cell_keys(self, cell: SaeKeys) -> CellKeys:
         """All keys of one of the SAEs."""
         return CellKeys(**self.keys.model_dump(), **cell.model_dump())
 
@@ -221,7 +213,7 @@ def explain_and_score(config: Config, wildcards: Wildcards) -> ExplainAndScorePa
     name as `writer`.
     """
     keys, writer = ModelKeys.of(wildcards), wildcards.get("writer")
-    own = {"subject": keys.subject, "variant": keys.variant, "draw": str(keys.draw)}.items()
+    own = of_model(wildcards).items()
     explainers = {name: config.explainers[name] for name in free_explainers(config, writer)}
     scorers = [
         FreeScorer(explainer=e, name=s, scorer=config.scorers[s].for_job(config.writer(e)))
@@ -232,9 +224,7 @@ def explain_and_score(config: Config, wildcards: Wildcards) -> ExplainAndScorePa
     return ExplainAndScoreParams(
         seed=config.seed,
         keys=keys,
-        cells=tuple(
-            FreeCell(site=cell["site"], sae=cell["sae"], seed=int(cell["seed"])) for cell in mine
-        ),
+        cells=tuple(map(SaeKeys.of, mine)),
         explainers=explainers,
         scorers=tuple(scorers),
         local_files=_own_files(used, mine),

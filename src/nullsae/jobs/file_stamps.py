@@ -7,7 +7,6 @@ user's cache folder: large files are read once, not by each dry run.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from nullsae.config.model_files import find_gguf, is_local
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, write_text
+from nullsae.core.home import cache_folder
 from nullsae.core.visible import visible
 
 # A file that was changed so short a time ago may change again without a later time or another size.
@@ -54,8 +54,7 @@ def content(file: Path) -> str:
 
 @cache
 def _content(path: str, n_bytes: int, time_ns: int) -> str:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    note = Path(home, "nullsae/file_hashes", xxhash.xxh3_128_hexdigest(path.encode()))
+    note = Path(cache_folder(), "nullsae/file_hashes", xxhash.xxh3_128_hexdigest(path.encode()))
     known = f"{n_bytes} {time_ns} "
     try:
         text = note.read_text(encoding="ascii")

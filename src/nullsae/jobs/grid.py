@@ -13,6 +13,12 @@ from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import GAUSSIAN, VARIANTS, floor_name, has_model
 
 Keys = dict[str, str]
+MODEL = ("subject", "variant", "draw")
+
+
+def of_model(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the model among those of something that is made of it."""
+    return {name: keys[name] for name in MODEL}
 
 
 def variant_cells(config: Config) -> Iterator[Keys]:
@@ -101,7 +107,7 @@ def evaluated_with(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
 
     Both are read and measured in the same way, one after the other.
     """
-    own = {name: wildcards[name] for name in ("subject", "variant", "draw")}
+    own = of_model(wildcards)
     of_floor = own | {"variant": floor_name(own["variant"])}
     found = chain(sae_cells(config), floor_cells(config))
     return [c for c in found if own.items() <= c.items() or of_floor.items() <= c.items()]

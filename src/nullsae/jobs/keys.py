@@ -28,12 +28,17 @@ class ModelKeys(_FromWildcards):
     draw: NonNegativeInt
 
 
-class CellKeys(ModelKeys):
-    """An SAE."""
+class SaeKeys(_FromWildcards):
+    """An SAE, beside the model that it is of."""
 
     site: str
     sae: str
+    """Key of `saes`; of an SAE along its training, with its share behind `@`."""
     seed: NonNegativeInt
+
+
+class CellKeys(SaeKeys, ModelKeys):
+    """An SAE."""
 
     @property
     def model(self) -> ModelKeys:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import (
-    NonNegativeInt,
-    PositiveInt,
-)
+from pydantic import NonNegativeInt, PositiveInt
 
 from nullsae.config.compute import Compute
 from nullsae.config.evaluation import Evaluation
@@ -19,7 +16,7 @@ from nullsae.config.study import Config
 from nullsae.config.variants import ModelName, VariantName, has_model
 from nullsae.jobs.activations import key_of
 from nullsae.jobs.grid import cross_cells, evaluated_with, matched_cells
-from nullsae.jobs.keys import CellKeys, ModelKeys
+from nullsae.jobs.keys import CellKeys, ModelKeys, SaeKeys
 from nullsae.jobs.rules import Wildcards, rule
 
 
@@ -39,12 +36,9 @@ class EvaluateSaeParams(Section):
     """The same for those of `eval`."""
 
 
-class EvaluatedSae(Section):
+class EvaluatedSae(SaeKeys):
     """One SAE of a job, beside the keys that all of its SAEs share."""
 
-    site: str
-    sae: str
-    seed: NonNegativeInt
     expect: Expect | None = None
 
     _dumped = drop_if_null("expect")
@@ -123,12 +117,7 @@ def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaesParams:
     of_model = ModelKeys.of(wildcards)
     saes: dict[str, list[EvaluatedSae]] = {}
     for cell in evaluated_with(config, wildcards):
-        own = EvaluatedSae(
-            site=cell["site"],
-            sae=cell["sae"],
-            seed=int(cell["seed"]),
-            expect=_expected(config, cell),
-        )
+        own = EvaluatedSae(**dict(SaeKeys.of(cell)), expect=_expected(config, cell))
         saes.setdefault(cell["variant"], []).append(own)
     models = []
     for variant, each in saes.items():

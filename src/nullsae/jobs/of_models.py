@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from nullsae.config.study import Config
 from nullsae.config.variants import floor_name
 from nullsae.jobs.autointerp import free_explainers, free_pairs
-from nullsae.jobs.grid import Keys, evaluated_with, sae_cells, variant_cells
+from nullsae.jobs.grid import MODEL, Keys, evaluated_with, of_model, sae_cells, variant_cells
 
 # Between a rule's name and the number of those that differ from it in their files alone.
 NUMBER = "__"
-MODEL = ("subject", "variant", "draw")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class ModelRule:
 
     def cells_of(self, wildcards: Mapping[str, str]) -> list[Keys]:
         """What one job makes."""
-        own = {name: wildcards[name] for name in MODEL}
+        own = of_model(wildcards)
         return [{name: v.format(**own) for name, v in cell.items()} for cell in self.cells]
 
 
@@ -59,7 +58,7 @@ def collecting_rules(config: Config) -> list[ModelRule]:
     """The rules that collect latents, where one job does so for all SAEs of a model."""
     if config.activations.shared_pass != "model":
         return []
-    return _rules("collect_latents", ((_model(cell), cell) for cell in sae_cells(config)))
+    return _rules("collect_latents", ((of_model(cell), cell) for cell in sae_cells(config)))
 
 
 def free_rules(config: Config) -> list[ModelRule]:
@@ -72,13 +71,9 @@ def free_rules(config: Config) -> list[ModelRule]:
         explainers, pairs = free_explainers(config, writer), free_pairs(config, writer)
         made: list[Keys] = [{"explainer": explainer} for explainer in explainers]
         made += [{"explainer": explainer, "scorer": scorer} for explainer, scorer in pairs]
-        cells = [(_model(cell), {**cell, **own}) for cell in sae_cells(config) for own in made]
+        cells = [(of_model(cell), {**cell, **own}) for cell in sae_cells(config) for own in made]
         found += _rules("explain_and_score", cells, writer, len(found))
     return found
-
-
-def _model(cell: Keys) -> Keys:
-    return {name: cell[name] for name in MODEL}
 
 
 def _rules(

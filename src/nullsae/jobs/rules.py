@@ -102,14 +102,8 @@ def rules() -> dict[str, Rule[Any]]:
 
 
 def rule_params(config: Config, rule: str, wildcards: Wildcards) -> str:
-    """The slice of the config that one job uses, as JSON in one line.
-
-    Raises:
-        ValueError: no such rule.
-    """
-    found = rules().get(rule)
-    if found is None:
-        raise ValueError(f"no rule {rule!r}")
+    """The slice of the config that one job uses, as JSON in one line."""
+    found = rules()[rule]
     return as_json(found(config, wildcards), ordered=found.ordered)
 
 

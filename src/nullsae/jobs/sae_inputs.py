@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from nullsae import paths
 from nullsae.config.saes import Sae, recipe_name
 from nullsae.config.study import Config
 from nullsae.config.variants import fitted_to, runs_on_trained
+from nullsae.core.files import key_in
 from nullsae.jobs.activations import activations_key
+from nullsae.jobs.grid import of_model
 from nullsae.jobs.rules import Wildcards
 from nullsae.jobs.saes import aimed_at
 from nullsae.jobs.shared_training import NO_RESULTS
@@ -45,15 +47,8 @@ def captured_by(config: Config, keys: Wildcards) -> str:
 
 
 @cache
-def _key_in(manifest: str) -> str | None:
-    """The provenance that a manifest states; None where there is none."""
-    if NO_RESULTS in os.environ:
-        return None
-    try:
-        found: str = json.loads(Path(manifest).read_text(encoding="utf-8"))["key"]
-        return found
-    except (OSError, ValueError, KeyError):
-        return None
+def _key_in(manifest: str) -> Any:
+    return None if NO_RESULTS in os.environ else key_in(Path(manifest))
 
 
 def captured_for_sae(config: Config, keys: Wildcards) -> list[str]:
@@ -86,7 +81,7 @@ def sae_inputs(
         sites: where they are trained.
         recipes: how they are made.
     """
-    of_model = {name: keys[name] for name in ("subject", "variant", "draw")}
+    model = of_model(keys)
     stream, recipes = config.activations.streams, list(recipes)
     looked_up = any(sae.origin.reads_tokens for sae in recipes)
     # What a given SAE reads says whether contexts begin with BOS.
@@ -96,7 +91,7 @@ def sae_inputs(
         [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]
         for split in ("sae_train", "eval")
     )
-    fitted = fitted_keys(of_model)
+    fitted = fitted_keys(model)
     trained = paths.RECIPE.format(subject=keys["subject"], variant="trained", draw=0)
 
     sites = list(sites)
@@ -104,7 +99,7 @@ def sae_inputs(
     places = list(dict.fromkeys((*sites, *written)))
 
     def captured(**more: str) -> list[str]:
-        each = (captured_by(config, {**of_model, **more, "site": site}) for site in places)
+        each = (captured_by(config, {**model, **more, "site": site}) for site in places)
         return list(dict.fromkeys(each))
 
     return {
@@ -112,7 +107,7 @@ def sae_inputs(
         "heldout": captured(split="eval"),
         "train_tokens": train_tokens if stream or looked_up or compared else [],
         "eval_tokens": eval_tokens if looked_up else [],
-        "model": [paths.RECIPE.format(**of_model)] if stream and not fitted else [],
+        "model": [paths.RECIPE.format(**model)] if stream and not fitted else [],
         # Of no option: a variant's own recipe says where its weights are.
         "weights": [trained] if stream and runs_on_trained(keys["variant"]) else [],
         "fitted": captured(**fitted) if stream and fitted else [],

@@ -23,7 +23,7 @@ from nullsae.jobs.activations import fitted_key, key_of
 from nullsae.jobs.code_hash import files_in, thing_files, with_siblings
 from nullsae.jobs.file_stamps import folder_files, named_file, stamps
 from nullsae.jobs.grid import floor_recipes, trained_together
-from nullsae.jobs.keys import CellKeys, ModelKeys
+from nullsae.jobs.keys import CellKeys, ModelKeys, SaeKeys
 from nullsae.jobs.rules import Wildcards, rule
 
 # Code that makes dictionaries from other SAEs, and no others.
@@ -43,13 +43,9 @@ class Aim(Section):
     """What the `cfg.json` of its cell states."""
 
 
-class SaeCell(Section):
+class SaeCell(SaeKeys):
     """One SAE of a job, beside the keys that all of its SAEs share."""
 
-    site: str
-    sae: str
-    """Key of `saes`."""
-    seed: NonNegativeInt
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
     used_on: UsedOn | None = None
@@ -99,7 +95,7 @@ class TrainSaeParams(Section):
 
     def cell_keys(self, cell: SaeCell) -> CellKeys:
         """All keys of one of the cells."""
-        own = cell.model_dump(include={"site", "sae", "seed"})
+        own = cell.model_dump(include=set(SaeKeys.model_fields))
         return CellKeys(**self.keys.model_dump(), **own)
 
     def recipe(self, cell: SaeCell) -> Sae:
@@ -200,24 +196,21 @@ def derive_sae(config: Config, wildcards: Wildcards) -> DeriveSaeParams:
 
 def _cell(config: Config, cell: Wildcards) -> SaeCell:
     read: list[str] = []
-    site, sae, seed = cell["site"], cell["sae"], int(cell["seed"])
-    recipe, used = config.saes[sae], None
+    keys = SaeKeys.of(cell)
+    recipe, used = config.saes[keys.sae], None
     if isinstance(pretrained := recipe.pretrained, str):
-        path, inside = pretrained_sae_path(pretrained, site)
+        path, inside = pretrained_sae_path(pretrained, keys.site)
         read = folder_files(str(Path(path) / inside)) if is_local(path) else []
     if isinstance(pretrained, FromObject):
         read = [named_file(name) for name in pretrained.files]
     if pretrained is not None and cell["variant"] == "trained":
         used = used_on(config, cell["subject"])
     present = _present_code(recipe, cell["variant"])
-    code = in_use().code("train_sae", cell, present)
     return SaeCell(
-        site=site,
-        sae=sae,
-        seed=seed,
+        **dict(keys),
         local_files=stamps(read),
         used_on=used,
-        code=code,
+        code=in_use().code("train_sae", cell, present),
         aim=_aim(config, cell),
     )
 

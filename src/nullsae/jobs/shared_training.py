@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from pathlib import Path
 from nullsae import paths
 from nullsae.config.saes import Sae
 from nullsae.config.study import Config
-from nullsae.core.files import content_key
-from nullsae.jobs.grid import trained_together
+from nullsae.core.files import content_key, key_in
+from nullsae.jobs.grid import MODEL, trained_together
 from nullsae.jobs.of_models import NUMBER
 from nullsae.jobs.rules import as_json
 from nullsae.jobs.saes import SaeCell, TrainSaeParams, train_sae
@@ -135,7 +134,7 @@ def _groups(config: Config) -> list[tuple[dict[str, str], TrainSaeParams]]:
     if not (stream or settings.shared_pass):
         return []
     together = settings.sites_together if stream else settings.shared_pass == "model"
-    names = ("subject", "variant", "draw", *(() if together else ("site",)))
+    names = (*MODEL, *(() if together else ("site",)))
     groups = {tuple(cell[name] for name in names): None for cell in trained_together(config, {})}
     keys = [dict(zip(names, values, strict=True)) for values in groups]
     return [(each, train_sae(config, each)) for each in keys]
@@ -148,8 +147,4 @@ def _is_made(params: TrainSaeParams, cell: SaeCell, root: Path) -> bool:
     config, *others = (pattern.format(**keys) for pattern in patterns)
     if not all((root / other).is_file() for other in others):
         return False
-    try:
-        found = json.loads((root / config).read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return bool(found == params.cell_key(cell, params.code(cell)))
+    return bool(key_in(root / config) == params.cell_key(cell, params.code(cell)))

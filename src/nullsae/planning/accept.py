@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,12 +13,13 @@ from nullsae import paths
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import is_positive_control
-from nullsae.core.files import content_key
+from nullsae.core.files import content_key, key_in
 from nullsae.jobs import rules as jobs
 from nullsae.jobs.accepted import AcceptedCode, in_use, job_name
 from nullsae.jobs.activations import fitted_key, key_of, shards_key_by
 from nullsae.jobs.code_changes import is_other_code, recorded_cells, recorded_code
 from nullsae.jobs.code_record import Record, changed_files
+from nullsae.jobs.grid import of_model
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import train_sae
 from nullsae.jobs.shared_training import PREFIX
@@ -97,11 +97,11 @@ class Comparison:
         change = self._change(job.rule, job.keys, present, then)
         added = change is not None and job.rule in self.accepted
         if added:
-            self._add(job.rule, job.keys, present, then)
+            in_use().add_code(job.rule, job.keys, present, then)
         if lost or job.differs or not self._is_as_recorded(job, recorded):
             self._dirty.update(job.outputs)
             if added:
-                self._remove(job.rule, job.keys, present)
+                in_use().add_code(job.rule, job.keys, present, present)
             self._lose(job.rule, change)
         elif change:
             change.jobs.append(job.keys)
@@ -116,7 +116,7 @@ class Comparison:
 
     def _look_at_cells(self, job: MadeJob, lost: bool) -> None:
         """The SAEs of a job that trains several, each of which its `cfg.json` names what it is."""
-        keys = {name: job_keys(job)[name] for name in ("subject", "variant", "draw")}
+        keys = of_model(job_keys(job))
         params = train_sae(self.config, keys)
         for cell in params.cells:
             whole = {**keys, "site": cell.site, "sae": cell.sae, "seed": str(cell.seed)}
@@ -126,7 +126,7 @@ class Comparison:
             files = [name for name in job.outputs if Path(name).parent == Path(file).parent]
             recorded = recorded_cells(job.recorded.get(file)).get((cell.site, cell.sae, cell.seed))
             known = (params.code(cell), recorded, *self._known.get("train_sae", ()))
-            found = _read_key(self.root / file)
+            found = key_in(self.root / file)
             then = next((c for c in known if c and params.cell_key(cell, c) == found), None)
             present = jobs.rules()["train_sae"].present_code(self.config, whole)
             change = self._change("train_sae", whole, present, then or recorded or present)
@@ -134,7 +134,7 @@ class Comparison:
                 self._dirty.update(files)
                 self._lose("train_sae", change)
             elif change:
-                self._add("train_sae", whole, present, then)
+                in_use().add_code("train_sae", whole, present, then)
                 change.jobs.append(whole)
                 change.n_files += len(files)
 
@@ -154,12 +154,6 @@ class Comparison:
             if change.rule not in self.accepted:
                 self.others.add(change.rule)
 
-    def _add(self, rule: str, keys: Keys, present: str, then: str) -> None:
-        in_use().add_code(rule, keys, present, then)
-
-    def _remove(self, rule: str, keys: Keys, present: str) -> None:
-        in_use().add_code(rule, keys, present, present)
-
     def _find_key(self, job: MadeJob) -> None:
         """Have activations count by the key that they have, if accepted code alone made it another.
 
@@ -169,7 +163,7 @@ class Comparison:
         if job.keys.keys() != {"subject", "variant", "draw", "split"}:
             return  # a portion
         keys, split = ModelKeys.of(job.keys), job.keys["split"]
-        found = _read_key(self.root / paths.ACTIVATIONS_MANIFEST.format(**job.keys))
+        found = key_in(self.root / paths.ACTIVATIONS_MANIFEST.format(**job.keys))
         if found in (None, key_of(self.config, keys, split)):
             return
         exclude = self.config.activations.exclude.model_dump(mode="json")
@@ -224,11 +218,3 @@ def differing_files(change: Change, record: Record, noted: Record) -> list[str] 
 def job_keys(job: MadeJob) -> Keys:
     """The keys in the path of a job's first output."""
     return paths.partition_keys(next(iter(job.outputs), "")) or job.keys
-
-
-def _read_key(file: Path) -> Any:
-    """The key that a manifest or a `cfg.json` states; None where there is none."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,43 +31,41 @@ class Job:
     """One job."""
 
     rule: str
-    keys: Keys
     work: Work
-    needs: list[int] = field(default_factory=list)
+    needs: list[int]
     """Indices of the jobs that it waits for, all before its own."""
-    cells: list[Keys] = field(default_factory=list)
+    cells: list[Keys]
     """Keys of all that it makes."""
     on_gpu: bool = False
     seconds: float = 0.0
     """Of the GPU, or of the core that it takes."""
 
 
-class Graph:
-    """Jobs in an order in which they can run."""
+def planned_jobs(study: SizedStudy, root: Path) -> list[Job]:
+    """All jobs of a study, as if it had no results, in an order in which they can run.
 
-    def __init__(self, study: SizedStudy, root: Path = Path()) -> None:
-        """Ask Snakemake for all jobs of a study, as if it had no results.
+    Local files of the study are relative to `root`. Nothing is written below its `results/`, and
+    no lock is taken.
 
-        Local files of the study are relative to `root`. Nothing is written below its `results/`,
-        and no lock is taken.
+    Raises:
+        UserError: Snakemake finds a mistake.
+    """
+    jobs: list[Job] = []
+    answer = ask_snakemake(study.config, root, "nullsae.planning.dag")
+    for rule, cells, needs in _ordered(answer):
+        work = job_work(study, rule, cells)
+        if SHARDED.get(rule) in {jobs[need].rule for need in needs}:
+            work = Work(written_bytes=work.written_bytes)
+        jobs.append(Job(rule, work, needs, cells))
+    return jobs
 
-        Raises:
-            UserError: Snakemake finds a mistake.
-        """
-        self.jobs: list[Job] = []
-        answer = ask_snakemake(study.config, root, "nullsae.planning.dag")
-        for rule, cells, needs in _ordered(answer):
-            keys = cells[0]
-            work = job_work(study, rule, cells)
-            rules = {self.jobs[need].rule for need in needs}
-            if SHARDED.get(rule) in rules:
-                work = Work(written_bytes=work.written_bytes)
-            self.jobs.append(Job(rule, keys, work, needs, cells))
 
-    def by_rule(self) -> dict[str, list[Job]]:
-        """The jobs of each rule, in the order in which data flows."""
-        found = {rule: [job for job in self.jobs if job.rule == rule] for rule in WORK}
-        return {rule: jobs for rule, jobs in found.items() if jobs}
+def by_rule(jobs: Iterable[Job]) -> dict[str, list[Job]]:
+    """The jobs of each rule, in the order in which data flows."""
+    found: dict[str, list[Job]] = {rule: [] for rule in WORK}
+    for job in jobs:
+        found[job.rule].append(job)
+    return {rule: made for rule, made in found.items() if made}
 
 
 def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:

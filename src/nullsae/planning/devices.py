@@ -16,6 +16,7 @@ from typing import Any
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
+from nullsae.core.home import cache_folder
 from nullsae.jobs.work import rates
 
 _VERB = "import nullsae.cli.main, nullsae.config.parse"
@@ -33,8 +34,7 @@ STARTS = {
 
 def calibration_file() -> Path:
     """Where what was measured on this machine lies: it is the machine's, not a study's."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "nullsae" / "calibration.json"
+    return cache_folder() / "nullsae" / "calibration.json"
 
 
 def pick_device(name: str, *, on_cpu: bool) -> tuple[rates.Device, rates.Host, str]:

@@ -21,7 +21,7 @@ from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import is_positive_control
 from nullsae.core.errors import UserError
 from nullsae.jobs.corpus import prepare_corpus
-from nullsae.jobs.grid import floor_cells, model_cells, sae_cells
+from nullsae.jobs.grid import floor_cells, model_cells, of_model, sae_cells
 from nullsae.jobs.saes import train_sae
 from nullsae.jobs.shared_training import rule_of
 from nullsae.jobs.subjects import retrain_subject, train_subject, training_key
@@ -89,11 +89,10 @@ def _work(config: Config) -> Iterator[str]:
                     again = retrain_subject(config, keys)
                     yield f"retrain_subject-{training_key(again, manifest)}"
     groups = {
-        tuple(cell[key] for key in ("subject", "variant", "draw"))
-        for cell in chain(sae_cells(config), floor_cells(config))
+        tuple(of_model(cell).items()) for cell in chain(sae_cells(config), floor_cells(config))
     }
-    for of_subject, variant, draw in sorted(groups):
-        saes = train_sae(config, {"subject": of_subject, "variant": variant, "draw": draw})
+    for group in sorted(groups):
+        saes = train_sae(config, dict(group))
         for cell in saes.cells:
             yield f"train_sae-{saes.cell_key(cell, saes.code(cell))}"
 

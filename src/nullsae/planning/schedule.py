@@ -6,16 +6,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from typing import Protocol
 
 from nullsae.planning.dag import Job
-
-
-class Waiting(Protocol):
-    """What is to be scheduled."""
-
-    needs: list[int]
-    """Indices of what it waits for."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class Schedule:
 
 
 def list_schedule(
-    jobs: Sequence[Waiting],
+    needs: Sequence[Sequence[int]],
     seconds: Sequence[float],
     *,
     uses_gpu: Sequence[bool],
@@ -45,15 +37,16 @@ def list_schedule(
 
     List scheduling (Graham 1969, SIAM J. Appl. Math. 17): at most twice as long as the best order.
 
-    Each job stands after those that it needs, and takes one of the GPUs, or one of the slots.
+    Each job stands after those that it needs, by their indices, and takes one of the GPUs, or one
+    of the slots.
     """
-    n = len(jobs)
+    n = len(needs)
     to_end = [0.0] * n
     for index in reversed(range(n)):
         to_end[index] += seconds[index]
-        for need in jobs[index].needs:
+        for need in needs[index]:
             to_end[need] = max(to_end[need], to_end[index])
-    waiting = TopologicalSorter({index: job.needs for index, job in enumerate(jobs)})
+    waiting = TopologicalSorter(dict(enumerate(needs)))
     waiting.prepare()
     ready: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
     free = {True: gpus, False: slots}

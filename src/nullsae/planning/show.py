@@ -24,7 +24,7 @@ from nullsae.jobs.resources import Needs
 from nullsae.jobs.work.amounts import SizedStudy
 from nullsae.jobs.work.rates import job_seconds, wall_seconds
 from nullsae.planning.bills import Bill, bills
-from nullsae.planning.dag import Graph
+from nullsae.planning.dag import Job, by_rule, planned_jobs
 from nullsae.planning.devices import pick_device
 from nullsae.planning.schedule import list_schedule, peak_disk_bytes
 from nullsae.planning.sizes import corpus_sizes, subject_sizes
@@ -105,37 +105,38 @@ def make_plan(
     core = pick_device("cpu", on_cpu=True)[0]
     if cores is None:
         cores = CORES_PER_GPU * gpus if machine.is_gpu else os.cpu_count() or 1
-    graph, threads, walls = Graph(study, root), config.compute.threads, []
-    for job in graph.jobs:
+    jobs, threads, walls = planned_jobs(study, root), config.compute.threads, []
+    for job in jobs:
         job.on_gpu = machine.is_gpu and job.work.gpu
         job.seconds = job_seconds(job.work, machine if job.on_gpu else core, host)
         alone = wall_seconds(job.work, job.seconds, host, threads)
         walls.append(job.seconds if job.on_gpu else alone)
-    on_gpu, slots = [job.on_gpu for job in graph.jobs], max(1, cores // threads)
-    schedule = list_schedule(graph.jobs, walls, uses_gpu=on_gpu, gpus=gpus, slots=slots)
+    on_gpu, slots = [job.on_gpu for job in jobs], max(1, cores // threads)
+    needs = [job.needs for job in jobs]
+    schedule = list_schedule(needs, walls, uses_gpu=on_gpu, gpus=gpus, slots=slots)
     found, counted = bills(config, root)
     calls = {"explain_latents": 0, "score_latents": 0}
     for (_, scorer, _), bill in found.items():
         calls["score_latents" if scorer else "explain_latents"] += bill.calls
     return Plan(
-        rows=_rows(graph, config, calls),
+        rows=_rows(by_rule(jobs), config, calls),
         device=machine.name,
         rates=rates,
         gpus=gpus if machine.is_gpu else 0,
         cores=cores,
         longest_chain_seconds=schedule.longest_chain_seconds,
         seconds=schedule.seconds,
-        disk_bytes=peak_disk_bytes(graph.jobs, schedule),
+        disk_bytes=peak_disk_bytes(jobs, schedule),
         bills=[_bill(config, key, bill) for key, bill in found.items()],
         calls_are_counted=counted,
         tokens_are_counted=all(size.counted for size in study.corpora.values()),
     )
 
 
-def _rows(graph: Graph, config: Config, calls: dict[str, int]) -> list[Row]:
+def _rows(found: dict[str, list[Job]], config: Config, calls: dict[str, int]) -> list[Row]:
     """A row per rule; calls are those of rules."""
     rows, needs = [], Needs(config)
-    for rule, jobs in graph.by_rule().items():
+    for rule, jobs in found.items():
         asked = [needs.asked(rule, job.cells) for job in jobs]
         rows.append(
             Row(

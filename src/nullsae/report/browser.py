@@ -13,6 +13,7 @@ from nullsae import paths, tables
 from nullsae.aggregation.ranking import ALL
 from nullsae.config.metrics import METRICS
 from nullsae.core.visible import visible
+from nullsae.corpus.token_text import read_tokenizer
 from nullsae.report import style
 from nullsae.report.names import shown_explainer
 from nullsae.report.study import Row, Study, thin
@@ -70,7 +71,9 @@ def browser(study: Study) -> dict[str, Any] | None:
     latents, ranked = _latents(study), _ranked(study)
     metrics = set(ranked["metric"].to_pylist())
     texts = {
-        name: TokenText.load(study.root / paths.TOKENIZER_FILE.format(corpus=section.corpus))
+        name: TokenText(
+            read_tokenizer(study.root / paths.TOKENIZER_FILE.format(corpus=section.corpus))
+        )
         for name, section in config.subjects.items()
     }
     return {
@@ -164,8 +167,7 @@ def _latents(study: Study) -> pa.Table:
 
     Not `study.tables`, which has the sampled ones alone.
     """
-    path = study.root / paths.TABLE.format(table="latents")
-    table = tables.read_table(path, tables.SCHEMAS["latents"], columns=_READ)
+    table = tables.read_whole(study.root, "latents", columns=_READ)
     saes = pa.array(shown_saes(study), type=pa.string())
     return table.filter(
         pc.field("passes_filter") & (pc.field("draw") == 0) & pc.field("sae").isin(saes)
@@ -174,11 +176,9 @@ def _latents(study: Study) -> pa.Table:
 
 def _ranked(study: Study) -> pa.Table:
     """What `latents_ranked` has of the same cells; nothing where a study lacks the table."""
-    schema = tables.SCHEMAS["latents_ranked"]
-    path = study.root / paths.TABLE.format(table="latents_ranked")
-    if not path.is_file():
-        return schema.empty_table()
-    table = tables.read_table(path, schema, columns=_RANKED)
+    if not (study.root / paths.TABLE.format(table="latents_ranked")).is_file():
+        return tables.SCHEMAS["latents_ranked"].empty_table()
+    table = tables.read_whole(study.root, "latents_ranked", columns=_RANKED)
     saes = pa.array(shown_saes(study), type=pa.string())
     has_q = pc.field("q").is_valid()
     return table.filter(has_q & (pc.field("draw") == 0) & pc.field("sae").isin(saes))
@@ -290,7 +290,7 @@ def _details(
                 [piece.text, _rounded(piece.activation, _FEWER_DIGITS)]
                 if piece.activation > 0
                 else piece.text
-                for piece in text.pieces(w["token_ids"], w["activations"], row["max_activation"])
+                for piece in text.pieces(w["token_ids"], w["activations"])
             ]
             for w in windows
         ],

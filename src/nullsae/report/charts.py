@@ -16,7 +16,7 @@ from nullsae.report.study import Row
 if TYPE_CHECKING:
     import altair as alt
 
-    C = TypeVar("C", alt.Color, alt.Shape, alt.StrokeDash)
+    C = TypeVar("C", alt.Color, alt.Fill, alt.Shape, alt.StrokeDash)
 else:  # what asks for the names of figures draws none
     alt = lazy("altair")
 
@@ -52,7 +52,7 @@ def by_look(
     """A channel that tells the values of a field apart as `style` does.
 
     Args:
-        channel: `alt.Color`, `alt.Shape` or `alt.StrokeDash`.
+        channel: `alt.Color`, `alt.Fill`, `alt.Shape` or `alt.StrokeDash`.
         look: the function of `style` that says how a variant looks in it.
         names: all values of the field, in the order of the legend.
         field: of the rows.

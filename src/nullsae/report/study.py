@@ -150,8 +150,7 @@ def load_study(config: Config, root: Path) -> Study:
     # Floors are no variants.
     of_variants = pc.field("variant").isin(pa.array(config.variants, type=pa.string()))
     for name, columns in COLUMNS.items():
-        path = root / paths.TABLE.format(table=name)
-        table = tables.read_table(path, tables.SCHEMAS[name], columns=columns)
+        table = tables.read_whole(root, name, columns=columns)
         if name == "reconstruction":
             floors = table.filter(whole & ~of_variants).to_pylist()
         if "variant" in table.column_names:

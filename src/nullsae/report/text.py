@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from nullsae.core.errors import UserError
-from nullsae.core.files import rebuild_command
 from nullsae.core.visible import visible
 from nullsae.corpus.token_text import token_text
 
@@ -29,8 +26,6 @@ class Piece:
 
     text: str
     activation: float
-    alpha: float
-    """Activation as a share of the scale, 0 to 1."""
 
 
 class TokenText:
@@ -39,23 +34,6 @@ class TokenText:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._seen: dict[int, str] = {}
-
-    @classmethod
-    def load(cls, path: Path) -> TokenText:
-        """Read a `tokenizer.json`.
-
-        Raises:
-            UserError: missing or not a tokenizer file.
-        """
-        rebuild = rebuild_command(path)
-        if not path.is_file():
-            raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}")
-        try:
-            return cls(Tokenizer.from_file(str(path)))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise UserError(
-                f"{path}: not readable as a tokenizer ({error}); rebuild it with: {rebuild}"
-            ) from None
 
     def one(self, token_id: int) -> str:
         """The text of one token as it stands, white space included.
@@ -89,24 +67,19 @@ class TokenText:
             yield text, max(values)
             ids, values = [], []
 
-    def pieces(
-        self, token_ids: Sequence[int], activations: Sequence[float], scale: float
-    ) -> list[Piece]:
+    def pieces(self, token_ids: Sequence[int], activations: Sequence[float]) -> list[Piece]:
         """Cut a window into its active tokens and the silent stretches between them.
 
-        `activations` are the latent's on each token; `scale` is drawn in full colour.
+        `activations` are the latent's on each token.
         """
         found: list[Piece] = []
         tokens = zip(token_ids, activations, strict=True)
         for active, run in groupby(tokens, key=lambda token: token[1] > 0):
             pairs = list(run)
             if active:
-                found += [
-                    Piece(inked(text), value, min(1.0, value / scale))
-                    for text, value in self._characters(pairs)
-                ]
+                found += [Piece(inked(text), value) for text, value in self._characters(pairs)]
             else:
-                found.append(Piece(inked(self.run([token for token, _ in pairs])), 0.0, 0.0))
+                found.append(Piece(inked(self.run([token for token, _ in pairs])), 0.0))
         return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,8 @@ def train_subject(
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
     checkpoint = work / f"train_subject-{training_key(params, tokens.manifest)}.safetensors"
     tokenizer = tokenizer_beside(eval_tokens)
-    # Beside the checkpoint: whoever resumes it did not make it alone.
-    makers = checkpoint.with_suffix(".json")
     keys: dict[str, Any] = {"seed": params.seed, "subject": params.subject}
-    with alone_at([checkpoint.with_suffix(".lock")]) as alone:
-        if alone.certain:
-            drop_partial(checkpoint)
-        provenance.record(work, name=makers.name, resumes=checkpoint.is_file())
+    with resumable(checkpoint) as makers:
         model, initial, log = train_model(
             source, tokens, **keys, device=device, checkpoint=checkpoint, progress=progress
         )
@@ -88,8 +84,23 @@ def train_subject(
                 checks = [gates.untrained(initial, model.state_dict())]
                 model.load_state_dict(initial)
             recipe = {**keys, "variant": variant, "draw": 0, "source": made}
-            _publish(model, folder, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
+            publish(model, folder, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
             provenance.record(folder, parts=[makers])
+
+
+@contextmanager
+def resumable(checkpoint: Path) -> Iterator[Path]:
+    """Let no other process at a training, and forget its checkpoint once the block has succeeded.
+
+    Yields:
+        The file beside it that says who made it: whoever resumes it did not make it alone.
+    """
+    makers = checkpoint.with_suffix(".json")
+    with alone_at([checkpoint.with_suffix(".lock")]) as alone:
+        if alone.certain:
+            drop_partial(checkpoint)
+        provenance.record(makers.parent, name=makers.name, resumes=checkpoint.is_file())
+        yield makers
         for file in (checkpoint, makers):
             file.unlink(missing_ok=True)
 
@@ -167,7 +178,7 @@ def randomize_model(
     if params.source is not None and variant.origin == "source" and keys.variant != "trained":
         as_trained = dict(fetch(params.source).named_parameters())
         checks = [gates.untrained(dict(model.named_parameters()), as_trained)]
-    _publish(
+    publish(
         *(model, output, recipe, heldout, device),
         checks=checks,
         tokenizer=tokenizer_beside(eval_tokens),
@@ -243,7 +254,7 @@ def randomize_gated(
     ]
 
 
-def _publish(
+def publish(
     model: Any,
     folder: Path,
     recipe: dict[str, Any],

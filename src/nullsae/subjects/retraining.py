@@ -19,15 +19,14 @@ from nullsae.config.variants import VARIANTS
 from nullsae.core import provenance
 from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
-from nullsae.core.files import drop_partial, read_json
-from nullsae.core.locking import alone_at
+from nullsae.core.files import read_json
 from nullsae.core.randomness import seed_of
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.subjects import RetrainSubjectParams, training_key
 from nullsae.subjects import gates
 from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import fetch, load_subject
-from nullsae.subjects.publish import _publish, check_loss, check_tokens, tokenizer_beside
+from nullsae.subjects.publish import check_loss, check_tokens, publish, resumable, tokenizer_beside
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +106,7 @@ def _train(
     device, seed = device_of(params.compute.device), training_seed(params)
     key = training_key(params, tokens.manifest)
     checkpoint = work / f"retrain_subject-{key}.safetensors"
-    # Beside the checkpoint: whoever resumes it did not make it alone.
-    makers = checkpoint.with_suffix(".json")
-    with alone_at([checkpoint.with_suffix(".lock")]) as alone:
-        if alone.certain:
-            drop_partial(checkpoint)
-        provenance.record(work, name=makers.name, resumes=checkpoint.is_file())
+    with resumable(checkpoint) as makers:
         model, initial, steps = train_model(
             source,
             tokens,
@@ -127,10 +121,8 @@ def _train(
         made |= {"training_seed": seed, "log": steps}
         checks = [gates.untrained(initial, model.state_dict())]
         recipe = {**params.keys.model_dump(), "seed": params.seed, "source": made}
-        _publish(model, output, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
+        publish(model, output, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
         provenance.record(output, parts=[makers])
-        for file in (checkpoint, makers):
-            file.unlink(missing_ok=True)
 
 
 def _fetch(
@@ -161,7 +153,7 @@ def _fetch(
     # Not a tensor is shared: what was trained on from the subject is no other training.
     checks = [gates.changed(dict(own.named_parameters()), tensors, set(tensors))]
     device = device_of(params.compute.device)
-    _publish(
+    publish(
         *(model, output, recipe, heldout, device),
         checks=checks,
         tokenizer=tokenizer,

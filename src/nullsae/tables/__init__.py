@@ -5,6 +5,22 @@ bytes. Units stand in column names or in a field's `unit` metadata. Nothing here
 number is computed.
 """
 
-from nullsae.tables.io import AGGREGATED, MEASURED, SCHEMAS, cell_schema, read_table, write_table
+from nullsae.tables.io import (
+    AGGREGATED,
+    MEASURED,
+    SCHEMAS,
+    cell_schema,
+    read_table,
+    read_whole,
+    write_table,
+)
 
-__all__ = ["AGGREGATED", "MEASURED", "SCHEMAS", "cell_schema", "read_table", "write_table"]
+__all__ = [
+    "AGGREGATED",
+    "MEASURED",
+    "SCHEMAS",
+    "cell_schema",
+    "read_table",
+    "read_whole",
+    "write_table",
+]

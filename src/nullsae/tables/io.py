@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nullsae import paths
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, rebuild_command
 from nullsae.tables import study
@@ -101,3 +102,8 @@ def read_table(
     if not table.schema.equals(wanted):
         raise UserError(f"{path}: made by another version of nullsae; rebuild it with: {rebuild}")
     return table
+
+
+def read_whole(root: Path, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table of all cells below `root`, checked as `read_table` does."""
+    return read_table(root / paths.TABLE.format(table=table), SCHEMAS[table], columns=columns)

@@ -200,10 +200,10 @@ class Run:
                 estimate = max(known) if known else None
             is_least |= estimate is None
             seconds.append(estimate or 0.0)
-        steps = [_Step([places[n] for n in job.needs if n in places]) for job in left]
+        needs = [[places[n] for n in job.needs if n in places] for job in left]
         slots, gpus = self._machines(left)
         uses_gpu = [job.gpu for job in left]
-        plan = list_schedule(steps, seconds, uses_gpu=uses_gpu, gpus=gpus, slots=slots)
+        plan = list_schedule(needs, seconds, uses_gpu=uses_gpu, gpus=gpus, slots=slots)
         return TimeLeft(plan.seconds, is_least)
 
     def _to_come(self) -> Iterator[Job]:
@@ -226,11 +226,6 @@ class Run:
         # A cluster has no cores of this run's own.
         slots = min(n, cores // threads if cores else n, at_once or n)
         return max(1, slots), max(1, n if gpus is None else gpus)
-
-
-@dataclass
-class _Step:
-    needs: list[int]
 
 
 class _Estimates:

@@ -9,6 +9,7 @@ import pytest
 # The scripted server serves the judges' tests too, which lie one folder up.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from llm_asking import ask
 from scripted_server import Options, ScriptedServer
 
 
@@ -21,5 +22,14 @@ def process() -> Iterator[ScriptedServer]:
 @pytest.fixture
 def server(process: ScriptedServer) -> ScriptedServer:
     process.set(**vars(Options()))
+    process.reset()
+    return process
+
+
+@pytest.fixture
+def known(process: ScriptedServer, tmp_path: Path) -> ScriptedServer:
+    """A server whose abilities are known already."""
+    process.set(**vars(Options()))
+    ask(process.url, [99], tmp_path)
     process.reset()
     return process

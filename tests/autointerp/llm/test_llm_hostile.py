@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from llm_asking import N_PLAIN_PROBES, ask, contents, expected
-from scripted_server import Options, ScriptedServer
+from scripted_server import ScriptedServer
 
 from nullsae.autointerp.llm.answers import (
     Answer,
@@ -48,15 +48,6 @@ def token(logprob: str, text: str = '"1"', more: str = "") -> str:
     top = f'[{{"token": "0", "logprob": {logprob}}}]'
     entry = f'"token": {text}, "logprob": {logprob}, "top_logprobs": {top}{more}'
     return f'{{"content": [{{{entry}}}]}}'
-
-
-@pytest.fixture
-def known(process: ScriptedServer, tmp_path: Path) -> ScriptedServer:
-    """A server whose abilities are known already."""
-    process.set(**vars(Options()))
-    ask(process.url, [99], tmp_path)
-    process.reset()
-    return process
 
 
 @pytest.mark.parametrize("content", ['"a\\ud83d"', '"\\udc00b"', '"x \\ud800\\ud800"'])

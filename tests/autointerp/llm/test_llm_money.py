@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from llm_asking import PLAIN, ask, contents, expected, question
-from scripted_server import Options, ScriptedServer
+from scripted_server import ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.endpoint import Abilities, request_body
@@ -22,12 +22,8 @@ PRICES = {"m": Price(input_usd_per_million_tokens=100.0, output_usd_per_million_
 
 
 @pytest.fixture
-def server(process: ScriptedServer, tmp_path: Path) -> ScriptedServer:
-    """One whose abilities are known already."""
-    process.set(**vars(Options()))
-    ask(process.url, [99], tmp_path)
-    process.reset()
-    return process
+def server(known: ScriptedServer) -> ScriptedServer:
+    return known
 
 
 def spent(root: Path) -> float:

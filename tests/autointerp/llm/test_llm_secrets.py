@@ -19,7 +19,7 @@ from nullsae.autointerp.llm.answers import Answer, Asked, RefusedError, read_ans
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.secrets import BLANK, Secrets
 from nullsae.config.llm import Llm
-from nullsae.core.errors import UserError
+from refusing import refused
 
 KEY = "sk-planted-5up3r+s3cr3t/0="
 SECRETS = Secrets({"Authorization": f"Bearer {KEY}", "X-Tenant": "1"})
@@ -110,12 +110,11 @@ def test_a_key_that_is_sent_back_is_in_no_reply_cache_or_log(
     replies, _ = ask(server.url, 2, tmp_path, endpoint=with_key)
     assert [reply.content for reply in replies if reply] == [f"You sent {BLANK} to me"] * 2
     server.set(key="another")
-    with pytest.raises(UserError) as caught:
-        ask(server.url, [7], tmp_path, endpoint=with_key)
+    said = refused(ask, server.url, [7], tmp_path, endpoint=with_key)
     shown = ECHOES[way](key)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     found = "".join(path.read_bytes().decode("latin-1") for path in files)
-    for text in (str(caught.value), caplog.text, found):
+    for text in (said, caplog.text, found):
         assert shown.casefold() not in text.casefold()
         assert key.casefold() not in understood(text)
 

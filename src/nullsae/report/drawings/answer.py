@@ -136,14 +136,9 @@ def _panel(
     mark = alt.Chart(data).mark_point(size=50, strokeWidth=1.5, opacity=0.95)
     colour = charts.by_look(alt.Color, style.colour, shown, legend=legend)
     mark = mark.encode(
-        *(
-            y,
-            x,
-            colour,
-            alt.YOffset("variant:N", sort=shown, scale=alt.Scale(domain=shown)),
-            charts.by_look(alt.Shape, style.shape, shown, legend=legend),
-        ),
-        fill=alt.Fill("variant:N", scale=colour_scale(shown), legend=None),
+        *(y, x, colour, alt.YOffset("variant:N", sort=shown, scale=alt.Scale(domain=shown))),
+        charts.by_look(alt.Shape, style.shape, shown, legend=legend),
+        fill=charts.by_look(alt.Fill, style.colour, shown),
         fillOpacity=alt.condition("datum.apart", alt.value(1), alt.value(0)),
     )
     zero = alt.Chart(data).transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
@@ -151,8 +146,3 @@ def _panel(
     heading = alt.Title(title, fontSize=13, offset=6, frame="group")
     layers = [band, *lines, mark]
     return alt.LayerChart(layer=layers, width=WIDTH, height=ROW * len(names), title=heading)
-
-
-def colour_scale(variants: Sequence[str]) -> alt.Scale:
-    """The same colours for the inside of marks."""
-    return alt.Scale(domain=list(variants), range=[style.colour(name) for name in variants])

@@ -19,7 +19,8 @@ def script(monkeypatch: pytest.MonkeyPatch):
 def summary(variant: str, value: float | None, low: float | None = None) -> dict[str, object]:
     high = None if low is None else 2 * value - low
     return {
-        **{"metric": "auroc", "explainer": "lexical", "scorer": "fuzzing", "site": "embed"},
+        **{"sae": "topk", "metric": "auroc", "explainer": "lexical", "scorer": "fuzzing"},
+        **{"site": "embed"},
         **{"variant": variant, "value": value, "low": low, "high": high},
     }
 
@@ -47,4 +48,4 @@ def test_every_mark_of_a_page_has_its_text(script):
         for page in script.PAGES
         for name in script.MARK.findall((REPOSITORY / page).read_text(encoding="utf-8"))
     }
-    assert marks == {"answer", "models", "summaries", "power", "stages"}
+    assert marks == {"answer", "models", "summaries", "power", "stages", "dictionaries"}

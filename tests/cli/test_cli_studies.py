@@ -46,22 +46,17 @@ def test_help_shows_the_verbs_for_people_first_and_the_rules_in_a_panel_of_their
     assert {*of_rules}.isdisjoint(studies)
 
 
-def test_help_loads_no_library_and_takes_a_fraction_of_a_second() -> None:
+def test_help_loads_no_library() -> None:
     probe = (
-        "import sys, time, contextlib, io\n"
+        "import sys, contextlib, io\n"
         "from nullsae.cli.main import app\n"
         "with contextlib.redirect_stdout(io.StringIO()):\n"
         "    app(['--help'], standalone_mode=False)\n"
-        "print(time.process_time())\n"
         "print(*{m.partition('.')[0] for m in sys.modules})\n"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-        for _ in range(5)
-    ]
-    seconds, modules = zip(*(run.stdout.splitlines() for run in runs), strict=True)
-    assert {"pydantic", "numpy", "pyarrow", "yaml", "torch"}.isdisjoint(modules[0].split())
-    assert min(map(float, seconds)) < 0.5  # 0.25 on a core of its own
+    command = [sys.executable, "-c", probe]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert {"pydantic", "numpy", "pyarrow", "yaml", "torch"}.isdisjoint(said.split())
 
 
 def test_the_module_and_the_shell_s_completion_know_the_verbs() -> None:

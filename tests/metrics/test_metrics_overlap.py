@@ -209,7 +209,7 @@ def test_all_comparable_pairs_are_there_and_no_others() -> None:
             "scorers": {},
         }
     )
-    cells = [MatchedSae(**cell) for cell in matched_cells(config, "s", "topk")]
+    cells = [MatchedSae(**cell) for cell in matched_cells(config, "s", "embed", "topk")]
     assert len(cells) == 2 * (1 + 1 + 3 + 3)
     found = {(kind, str(a), str(b)) for kind, a, b in pairs(cells)}
     expected = set()

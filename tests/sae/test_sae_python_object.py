@@ -222,10 +222,10 @@ def test_a_plan_names_the_object_and_parsing_does_not_run_it(package: str) -> No
 def test_a_mistake_in_an_object_is_known_when_the_config_is_parsed(
     package: str, keys: dict[str, Any], says: str
 ) -> None:
-    said = refused(
-        check_pretrained, resolve_subjects(parse_config(study({**given(package), **keys})))
-    )
-    assert says in said
+    def parsed() -> None:
+        check_pretrained(resolve_subjects(parse_config(study({**given(package), **keys}))))
+
+    assert says in refused(parsed)
 
 
 def test_what_is_made_of_encoder_rows_is_not_made_from_an_object(package: str) -> None:

@@ -344,7 +344,9 @@ def test_a_hub_has_as_many_draws_as_models(tmp_path: Path) -> None:
     assert draws(of_hub(WITH, 3, retrained=each)) == [0, 1, 2]
     none = of_hub(WITH, 3, retrained={"path": None})
     assert draws(none) == []
-    assert {c["variant"] for c in matched_cells(none, "tiny", "topk")} == set(WITHOUT)
+    assert {c["variant"] for c in matched_cells(none, "tiny", "resid_post.1", "topk")} == set(
+        WITHOUT
+    )
     keys = {"subject": "tiny", "variant": "trained", "draw": "0"}
     assert [c["variant"] for c in cross_cells(none, keys)] == WITHOUT
     fetched, _ = wanted(of_hub(WITH, 2, retrained=each), tmp_path)

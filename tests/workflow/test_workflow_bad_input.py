@@ -23,7 +23,7 @@ from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.jobs.rules import rule_params
 
 pytestmark = pytest.mark.workflow
-CPU_SECONDS = 5.0
+CPU_SECONDS = 10.0
 TRAINED = {"subject": "small", "variant": "trained", "draw": "0"}
 CELL = {**TRAINED, "site": "resid_post.0", "sae": "topk", "seed": "0"}
 

@@ -66,7 +66,8 @@ class Units:
 
     def looked_up(self, name: str, ids: Ints) -> Floats:
         """A column at the units `ids`, int64 [n_ids]: float64 [n_ids], NaN where there is none."""
-        return np.asarray(pd.Series(self.column(name)[0], self.ids).reindex(ids), dtype=np.float64)
+        values = pd.Series(self.column(name)[0], self.ids).reindex(ids)
+        return values.to_numpy(np.float64, copy=True)
 
 
 def read_cells(table: str, files: Iterable[str], root: Path) -> list[tuple[Keys, pa.Table]]:

@@ -67,7 +67,7 @@ class Units:
     def looked_up(self, name: str, ids: Ints) -> Floats:
         """A column at the units `ids`, int64 [n_ids]: float64 [n_ids], NaN where there is none."""
         values = pd.Series(self.column(name)[0], self.ids).reindex(ids)
-        return values.to_numpy(np.float64, copy=True)
+        return np.array(values, dtype=np.float64)  # a copy, to be written
 
 
 def read_cells(table: str, files: Iterable[str], root: Path) -> list[tuple[Keys, pa.Table]]:

@@ -26,7 +26,7 @@ from nullsae.jobs.of_models import NUMBER
 
 REPOSITORY = Path(__file__).parents[2]
 N_DOCUMENTS = 60
-TIMEOUT_SECONDS = 400
+TIMEOUT_SECONDS = 1200
 CONFIG: dict[str, Any] = {
     "seed": 0,
     # Jobs of one thread, so that two of them fit side by side.

@@ -15,8 +15,8 @@ endif
 PYTORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-# Python compiles what it imports: a small part of what pip would compile, for over a minute.
-export PIP_COMPILE := no
+# Each job is a process of its own: what is not kept compiled is compiled anew, 10 s a job.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

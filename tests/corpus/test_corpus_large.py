@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 from corpus_files import files_of
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from killed_streams import STREAM, WORDS, downloads_of_two_runs, save_words
 from nullsae import paths
 from nullsae.config.corpora import Corpus, HubSource
 from nullsae.config.parse import parse_section
@@ -32,9 +31,7 @@ from nullsae.corpus.reading import Document, Reader
 from nullsae.corpus.sources import HubTexts
 from nullsae.corpus.tokenizer import Encoder, train_tokenizer
 from nullsae.jobs.corpus import PrepareCorpusParams
-from tiny_hub import TinyHub
 
-WORDS = [f"word{i}" for i in range(300)]
 CONTEXT = 16
 SHARE = 0.2
 
@@ -43,15 +40,6 @@ def texts_of(n: int, n_words: int = 30) -> list[str]:
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 2 * n_words))) for _ in range(n)]
     return [*texts, "", *texts[: n // 10]]
-
-
-def save_words(folder: Path) -> Path:
-    """A tokenizer that knows nothing but the words."""
-    vocabulary = {word: i for i, word in enumerate([*WORDS, "</s>", "<unk>"])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
-    return folder
 
 
 def params_of(root: Path, texts: list[str], **keys: Any) -> PrepareCorpusParams:
@@ -235,29 +223,10 @@ def test_a_killed_stream_goes_on_where_it_was_and_not_at_the_first_file(
         (tmp_path / "data" / name).write_text(text)
     prepare_corpus(local, "c", tmp_path / "whole")
 
-    source = {"kind": "hub", "path": "some/text", "streaming": True}
-    corpus = local.corpus.model_dump(mode="json") | {"source": source}
-    hub = TinyHub()
-    hub.add("datasets", "some/text", {name: text.encode() for name, text in files.items()})
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment = {**kept, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint}
-    fetched = []
-    try:
-        for at in (12_000, 10**9):
-            command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), json.dumps(corpus)]
-            done = subprocess.run(
-                [*command, str(at)], env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == (-signal.SIGKILL if at < 10**9 else 0), done.stderr
-            fetched.append({path.rsplit("/", 1)[-1] for path in hub.downloaded()} & files.keys())
-            hub.requests.clear()
-    finally:
-        hub.stop()
-    first, second = fetched
-    assert len(first) > 6
+    corpus = local.corpus.model_dump(mode="json") | {"source": STREAM}
+    place, home = tmp_path / "killed", tmp_path / "home"
+    first, second = downloads_of_two_runs(KILLED, corpus, files, place, home)
     assert second - first
-    # Fetched again: the first for its columns, those since the last checkpoint, and one before.
-    assert first & second <= {"train-00.jsonl", *sorted(first)[-3:]}
     whole, killed = files_of(tmp_path / "whole"), files_of(tmp_path / "killed")
     assert killed.keys() == whole.keys()
     for name in whole:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from killed_streams import STREAM, WORDS, downloads_of_two_runs, save_words
 from nullsae.fetching.streams import Recorded
-from tiny_hub import TinyHub
 
-WORDS = [f"word{i}" for i in range(300)]
 N_FILES, N_TEXTS = 20, 900
 FETCH = """
 import json, os, signal, sys
@@ -44,15 +37,6 @@ streams.Stream(corpus, corpus.source, Path(sys.argv[1]), "c", "test").fetch()
 """
 
 
-def words_tokenizer(folder: Path) -> str:
-    """One that knows nothing but the words."""
-    vocabulary = {word: i for i, word in enumerate([*WORDS, "</s>", "<unk>"])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
-    return str(folder)
-
-
 def test_a_killed_fetch_goes_on_at_its_last_checkpoint(tmp_path: Path) -> None:
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 60))) for _ in range(N_TEXTS)]
@@ -60,35 +44,18 @@ def test_a_killed_fetch_goes_on_at_its_last_checkpoint(tmp_path: Path) -> None:
     files = {
         f"train-{i:02}.jsonl": "".join(
             json.dumps({"text": text}) + "\n" for text in texts[each * i : each * (i + 1)]
-        ).encode()
+        )
         for i in range(N_FILES)
     }
     corpus = {
-        "source": {"kind": "hub", "path": "some/text", "streaming": True},
-        "tokenizer": {"kind": "pretrained", "path": words_tokenizer(tmp_path / "words")},
+        "source": STREAM,
+        "tokenizer": {"kind": "pretrained", "path": str(save_words(tmp_path / "words"))},
         **{"context_tokens": 16, "eval_share": 0.2, "sae_train_tokens": 16_000},
         "eval_tokens": 3000,
     }
-    hub = TinyHub()
-    hub.add("datasets", "some/text", files)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment = {**kept, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": hub.endpoint}
-    fetched = []
-    try:
-        for at in (12_000, 10**9):
-            command = [sys.executable, "-c", FETCH, str(tmp_path / "home"), json.dumps(corpus)]
-            done = subprocess.run(
-                [*command, str(at)], env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == (-signal.SIGKILL if at < 10**9 else 0), done.stderr
-            fetched.append({path.rsplit("/", 1)[-1] for path in hub.downloaded()} & files.keys())
-            hub.requests.clear()
-    finally:
-        hub.stop()
-    first, second = fetched
-    assert len(first) > 6
-    assert first & second <= {"train-00.jsonl", *sorted(first)[-3:]}
-    [file] = (tmp_path / "home").rglob("*.*")
+    home = tmp_path / "home"
+    downloads_of_two_runs(FETCH, corpus, files, home, tmp_path / "hub")
+    [file] = home.rglob("*.*")
     found = pq.read_table(file)["text"].to_pylist()
     # All that were read, once and in order, and no more than what fills both splits.
     assert found == texts[: len(found)]

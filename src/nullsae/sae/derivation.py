@@ -183,7 +183,7 @@ def l0_gate(wanted: float, found: float) -> Gate:
     """Whether an SAE has as many firings as another one on the same tokens, within a share."""
     share = found / wanted - 1.0 if wanted else float(found > 0)
     detail = (
-        f"L0 on held-out tokens differs by {share:+.1%}; at most {SLACK:.0%} is allowed. The sample "
-        f"is too small, or the text of eval differs from that of sae_train"
+        f"L0 on held-out tokens differs by {share:+.1%}; at most {SLACK:.0%} is allowed. The "
+        "sample is too small, or the text of eval differs from that of sae_train"
     )
     return judged("l0", abs(share) <= SLACK, detail)

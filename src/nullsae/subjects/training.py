@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import math
@@ -197,6 +198,19 @@ class Training:
         return loss.item()
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, where the C library is glibc.
+
+    It gives blocks above 32 MB, such as the logits of a batch, back to the system at once. Each
+    step then faults them in anew: a fifth of the time of a small training. No bit changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+
+
 def train_model(
     source: TrainSource,
     tokens: Tokens,
@@ -233,6 +247,7 @@ def train_model(
         StoppedError: SIGTERM came, and there is a checkpoint.
         UserError: `rotary_share` gives an odd width, or the loss is no longer finite.
     """
+    keep_freed_memory()
     model = _initial_model(source, tokens, seed=seed, subject=subject)
     initial = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.to(device).train()

@@ -61,6 +61,8 @@ def found(content: str, n: int) -> dict[int, int]:
         ('{"final": {"1": 0, "2": 1}, "initial": {"1": 1, "2": 0}}', 2, {1: 0, 2: 1}),
         ('{"answers": {"1": 0, "2": 1}, "example": {"1": 1, "2": 0}}', 2, {1: 0, 2: 1}),
         ('{"first_guess": [1, 0], "labels": {"1": 0, "2": 1}}', 2, {1: 0, 2: 1}),
+        ('{"active": {"1": 1}, "silent": {"2": 1}}', 2, {1: 1}),
+        ('{"active": [2, 1], "labels": {"1": 0, "2": 1}, "inactive": [1]}', 2, {1: 0, 2: 1}),
         # Taken back: which one counts nobody knows.
         ("1: 0 -> 1\n2: 1", 2, {2: 1}),
         ("| Window | Active |\n|---|---|\n| 1 | 1 \u2192 0 |\n| 2 | 1 |", 2, {2: 1}),
@@ -170,7 +172,7 @@ def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, in
         ("text one, 0\ntext two, 1", 2),
         ("Window 1 (0), Window 2 (1)", 2),
         ('{"inactive": {"1": 1, "2": 0}}', 2),
-        ('{"active": {"1": 1}, "silent": {"2": 1}}', 2),
+        ('{"active": [1], "silent": {"2": 1}}', 2),
         ('1: "1: 1, 2: 0" -> 0', 1),
         ("Window 1: <text>has 2: 1 mug, 1: 0</text> no", 2),
     ],

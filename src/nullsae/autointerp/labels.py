@@ -96,9 +96,12 @@ def _blocks_of(node: Node) -> list[Block]:
         return [Block(node.start, unkeyed=[item for item in items if item], is_json=True)]
     inner = [(key, found) for key, value in node.items if (found := _blocks_of(value))]
     lists = [key for key, found in inner if found[-1].unkeyed is not None]
-    if len(lists) > 1 or any(key and _NEGATED_FIELD.match(key.text) for key, _ in inner):
-        # Such as the active and the silent windows: an answer that nobody can be sure of.
-        return [Block(node.start, is_json=True)] if inner else []
+    negated = [key for key, _ in inner if key and _NEGATED_FIELD.match(key.text)]
+    if len(lists) > 1 or negated:
+        # Such as the active and the silent windows: their lists may be numbers of windows.
+        inner = [(key, found) for key, found in inner if key not in (*lists, *negated)]
+        if not inner:
+            return [Block(node.start, is_json=True)]
     for kind in (_FINAL_FIELD, _DRAFT_FIELD):
         of_kind = [key for key, _ in inner if key and kind.match(key.text)]
         if 0 < len(of_kind) < len(inner):

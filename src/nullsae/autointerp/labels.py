@@ -129,9 +129,10 @@ def _rows_of_object(node: Branch) -> list[tuple[int, Label | None]]:
         return []
     if isinstance(keys[0], Leaf) and (number := read_number(keys[0].text)) is not None:
         return [(number, _label_of(named))]
-    are_lists = isinstance(named, Branch) and named.kind == "["
-    if isinstance(keys[0], Branch) and keys[0].kind == "[" and are_lists:
-        numbers = [read_number(v.text) if isinstance(v, Leaf) else None for v in keys[0].values()]
+    windows = keys[0]
+    lists = [v for v in (windows, named) if isinstance(v, Branch) and v.kind == "["]
+    if isinstance(windows, Branch) and isinstance(named, Branch) and len(lists) == 2:
+        numbers = [read_number(v.text) if isinstance(v, Leaf) else None for v in windows.values()]
         said = [_label_of(value) for value in named.values()]
         if len(said) == len(numbers) and None not in numbers:
             return [(n, label) for n, label in zip(numbers, said, strict=True) if n is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,8 @@ def test_a_study_of_a_folder_of_its_own_runs_from_anywhere(
 ) -> None:
     monkeypatch.chdir(made.root)
     overlay = tmp_path / "own/study.yaml"
+    overlay.parent.mkdir()
+    shutil.copy("config.yaml", overlay.parent)
     arguments = ("sae", "--model", "./model", "--corpus", "texts.jsonl", "--tokens", "2048")
     given = ("check", *arguments, "--device", "cpu", "--overlay", str(overlay))
     found = CliRunner().invoke(app, given)

@@ -61,9 +61,9 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
 
     Args:
         asked: what the command line says.
-        overlay: file to write, merged over the base config of `root`; its plan is printed. One of
-            the name study.yaml is a study of its own folder.
-        root: folder of the study.
+        overlay: file to write, merged over the base config of `root`; its plan is printed. One
+            named study.yaml is a study of its own folder, unless `root` is another one.
+        root: folder of the study; the present one by default.
 
     Raises:
         UserError: SAE, model or text cannot be had, or do not go together at all.
@@ -199,7 +199,7 @@ def _write_study(
     parse_config(merge(base, study))
     told = f"# A study of {card.asked.pretrained}, written by nullsae check: {figures(best)}.\n"
     write_text(overlay, visible(told) + yaml.safe_dump(study, sort_keys=False))
-    is_own = overlay.name == OVERLAY
+    is_own = overlay == root / OVERLAY
     words = ["nullsae run", *([str(root)] if is_own or root != Path() else [])]
     words += [] if is_own else [f"-- --configfile {overlay}"]
     console.print(f"{overlay}: written. Run it: {' '.join(words)}", markup=False, soft_wrap=True)
@@ -210,7 +210,7 @@ def _study_of_overlay(overlay: Path, root: Path) -> Path:
     """The folder of the study that an overlay, which is not there yet, is of."""
     if overlay.exists():
         raise UserError(f"--overlay: {str(overlay)!r} exists already; give another name")
-    if overlay.name == OVERLAY:
+    if overlay.name == OVERLAY and root == Path():
         return overlay.parent
     if not any((root / name).is_file() for name in (OVERLAY, BASE)):
         raise UserError(

@@ -1,18 +1,17 @@
-"""What functions are called with, checked."""
+"""Checks of what functions are called with; those of scores load no torch."""
 
 from __future__ import annotations
 
 import operator
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from nullsae.core.errors import UserError
-from nullsae.sae.autoencoder import Autoencoder
 
 
 def check_model(model: Any, where: str) -> None:
     """Refuse what is no model of Transformers, in a `UserError` that begins with `where`."""
+    from transformers import PreTrainedModel
+
     if not isinstance(model, PreTrainedModel):
         raise UserError(
             f"{where}: {type(model).__name__} is not a transformers.PreTrainedModel; give the "
@@ -22,6 +21,8 @@ def check_model(model: Any, where: str) -> None:
 
 def check_sae(sae: Any, where: str) -> None:
     """Refuse what is no SAE as nullsae has it, in a `UserError` that begins with `where`."""
+    from nullsae.sae.autoencoder import Autoencoder
+
     if not isinstance(sae, Autoencoder):
         raise UserError(
             f"{where}: sae: {type(sae).__name__} is not a nullsae.Autoencoder; nullsae.load_sae "

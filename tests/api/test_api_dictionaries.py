@@ -86,6 +86,8 @@ def test_what_an_object_does_not_say_or_have_is_one_line() -> None:
     own: Any = Squared()
     assert "d_model: missing; an object does not say" in refusal(own)
     assert "Squared: encode of [64, 3] fails" in refusal(own, d_model=3)
+    assert "Squared is a class; give an object of it" in refusal(Squared, d_model=3)
+    assert "d_model: '3' is not a whole number from 1 on" in refusal(own, d_model="3")
     assert "Tensor has no method encode" in refusal(torch.ones(2), d_model=3)
     assert "Squared: decode of [1, 48] gives" in refusal(Squared(3), d_model=D_MODEL)
     assert "output_site: 'mlp' is not a site" in refusal(own, d_model=D_MODEL, output_site="mlp")

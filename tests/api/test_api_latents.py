@@ -106,12 +106,13 @@ def test_texts_are_packed_into_whole_contexts(sae: nullsae.Autoencoder) -> None:
     encoder = train_tokenizer(texts, TrainedTokenizer(kind="train", vocab_size=270))
     model = tiny_model("gpt_neox", vocab_size=270)
     found = nullsae.collect(
-        *(model, sae, texts),
+        *(model, sae, (text for text in [*texts, "half of a character: \ud800"])),
         site=SITE,
         tokenizer=encoder.tokenizer,
         context_tokens=16,
         **(SETTINGS | {"causal_places": 0}),
     )
+    texts.append("half of a character: \ufffd")
     # The end of text stands behind each document.
     n_tokens = sum(len(ids) + 1 for ids in encoder.encode(texts))
     assert found.coverage["n_tokens"] == n_tokens // 16 * 16
@@ -133,6 +134,8 @@ def test_a_base_model_has_no_effects_and_the_rest(sae: nullsae.Autoencoder) -> N
     ("texts", "keys", "said"),
     [
         (["a"], {}, "collect: tokenizer: missing; texts need the model's fast tokenizer"),
+        (None, {}, "should be a list of texts, or a tensor of token ids"),
+        (torch.ones(2, 16, dtype=torch.int64), {"batch_contexts": 0}, "batch_contexts: 0 is not a"),
         ("a", {}, "should be a list of texts, or a tensor of token ids"),
         (torch.ones(2, 16), {}, r"token ids are torch\.float32 \[2, 16\], should be integers"),
         (torch.full((2, 16), VOCAB), {}, f"token id {VOCAB} is beyond the subject's vocabulary"),
@@ -154,6 +157,11 @@ def test_a_model_in_training_mode_and_an_sae_of_another_width_are_refused(
     sae: nullsae.Autoencoder,
 ) -> None:
     ids = torch.ones(2, 16, dtype=torch.int64)
+    somebodys: Any = object()
+    with pytest.raises(nullsae.UserError, match="collect: object is not a transformers"):
+        nullsae.collect(somebodys, sae, ids, site=SITE)
+    with pytest.raises(nullsae.UserError, match=r"sae: object is not a nullsae\.Autoencoder; null"):
+        nullsae.collect(tiny_model("gpt2"), somebodys, ids, site=SITE)
     with pytest.raises(nullsae.UserError, match=r"in training mode; call its eval\(\)"):
         nullsae.collect(tiny_model("gpt2").train(), sae, ids, site=SITE)
     with pytest.raises(nullsae.UserError, match=r"reads 16 dimensions, but resid_post\.1 has 32"):

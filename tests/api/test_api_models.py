@@ -45,7 +45,8 @@ def test_weights_are_those_of_a_study_with_this_seed_and_subject(
     )
     made = load_subject(tmp_path / "made/recipe.json", CPU).model
     trained = load_subject(chain.recipe, CPU).model
-    null = nullsae.randomize(trained, variant, draw=3, seed=0, subject="tiny", **settings)
+    draw: Any = np.int64(3)
+    null = nullsae.randomize(trained, variant, draw=draw, seed=0, subject="tiny", **settings)
     assert same(bits(null), bits(made))
     assert not same(bits(null), bits(trained))
     assert Settings(**settings)
@@ -83,10 +84,11 @@ def test_moments_are_the_originals_by_numpy() -> None:
     assert abs(np.corrcoef(old.ravel(), new.ravel())[0, 1]) < 6 / np.sqrt(old.size)
 
 
-def test_a_model_without_a_head_and_another_dtype_is_randomized_too() -> None:
-    base = GPTNeoXModel(tiny_model("gpt_neox").config).to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_without_a_head_and_another_dtype_is_randomized_too(dtype: torch.dtype) -> None:
+    base = GPTNeoXModel(tiny_model("gpt_neox").config).to(dtype)
     null = nullsae.randomize(base, "rerandomized")
-    assert {p.dtype for p in null.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in null.parameters()} == {dtype}
     assert torch.isfinite(null(torch.arange(8)[None]).last_hidden_state).all()
 
 
@@ -100,6 +102,8 @@ def test_a_model_without_a_head_and_another_dtype_is_randomized_too() -> None:
         ("rerandomized", {"first_random_block": 1}, "rerandomized reads norm_parameters"),
         ("cascade", {"first_random_block": 9}, "first_random_block: 9 is beyond the last block"),
         ("rerandomized", {"norm_parameters": "drop"}, "randomize: norm_parameters: 'drop'"),
+        ("rerandomized", {"draw": 1.5}, "randomize: draw: 1.5 is not a whole number from 0 on"),
+        ("rerandomized", {"seed": -1}, "randomize: seed: -1 is not a whole number from 0 on"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(variant: str, settings: Any, said: str) -> None:

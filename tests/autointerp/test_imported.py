@@ -129,9 +129,33 @@ def test_the_explanation_of_one_of_several_models_is_taken(cell: Path, tmp_path:
     assert [found[n]["explanation"] for n in (1, 2)] == ["by b", "b again"]
     assert found[1]["model"] == "b"
     with pytest.raises(
-        UserError, match=r"line 2: latent 1 has one already, from .*line 1; say who"
+        UserError, match=r"line 2: latent 1 has one already, from .*line 1; keep one, or say who"
     ):
         explained(cell, file)
+
+
+def test_who_wrote_nothing_in_a_file_is_told_who_did(cell: Path, tmp_path: Path) -> None:
+    row = {"index": 1, "description": "cats", "explanationModelName": "big", "layer": "3-res"}
+    score = {"value": 0.5, "explanationScoreTypeName": "recall", "explanationScoreModelName": "j"}
+    (tmp_path / "x.jsonl").write_text(json.dumps({**row, "scores": [score]}) + "\n")
+    (tmp_path / "x.csv").write_text("latent,explanation,model\n1,cats,big\n1,dogs,small\n")
+    for name, keys, says in (
+        ("x.jsonl", {"source": "3-att"}, "nothing of `source` '3-att' in it, but of '3-res'"),
+        ("x.jsonl", {"model": "tiny"}, "nothing of `model` 'tiny' in it, but of 'big'"),
+        ("x.csv", {"model": "tiny"}, "nothing of `model` 'tiny' in it, but of 'big', 'small'"),
+    ):
+        assert refused(explained, cell, tmp_path / name, **keys) == f"{tmp_path / name}: {says}"
+    for keys, says in (
+        ({"scores": "fuzz"}, "nothing of `scores` 'fuzz' in it, but of 'recall'"),
+        ({"judge": "k"}, "nothing of `judge` 'k' in it, but of 'j'"),
+    ):
+        assert says in refused(scored, cell, tmp_path / "x.jsonl", metric="auroc", **keys)
+
+
+def test_tables_may_hold_blank_lines_and_latents_as_floats(cell: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("latent,explanation\n1.0,cats\n\n2.0,dogs\n\n")
+    said = explained(cell, tmp_path / "x.csv")
+    assert [said[latent]["explanation"] for latent in (1, 2)] == ["cats", "dogs"]
 
 
 def test_the_latents_of_one_of_several_hookpoints_are_taken(cell: Path, tmp_path: Path) -> None:
@@ -318,6 +342,9 @@ CASES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "latent,explanation\n1.5,a\n", "line 2: '1.5' is not the number of a latent"),
     ("a.csv", "latent,text\n1,a\n", "no column explanation; it has 'latent', 'text'"),
     ("a.csv", "latent,explanation\n1\n", "line 2: 1 fields, and the header has 2"),
+    ("a.csv", "", "no row in it"),
+    ("a.csv", "latent,explanation\n", "no row in it"),
+    ("a.jsonl", "", "nothing in it for any latent"),
     ("a.csv", "latent,latent\n1,1\n", "a column stands there twice"),
     ("a.csv", 'latent,explanation\n1,"a\n', "not a CSV file"),
     ("a.csv", b"latent,explanation\n1,\xff\n", "line 2: not UTF-8"),

@@ -186,6 +186,12 @@ def test_a_choice_that_names_no_window_or_two_is_none(content: str) -> None:
     assert choice(reply(content), 4) is None
 
 
+def test_long_choices_and_explanations_are_read_in_time() -> None:
+    for part in ("the intruder is not 3 ", "I do not think the answer is 3", "Sorry, I ", "x" * 50):
+        choice(reply(part * 2_000), 5)
+        explanation(reply(part * 2_000))
+
+
 def test_the_probability_of_the_intruder_is_spread_over_the_windows() -> None:
     pieces = ['{"intruder":', " 2", "}"]
     tokens = tokens_of(pieces, {1: {" 2": 0.5, " 1": 0.2, "3": 0.1, "9": 0.1}})

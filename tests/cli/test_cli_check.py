@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,36 @@ def test_no_study_is_written_for_an_sae_that_nothing_makes_fit(made: Made, tmp_p
     assert "is not the expected 0.999" in found.output
     assert "another model or revision" in " ".join(found.output.split())
     assert not overlay.exists()
+
+
+def test_a_study_of_a_folder_of_its_own_runs_from_anywhere(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made.root)
+    overlay = tmp_path / "own/study.yaml"
+    overlay.parent.mkdir()
+    shutil.copy("config.yaml", overlay.parent)
+    arguments = ("sae", "--model", "./model", "--corpus", "texts.jsonl", "--tokens", "2048")
+    given = ("check", *arguments, "--device", "cpu", "--overlay", str(overlay))
+    found = CliRunner().invoke(app, given)
+    assert found.exit_code == 0, found.output
+    assert f"{overlay}: written. Run it: nullsae run {overlay.parent}" in found.output
+    study = yaml.safe_load(overlay.read_text())
+    assert study["saes"]["published"]["pretrained"] == str(made.sae)
+    assert study["subjects"]["subject"]["source"]["path"] == str(made.model)
+    assert study["corpora"]["text"]["tokenizer"]["path"] == str(made.model)
+    assert study["corpora"]["text"]["source"]["paths"] == [str(made.texts)]
+    # The plan is of that study, which is not written over.
+    assert "train_sae" in found.output
+    again = CliRunner().invoke(app, given).exception
+    assert str(again) == f"--overlay: '{overlay}' exists already; give another name"
+
+
+def test_an_overlay_needs_a_study_that_it_is_merged_into(made: Made, tmp_path: Path) -> None:
+    given = ("check", str(made.sae), "--overlay", "gpt2.yaml", "--root", str(tmp_path))
+    said = str(CliRunner().invoke(app, given).exception)
+    assert said.startswith(f"--overlay: 'gpt2.yaml': {tmp_path} has no study that it could be")
+    assert said.endswith("name it as a study of its own, such as gpt2/study.yaml")
 
 
 @pytest.mark.parametrize(

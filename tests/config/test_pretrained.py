@@ -136,15 +136,16 @@ def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: 
     )
 
 
-def test_sparsifys_folder_and_run_say_what_an_sae_was_made_on(tmp_path: Path) -> None:
-    folder = tmp_path / "layers.1"
-    folder.mkdir()
+@pytest.mark.parametrize("inside", ["layers.1", "layers.1/seed3"])
+def test_sparsifys_folder_and_run_say_what_an_sae_was_made_on(tmp_path: Path, inside: str) -> None:
+    folder = tmp_path / inside
+    folder.mkdir(parents=True)
     config = {"d_in": 128, "k": 2, "expansion_factor": 2}
     (folder / "cfg.json").write_text(json.dumps(config))
     save_file({"b_dec": torch.zeros(1)}, folder / "sae.safetensors")
     run = {"model": "EleutherAI/pythia-14m", "dataset": "someone/text", "ctx_len": 64}
     (tmp_path / "config.json").write_text(json.dumps(run))
-    check(f"{tmp_path}::layers.{{layer}}")
+    check(f"{tmp_path}::{inside.replace('1', '{layer}')}")
     assert "it was made at layers.1 (resid_post.1 here), and is used at mlp_out.1" in refusal(
         str(folder), "mlp_out.1"
     )

@@ -169,28 +169,39 @@ def saelens_transcoders(folder: Path) -> None:
 
 def sparsify_saes(folder: Path) -> None:
     g = torch.Generator().manual_seed(2)
+    wide, skip = {"num_latents": WIDTH}, {"transcode": True, "skip_connection": True}
     for name, keys in {
         "factor": {"num_latents": 0, "expansion_factor": 3},
-        "width": {"num_latents": WIDTH, "multi_topk": True},
+        "width": {**wide, "multi_topk": True},
+        "plain": {**wide, "normalize_decoder": False},
+        "bfloat16": wide,
+        "groupmax": {**wide, "activation": "groupmax"},
+        # A transcoder's folder has the name of its module, or is that of a seed in it.
+        "transcoder/layers.1.mlp": {**wide, "transcode": True},
+        "skip_transcoder/layers.1.mlp": {**wide, **skip},
+        "groupmax_skip_transcoder/layers.1.mlp/seed3": {**wide, **skip, "activation": "groupmax"},
     }.items():
-        coder = vary(SparseCoder(D, SparseCoderConfig(k=K, **keys)), g)
-        coder.set_decoder_norm_to_unit_norm()
+        half = torch.bfloat16 if name == "bfloat16" else torch.float32
+        coder = vary(SparseCoder(D, SparseCoderConfig(k=K, **keys), dtype=half), g)
+        if coder.cfg.normalize_decoder:
+            coder.set_decoder_norm_to_unit_norm()
         coder.save_to_disk(folder / f"sparsify-{name}")
 
 
 @torch.no_grad()
 def results(folder: Path, x: Tensor) -> tuple[dict[str, Tensor], SAE | SparseCoder]:
-    if folder.name.startswith("saelens"):
+    if (folder / "sae_weights.safetensors").exists():
         # In float32 whatever the file's type: the comparison is of weights, not of rounding.
         sae = SAE.load_from_disk(folder, dtype="float32")
         codes = sae.encode(x)
         # A skip connection is added by `forward` alone.
         decoded = sae(x) if "transcoder" in folder.name else sae.decode(codes)
         return {"codes": codes, "reconstruction": decoded}, sae
-    coder = SparseCoder.load_from_disk(folder)
+    coder = SparseCoder.load_from_disk(folder).float()
     values, indices, _ = coder.encode(x)
     codes = torch.zeros(len(x), coder.num_latents).scatter(1, indices, values)
-    return {"codes": codes, "reconstruction": coder.decode(values, indices)}, coder
+    decoded = coder(x).sae_out if coder.cfg.transcode else coder.decode(values, indices)
+    return {"codes": codes, "reconstruction": decoded}, coder
 
 
 def main(folder: Path) -> None:
@@ -200,12 +211,13 @@ def main(folder: Path) -> None:
     saelens_transcoders(folder / "theirs")
     sparsify_saes(folder / "theirs")
     found = {}
-    for made in sorted([*(folder / "theirs").iterdir(), *(folder / "ours").iterdir()]):
-        computed, sae = results(made, x)
-        key = f"{made.parent.name}/{made.name}"
+    made = [*(folder / "theirs").rglob("cfg.json"), *(folder / "ours").rglob("cfg.json")]
+    for own in sorted(file.parent for file in made):
+        computed, sae = results(own, x)
+        key = own.relative_to(folder)
         found |= {f"{key}/{name}": tensor.contiguous() for name, tensor in computed.items()}
-        if made.parent.name == "ours":
-            again = folder / "again" / made.name
+        if own.parent.name == "ours":
+            again = folder / "again" / own.name
             sae.save_model(again) if isinstance(sae, SAE) else sae.save_to_disk(again)
     save_file(found, folder / "results.safetensors")
 

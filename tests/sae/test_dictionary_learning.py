@@ -1,21 +1,24 @@
-"""Folders of dictionary_learning, against the formulas of its classes' `encode` and `decode`."""
+"""Folders of dictionary_learning, against `encode` and `decode` of its classes."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.pretrained import read_with_origin
 
+PEERS = Path(__file__).parents[2] / ".venv-peers"
 D, WIDTH, K = 12, 40, 5
 LINEAR = {"encoder.weight": (WIDTH, D), "encoder.bias": (WIDTH,), "decoder.weight": (D, WIDTH)}
 PLAIN = {"W_enc": (D, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
@@ -42,12 +45,15 @@ def tensors(dict_class: str) -> dict[str, Tensor]:
     return {n: t.abs() * 0.5 if n == "threshold" else t for n, t in found.items()}
 
 
-def write(folder: Path, kind: str, suffix: str = "pt", **trainer: Any) -> dict[str, Tensor]:
+def write(
+    folder: Path, kind: str, suffix: str = "pt", buffer: Any = None, **trainer: Any
+) -> dict[str, Tensor]:
     found = tensors(kind)
     folder.mkdir(parents=True, exist_ok=True)
     given = {"dict_class": kind, "activation_dim": D, "dict_size": WIDTH, "layer": 3}
     given |= {"lm_name": "someone/model", "steps": 10, "k": K}
-    config = {"trainer": {**given, **trainer}, "buffer": {"ctx_len": 128, "device": "cuda"}}
+    own = {"ctx_len": 128, "io": "out", "device": "cuda", **(buffer or {})}
+    config = {"trainer": {**given, **trainer}, "buffer": own}
     (folder / "config.json").write_text(json.dumps(config))
     saved = found | ({"k": torch.tensor(K)} if "TopK" in kind else {})
     if suffix == "pt":
@@ -71,11 +77,29 @@ def reference(dict_class: str, t: dict[str, Tensor], x: np.ndarray) -> tuple[Any
         return codes, codes @ w_dec + of_decoder
     pre = u + (n["b_enc"] if "b_enc" in n else n["encoder.bias"])
     codes = np.maximum(pre, 0)
+    if dict_class == "AutoEncoder":
+        # Its loader gives decoder rows unit norm.
+        norm = np.linalg.norm(w_dec, axis=1)
+        return codes * norm, codes @ w_dec + of_decoder
     if dict_class == "AutoEncoderTopK":
         codes = codes * (codes >= np.sort(codes, axis=1)[:, -K][:, None])
     elif "threshold" in n:
         codes = codes * (pre > n["threshold"])
     return codes, codes @ w_dec + of_decoder
+
+
+def inputs() -> Tensor:
+    return torch.randn(64, D, generator=torch_generator(0, "dictionary_learning_inputs")) + 0.5
+
+
+def compare(sae: Autoencoder, codes: Any, reconstruction: Any) -> None:
+    """Codes and reconstructions of `inputs`, ours with what is expected."""
+    x = inputs()
+    values, indices = sae.encode(x)
+    found = torch.zeros(len(x), WIDTH).scatter_add(1, indices, values)
+    assert 1 < (codes > 0).sum(axis=1).mean() < WIDTH * 0.8
+    np.testing.assert_allclose(found.numpy(), codes, atol=1e-5)
+    np.testing.assert_allclose(sae.decode(values, indices).numpy(), reconstruction, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -85,16 +109,53 @@ def test_a_class_of_dictionary_learning_does_here_what_its_formula_says(
 ) -> None:
     t = write(tmp_path, dict_class, suffix)
     sae, made_on = read_with_origin(str(tmp_path), "resid_post.3", where="config")
-    x = torch.randn(64, D, generator=torch_generator(0, "dictionary_learning_inputs")) + 0.5
-    values, indices = sae.encode(x)
-    codes = torch.zeros(len(x), WIDTH).scatter_add(1, indices, values)
-    expected, reconstruction = reference(dict_class, t, x.double().numpy())
-    assert 1 < (expected > 0).sum(axis=1).mean() < WIDTH * 0.8
-    np.testing.assert_allclose(codes.numpy(), expected, atol=1e-5)
-    np.testing.assert_allclose(sae.decode(values, indices).numpy(), reconstruction, atol=1e-5)
+    compare(sae, *reference(dict_class, t, inputs().double().numpy()))
     assert (made_on.model, made_on.hook, made_on.context_tokens) == (
         *("someone/model", "blocks.3.hook_resid_post", 128),
     )
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after `dictionary_learning_side.py` ran."""
+    if not (PEERS / "installed").is_file():
+        pytest.skip("dictionary_learning is not installed: make .venv-peers/installed")
+    folder = tmp_path_factory.mktemp("dictionary_learning")
+    save_file({"x": inputs()}, folder / "x.safetensors")
+    side = Path(__file__).with_name("dictionary_learning_side.py")
+    command = [PEERS / "bin" / "python", side, folder]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_an_sae_of_each_of_their_trainers_does_here_what_it_does_there(theirs: Path) -> None:
+    there = load_file(theirs / "results.safetensors")
+    made = [file.parent for file in theirs.glob("*/config.json")]
+    assert len(made) == 9
+    for folder in made:
+        sae, made_on = read_with_origin(str(folder), "resid_post.3", where="config")
+        parts = (there[f"{folder.name}/{part}"].numpy() for part in ("codes", "reconstruction"))
+        compare(sae, *parts)
+        assert (made_on.hook, made_on.context_tokens) == ("blocks.3.hook_resid_post", 128)
+
+
+@pytest.mark.parametrize(
+    ("submodule", "hook"),
+    [("layers.7.mlp", "layers.7.mlp.input"), ("resid_post_layer_7", None), (None, None)],
+)
+def test_what_reads_a_modules_input_is_not_taken_for_what_reads_its_output(
+    tmp_path: Path, submodule: str | None, hook: str | None
+) -> None:
+    write(tmp_path, "AutoEncoder", submodule_name=submodule, buffer={"io": "in"})
+    assert read_with_origin(str(tmp_path), None, where="config").made_on.hook == hook
+
+
+def test_a_transcoder_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "AutoEncoder", buffer={"io": "in_and_out"})
+    with pytest.raises(UserError, match=r"config\.json: buffer\.io is 'in_and_out', and transcod"):
+        read_with_origin(str(tmp_path), None, where="config")
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,15 @@ THEIRS = (
     ),
     *("saelens-transcoder", "saelens-skip_transcoder"),
     *("saelens-jumprelu_transcoder", "saelens-jumprelu_skip_transcoder"),
-    *("sparsify-factor", "sparsify-width"),
+    *("sparsify-factor", "sparsify-width", "sparsify-plain", "sparsify-bfloat16"),
+    *("sparsify-groupmax", "sparsify-transcoder/layers.1.mlp"),
+    "sparsify-skip_transcoder/layers.1.mlp",
+    "sparsify-groupmax_skip_transcoder/layers.1.mlp/seed3",
 )
-OURS = ("saelens-topk", "saelens-jumprelu", "saelens-standard", "sparsify-topk")
+OURS = (
+    *("saelens-topk", "saelens-jumprelu", "saelens-standard"),
+    *("sparsify-topk", "sparsify-groupmax"),
+)
 
 
 def inputs() -> Tensor:
@@ -60,7 +66,7 @@ def our_sae(architecture: str) -> Autoencoder:
         torch.randn(WIDTH, generator=g) * 0.4,
         F.normalize(torch.randn(WIDTH, D, generator=g), dim=1),
         torch.randn(D, generator=g),
-        k=K if architecture == "topk" else None,
+        k=K if architecture in ("topk", "groupmax") else None,
         own={"threshold": torch.rand(WIDTH, generator=g)} if architecture == "jumprelu" else {},
     )
 
@@ -107,7 +113,9 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_every_sae_made_there_is_compared(exchange: Path) -> None:
-    assert {folder.name for folder in (exchange / "theirs").iterdir()} == set(THEIRS)
+    theirs = exchange / "theirs"
+    made = [str(file.parent.relative_to(theirs)) for file in theirs.rglob("cfg.json")]
+    assert sorted(made) == sorted(THEIRS)
 
 
 @pytest.mark.slow
@@ -249,6 +257,17 @@ def test_a_width_of_0_latents_means_the_expansion_factor(tmp_path: Path) -> None
         assert torch.equal(sae.parameters()[name], tensor)
 
 
+def test_groupmax_keeps_the_largest_of_each_group(tmp_path: Path) -> None:
+    t = write_sparsify(tmp_path, activation="groupmax", k=6)
+    x = inputs()
+    groups = ((x - t["b_dec"]) @ t["encoder.weight"].t() + t["encoder.bias"]).view(-1, 6, 4)
+    is_largest = F.one_hot(groups.argmax(dim=2), 4)
+    codes, reconstruction = dense(read(tmp_path), x)
+    assert (codes == 0).sum(dim=1).max() > 2 * D - 6  # the largest may be below 0
+    torch.testing.assert_close(codes, (groups.relu() * is_largest).flatten(1))
+    torch.testing.assert_close(reconstruction, codes @ t["W_dec"] + t["b_dec"])
+
+
 def test_an_sae_of_ours_can_be_read_back(tmp_path: Path) -> None:
     saved("jumprelu", tmp_path / "sae")
     sae = read_pretrained(f"{tmp_path}::sae", "resid_post.1", where=WHERE)
@@ -335,7 +354,8 @@ def test_a_transcoder_of_saelens_that_does_more_than_its_weights_is_refused(
         ({"expansion_factor": None}, "expansion_factor: missing"),
         ({"d_in": None}, "not a known format"),
         ({"k": 25}, "k 25 is larger than the number of latents, 24"),
-        ({"activation": "groupmax"}, "activation: 'groupmax' is not one of topk"),
+        ({"activation": "relu"}, "activation: 'relu' is not one of topk, groupmax"),
+        ({"activation": "groupmax"}, "k 5 does not divide the 24 latents of groupmax"),
         ({"transcode": True}, "nothing says which site it writes"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"signed": True}, "signed is true"),
@@ -467,9 +487,18 @@ def test_a_hub_that_cannot_be_reached_is_named(
 @pytest.mark.parametrize(
     ("architecture", "layout", "says"),
     [
+        ("groupmax", "saelens", "topk, jumprelu, standard SAEs only, and this is of kind groupmax"),
         ("topk", "npz", "--layout: 'npz' is not one of saelens, sparsify"),
-        ("jumprelu", "sparsify", "sparsify holds topk SAEs only, and this is a jumprelu one"),
-        ("standard", "sparsify", "sparsify holds topk SAEs only, and this is a standard one"),
+        (
+            "jumprelu",
+            "sparsify",
+            "sparsify holds topk, groupmax SAEs only, and this is of kind jumprelu",
+        ),
+        (
+            "standard",
+            "sparsify",
+            "sparsify holds topk, groupmax SAEs only, and this is of kind standard",
+        ),
     ],
 )
 def test_what_a_layout_cannot_hold_is_refused(

@@ -153,7 +153,7 @@ def test_a_placebo_fires_as_often_as_the_objects_latents(
         ("nothing", "cannot be imported: module "),
         ("codeless", "Other has no method encode"),
         ("fails", f"encode of [64, {D_MODEL}] fails: "),
-        ("listed", "encode gives a list, should give floats [64, n_latents]"),
+        ("listed", "encode gives list, should give a tensor of floats [64, n_latents]"),
         ("flat", f"encode of [64, {D_MODEL}] gives float32 [], should"),
         ("whole", f"encode of [64, {D_MODEL}] gives int32 [64, {D_MODEL}], should"),
         ("infinite", "encode gives numbers that are not finite"),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nullsae.api.arguments import check_sae, whole
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.hooks import same_place, site_of_hook
 from nullsae.config.parse import parse_section
@@ -76,6 +77,9 @@ def load_sae(
     else:
         if d_model is None:
             raise UserError("load_sae: d_model: missing; an object does not say what it reads")
+        d_model = whole(d_model, "load_sae: d_model", least=1)
+        if isinstance(path, type):
+            raise UserError(f"load_sae: {path.__qualname__} is a class; give an object of it")
         return sae_of(path, f"load_sae: {type(path).__qualname__}", d_model, output_site or "")
     if d_model is not None or (output_site is not None and not isinstance(given, FromObject)):
         key = "output_site" if d_model is None else "d_model"
@@ -123,7 +127,8 @@ def null_dictionary(
         UserError: the kind or a setting is unknown, the kind must be trained, activations, token
             ids and SAE do not fit each other, or the dictionary fails a gate.
     """
-    x = _rows(sae, activations)
+    check_sae(sae, "null_dictionary")
+    x, seed = _rows(sae, activations), whole(seed, "null_dictionary: seed")
     if kind in DICTIONARIES and DICTIONARIES[kind].derived and DICTIONARIES[kind].is_null:
         return _derived(sae, kind, x, seed, settings)
     k = sae.k or round(l0 := _l0(sae, x, token_ids))

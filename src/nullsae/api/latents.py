@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.passes import capture_contexts
+from nullsae.api.arguments import check_model, check_sae, whole
 from nullsae.config.compute import Compute
 from nullsae.config.corpora import Corpus
 from nullsae.config.latents import Latents
@@ -22,6 +23,7 @@ from nullsae.config.parse import check_sites, parse_section
 from nullsae.config.sites import SITE
 from nullsae.core.errors import UserError
 from nullsae.corpus.boundaries import boundaries
+from nullsae.corpus.documents import Replaced, normalize
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.store import TOKENS_FILE, Tokens, map_tokens
 from nullsae.corpus.tokenizer import encoder_of
@@ -53,7 +55,7 @@ class Collected(NamedTuple):
 def collect(
     model: Any,
     sae: Autoencoder,
-    texts: Sequence[str] | Tensor,
+    texts: Iterable[str] | Tensor,
     *,
     site: str,
     tokenizer: Any = None,
@@ -91,6 +93,8 @@ def collect(
         UserError: texts, tokenizer, model, site and SAE do not fit each other, or a setting is
             unknown; the line says which.
     """
+    check_model(model, WHERE)
+    check_sae(sae, WHERE)
     if model.training:
         raise UserError(f"{WHERE}: the model is in training mode; call its eval() first")
     subject = Subject(
@@ -99,8 +103,9 @@ def collect(
         device=model.get_input_embeddings().weight.device,
     )
     _check_site(subject, sae, site)
+    batch_contexts = whole(batch_contexts, f"{WHERE}: batch_contexts", least=1)
     params = CollectLatentsParams(
-        seed=seed,
+        seed=whole(seed, f"{WHERE}: seed"),
         keys=CellKeys(subject="", variant="trained", draw=0, site=site, sae="", seed=0),
         latents=parse_section(Latents, settings, where=WHERE),
         compute=Compute(),
@@ -203,9 +208,11 @@ def _own_tokens(ids: Tensor) -> Tokens:
     return Tokens(given, documents, {})
 
 
-def _packed(texts: Sequence[str], tokenizer: Any, packing: dict[str, Any], folder: Path) -> Tokens:
+def _packed(texts: Iterable[str], tokenizer: Any, packing: dict[str, Any], folder: Path) -> Tokens:
     """Texts as contexts, by the rules of a corpus; a map of a file in `folder`."""
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    is_list = isinstance(texts, Iterable) and not isinstance(texts, str)
+    documents = list(texts) if is_list else []  # it may be a generator
+    if not is_list or not all(isinstance(text, str) for text in documents):
         raise UserError(f"{WHERE}: texts: should be a list of texts, or a tensor of token ids")
     if not getattr(tokenizer, "is_fast", False):
         what = "missing" if tokenizer is None else f"{type(tokenizer).__name__} is not fast"
@@ -217,7 +224,7 @@ def _packed(texts: Sequence[str], tokenizer: Any, packing: dict[str, Any], folde
     encoder = encoder_of(tokenizer, asks_for_bos=asks)
     bounds = boundaries(encoder, corpus, WHERE)
     packer = Packer(None, corpus.context_tokens, bounds, folder / "packed")
-    for ids in encoder.encode(texts):
+    for ids in encoder.encode([normalize(text, Replaced()) for text in documents]):
         packer.add(ids)
     packer.flush()
     if not packer.shape()[0]:

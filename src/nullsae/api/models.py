@@ -6,8 +6,8 @@ from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
+from nullsae.api.arguments import check_model, whole
 from nullsae.config.parse import parse_section
 from nullsae.config.randomization import Randomization, Settings
 from nullsae.config.variants import VARIANTS, Variant
@@ -62,18 +62,16 @@ def randomize(
             fails; the line names the tensor.
     """
     kind = _variant(variant, settings)
-    if not isinstance(model, PreTrainedModel):
-        raise UserError(
-            f"randomize: {type(model).__name__} is not a transformers.PreTrainedModel; give the "
-            f"model inside it"
-        )
-    for name, parameter in model.named_parameters():
+    draw, seed = whole(draw, "randomize: draw"), whole(seed, "randomize: seed")
+    check_model(model, "randomize")
+    given: Any = model
+    for name, parameter in given.named_parameters():
         if parameter.is_meta or not parameter.is_floating_point():
             at = "not in memory" if parameter.is_meta else f"of {parameter.dtype}"
             raise UserError(f"randomize: {name} is {at}; load the model whole, and not quantized")
-    null = deepcopy(model).eval()
-    given = parse_section(Randomization, settings, where="randomize")
-    resolved = kind.resolve(null, Settings(**kind.settings(given)), subject)
+    null = deepcopy(given).eval()
+    section = parse_section(Randomization, settings, where="randomize")
+    resolved = kind.resolve(null, Settings(**kind.settings(section)), subject)
     keys: dict[str, Any] = {"subject": subject, "variant": variant, "draw": draw}
     checks = randomize_gated(null, resolved, seed=seed, **keys)
     gates.require([*checks, *_pass_gates(null, kind, seed)], f"randomize: {variant}, draw {draw}")

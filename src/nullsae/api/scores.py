@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field, PositiveFloat
 
 from nullsae.aggregation.arms import differences
+from nullsae.api.arguments import whole
 from nullsae.config.metrics import METRICS, Direction, Metric, Stage
 from nullsae.config.parse import parse_section
 from nullsae.config.statistics import Statistics
@@ -159,6 +160,7 @@ def contrast(
         statistics = parse_section(GivenMargin, {**settings, "margin": margin}, where="contrast")
     if unit == "document" or paired:
         _check_paired(own, other, unit, names)
+    seed = whole(seed, "contrast: seed")
     resampler = Resampler(seed, n_resamples)
     seeds = seed_variance((own, other), resampler)
 

@@ -50,7 +50,7 @@ _LIST = re.compile(
     re.IGNORECASE,
 )
 # Text of a window that a line repeats before it answers.
-_QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|`[^`\n]*`|<text\d*>[^<\n]*</text\d*>")
+_QUOTED = re.compile(r"\"[^\"\n]*\"|“[^“”\n]*”|`[^`\n]*`|<text\d*>[^<\n]*</text\d*>")
 _RULE = re.compile(r"\s*:?-{2,}:?\s*")
 _ITEM = re.compile(r"\w+")
 # Starts the answer after a draft, at the beginning of a sentence.

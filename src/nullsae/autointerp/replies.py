@@ -41,7 +41,7 @@ _ALONE = re.compile(
 _NEGATION = re.compile(
     r"\b(?:not|no|none|neither|nor|never|cannot|unlikely|hardly)\b|n['\u2019]t\b", re.IGNORECASE
 )
-_CLAUSE = re.compile(r"[^.,;:!?\n]*\Z")
+_CLAUSE_ENDS = re.compile(r"[.,;:!?\n]")
 _NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w%]|\.\d)")
 
 _LINE_START = re.compile(r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*\Z", re.IGNORECASE)
@@ -142,11 +142,11 @@ def _named(content: str) -> tuple[int, int] | None:
             if match is None or isinstance(value, Branch):
                 return None
             return int(match["number"]), value.place + match.start("number")
-    found = _STATEMENTS.finditer(content)
-    # "I do not think that window 2 is the intruder."
-    if said := [m for m in found if not _NEGATION.search(_clause_before(content, m.start()))]:
-        group = "after" if said[-1]["after"] else "before"
-        return int(said[-1][group]), said[-1].start(group)
+    for said in reversed([*_STATEMENTS.finditer(content)]):
+        # "I do not think that window 2 is the intruder."
+        if not _NEGATION.search(_clause_before(content, said.start())):
+            group = "after" if said["after"] else "before"
+            return int(said[group]), said.start(group)
     if alone := list(_ALONE.finditer(content)):
         return int(alone[-1]["number"]), alone[-1].start("number")
     numbers = list(_NUMBER.finditer(content))
@@ -156,8 +156,7 @@ def _named(content: str) -> tuple[int, int] | None:
 
 
 def _clause_before(content: str, place: int) -> str:
-    match = _CLAUSE.search(content, max(0, place - MOST_CLAUSE), place)
-    return match[0] if match else ""
+    return _CLAUSE_ENDS.split(content[max(0, place - MOST_CLAUSE) : place])[-1]
 
 
 def _is_answer(reply: Reply, place: int) -> bool:

@@ -15,13 +15,22 @@ from rich.table import Table
 from scipy.stats import entropy
 
 from nullsae import paths
-from nullsae.cli.sae_card import CORPUS, SAE, SUBJECT, Asked, Card, corpus_of, source_of
+from nullsae.cli.sae_card import (
+    CORPUS,
+    SAE,
+    SUBJECT,
+    Asked,
+    Card,
+    anywhere,
+    corpus_of,
+    source_of,
+)
 from nullsae.config.corpora import Corpus
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.parse import check_sites, parse_config, parse_section
 from nullsae.config.plain import read_yaml
 from nullsae.config.pretrained import FromObject
-from nullsae.config.read import merge, study_files
+from nullsae.config.read import BASE, OVERLAY, merge, study_files
 from nullsae.config.sites import site_kind
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.devices import device_of
@@ -52,13 +61,16 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
 
     Args:
         asked: what the command line says.
-        overlay: file to write, merged over the base config of `root`; its plan is printed.
-        root: folder of the study.
+        overlay: file to write, merged over the base config of `root`; its plan is printed. One
+            named study.yaml is a study of its own folder, unless `root` is another one.
+        root: folder of the study; the present one by default.
 
     Raises:
         UserError: SAE, model or text cannot be had, or do not go together at all.
     """
     console = Console() if Console().is_terminal else Console(width=120)
+    if overlay is not None:
+        root = _study_of_overlay(overlay, root)
     card = Card(asked)
     try:
         checked, losses = _measured(card)
@@ -187,8 +199,25 @@ def _write_study(
     parse_config(merge(base, study))
     told = f"# A study of {card.asked.pretrained}, written by nullsae check: {figures(best)}.\n"
     write_text(overlay, visible(told) + yaml.safe_dump(study, sort_keys=False))
-    console.print(f"{overlay}: written; run it with --configfile {overlay}", markup=False)
-    print_plan(root, [overlay])
+    is_own = overlay == root / OVERLAY
+    words = ["nullsae run", *([str(root)] if is_own or root != Path() else [])]
+    words += [] if is_own else [f"-- --configfile {overlay}"]
+    console.print(f"{overlay}: written. Run it: {' '.join(words)}", markup=False, soft_wrap=True)
+    print_plan(root, [] if is_own else [overlay])
+
+
+def _study_of_overlay(overlay: Path, root: Path) -> Path:
+    """The folder of the study that an overlay, which is not there yet, is of."""
+    if overlay.exists():
+        raise UserError(f"--overlay: {str(overlay)!r} exists already; give another name")
+    if overlay.name == OVERLAY and root == Path():
+        return overlay.parent
+    if not any((root / name).is_file() for name in (OVERLAY, BASE)):
+        raise UserError(
+            f"--overlay: {str(overlay)!r}: {root.absolute()} has no study that it could be merged "
+            f"into; name it as a study of its own, such as {overlay.stem}/{OVERLAY}"
+        )
+    return root
 
 
 def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]:
@@ -204,9 +233,11 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
     expect = card.expect.model_dump(exclude_none=True) or measured
     given = card.asked.pretrained
     is_object = isinstance(given, FromObject)
-    recipe: dict[str, Any] = {
-        "pretrained": given if isinstance(given, str) else given.model_dump(exclude_defaults=True)
-    }
+    if isinstance(given, str):
+        folder, inside, name = given.partition("::")
+        recipe: dict[str, Any] = {"pretrained": f"{anywhere(folder)}{inside}{name}"}
+    else:
+        recipe = {"pretrained": given.model_dump(exclude_defaults=True)}
     if card.sae.transcodes:
         ends = (best.feeding.site, card.sae.writes_at(best.feeding.site))
         recipe |= zip(("input_site", "output_site"), map(site_kind, ends), strict=True)

@@ -217,11 +217,17 @@ class Card:
         return Expect(**{**found, **own})
 
 
+def anywhere(path: str, *, is_file: bool = False) -> str:
+    """A local path that means the same in a study's folder; a hub id as it is."""
+    return str(Path(path).expanduser().absolute()) if is_file or is_local(path) else path
+
+
 def source_of(card: Card) -> dict[str, Any]:
     """The subject's source in a config."""
     revision = card.made_on.revision
     known = card.asked.model is None and revision is not None
-    return {"kind": "pretrained", "path": card.model, **({"revision": revision} if known else {})}
+    of_hub = {"revision": revision} if known else {}
+    return {"kind": "pretrained", "path": anywhere(card.model), **of_hub}
 
 
 def corpus_of(card: Card, prepend_bos: bool | str, **more: Any) -> dict[str, Any]:
@@ -231,7 +237,7 @@ def corpus_of(card: Card, prepend_bos: bool | str, **more: Any) -> dict[str, Any
     if text in ("auto", "sotu", "stdlib"):
         source = {"kind": "builtin", "name": text}
     elif text.lower().endswith(TEXT_FILES):
-        source = {"kind": "files", "paths": [text]}
+        source = {"kind": "files", "paths": [anywhere(text, is_file=True)]}
     tokenizer = {k: v for k, v in source_of(card).items() if k in ("kind", "path", "revision")}
     cut = {"context_tokens": card.context_tokens, "prepend_bos": prepend_bos}
     return {"source": source, "tokenizer": tokenizer, **cut, **more}

@@ -14,6 +14,8 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.core.registry import Registry
 
 Shapes = dict[str, tuple[int, ...]]
+# Of the files in a folder, in a message.
+MOST_NAMES = 8
 
 
 class Layout(Section):
@@ -122,7 +124,8 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
     weights_files = dict.fromkeys(name for layout in every for name in layout.weights)
     inner = next((name for name in there if (folder / name).is_dir()), None)
     hint = "" if inner is None else f"; of a folder in it write {folder}::{inner}"
-    holds = f"holds no SAE, only {', '.join(there)}" if there else "is empty"
+    more = f" and {len(there) - MOST_NAMES} more" if len(there) > MOST_NAMES else ""
+    holds = f"holds no SAE, only {', '.join(there[:MOST_NAMES])}{more}" if there else "is empty"
     raise UserError(
         f"{where}: {str(folder)!r} {holds}; an SAE has {' or '.join(configs)} beside "
         f"{' or '.join(weights_files)}{hint}"

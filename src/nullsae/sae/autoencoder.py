@@ -163,6 +163,19 @@ def shapes(n_latents: int, d_model: int) -> dict[str, tuple[int, ...]]:
     return dict(zip(PARAMETERS, (wide, wide[:1], wide, wide[1:]), strict=True))
 
 
+class GroupMaxCoding(Coding):
+    """The largest of each of k equal groups of latents, rectified: sparsify's `groupmax`."""
+
+    name, coding, has_k = "groupmax", True, True
+
+    @classmethod
+    def select(cls, sae: Autoencoder, pre: Tensor) -> tuple[Tensor, Tensor]:
+        assert sae.k is not None
+        values, places = pre.view(len(pre), sae.k, -1).max(dim=2)
+        starts = torch.arange(0, sae.n_latents, sae.n_latents // sae.k, device=pre.device)
+        return values.relu(), places + starts
+
+
 class ObjectCoding(Coding):
     """Codes are what the `encode` of a Python object gives: `nullsae.sae.python_object`."""
 
@@ -175,5 +188,6 @@ class ObjectCoding(Coding):
 
 def codings() -> dict[str, type[Coding]]:
     """What finished SAEs can be of, by name: architectures, then dictionaries."""
-    kinds: list[type[Coding]] = [*ARCHITECTURES.values(), *DICTIONARIES.values(), ObjectCoding]
+    kinds: list[type[Coding]] = [*ARCHITECTURES.values(), *DICTIONARIES.values()]
+    kinds += [GroupMaxCoding, ObjectCoding]
     return {kind.name: kind for kind in kinds if kind.coding}

@@ -96,9 +96,11 @@ class ObjectSae(Autoencoder):
             raise UserError(
                 f"{self.path}: {method} of {shape} fails: {first_line(error)}"
             ) from None
-        wanted = f"should give floats [{shape[0]}, {width}]"
+        wanted = f"should give a tensor of floats [{shape[0]}, {width}]"
         if not isinstance(found, Tensor):
-            raise UserError(f"{self.path}: {method} gives a {type(found).__name__}, {wanted}")
+            theirs = type(found)
+            name = f"{theirs.__module__}.{theirs.__qualname__}".removeprefix("builtins.")
+            raise UserError(f"{self.path}: {method} gives {name}, {wanted}")
         fits = found.dim() == 2 and len(found) == shape[0]
         fits = fits and (isinstance(width, str) or width == found.shape[1])
         if not fits or not found.shape[1] or not found.is_floating_point():

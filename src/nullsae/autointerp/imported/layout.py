@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from nullsae.autointerp.imported.reading import fail
+from nullsae.autointerp.imported.reading import fail, shown
 
 T = TypeVar("T")
+# Of other things in a file, in a message.
+MOST_NAMES = 5
 METRICS = ("auroc", "auprc", "f1", "balanced_accuracy")
 
 
@@ -76,6 +78,32 @@ class Scored:
     metrics: dict[str, float] = field(default_factory=dict)
     """Columns of the table `scores`, where the file gives no windows."""
     judge: str | None = None
+
+
+class Asked:
+    """Which of the things in a file are asked for, by the keys of a config that say so."""
+
+    def __init__(self, **wanted: str | None) -> None:
+        self._wanted = wanted
+        self._others = {key: set[str]() for key in wanted}
+
+    def takes(self, key: str, value: str | None) -> bool:
+        """Whether a thing with this value is asked for."""
+        if self._wanted[key] in (None, value):
+            return True
+        if len(self._others[key]) < MOST_NAMES:
+            self._others[key].add(shown(value))
+        return False
+
+    def of(self, found: dict[int, T], path: object) -> dict[int, T]:
+        """What was taken; a `UserError` if that is nothing, with what there is."""
+        for key, others in self._others.items():
+            if others and not found:
+                names = ", ".join(sorted(others))
+                fail(path, f"nothing of `{key}` {shown(self._wanted[key])} in it, but of {names}")
+        if not found:
+            fail(path, "nothing in it for any latent")
+        return found
 
 
 class OncePerLatent(Generic[T]):

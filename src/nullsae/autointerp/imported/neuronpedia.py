@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nullsae.autointerp.imported.delphi import judged_windows
-from nullsae.autointerp.imported.layout import About, Layout, OncePerLatent, Said, Scored
+from nullsae.autointerp.imported.layout import About, Asked, Layout, OncePerLatent, Said, Scored
 from nullsae.autointerp.imported.reading import (
     fail,
     files_in,
@@ -30,7 +30,7 @@ from nullsae.autointerp.imported.reading import (
 Row = dict[str, Any]
 WRITER = "explanationModelName"
 NAMES = ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz")
-OTHER_MODELS = "say who wrote it with `model`"
+OTHER_MODELS = "keep one, or say who wrote it with `model`"
 
 
 class Neuronpedia(Layout):
@@ -38,25 +38,29 @@ class Neuronpedia(Layout):
 
     def explanations(self, path: Path, about: About) -> Mapping[int, Said]:
         found = OncePerLatent[Said](OTHER_MODELS)
-        for where, latent, row in _explanations(path, about):
+        asked = Asked(source=about.source, model=about.model)
+        for where, latent, row in _explanations(path, about, asked):
             said = Said(_text(row, "description", where), _text(row, WRITER, where))
             found.add(latent, said, where)
-        return found.found
+        return asked.of(found.found, path)
 
     def scores(self, path: Path, about: About) -> Mapping[int, Scored]:
         found = OncePerLatent[Scored](
             f"{OTHER_MODELS}, which with `scores`, and whose with `judge`"
         )
-        for where, latent, row in _explanations(path, about):
+        asked = Asked(
+            source=about.source, model=about.model, scores=about.scores, judge=about.judge
+        )
+        for where, latent, row in _explanations(path, about, asked):
             scores = row.get("scores") or []
             if not isinstance(scores, list) or not all(isinstance(one, dict) for one in scores):
                 fail(where, "scores is not a list of objects")
             for score in scores:
                 judge = _text(score, "explanationScoreModelName", where)
                 kind = _text(score, "explanationScoreTypeName", where)
-                if about.judge in (None, judge) and about.scores in (None, kind):
+                if asked.takes("scores", kind) and asked.takes("judge", judge):
                     found.add(latent, _scored(score, judge, about.metric, where), where)
-        return found.found
+        return asked.of(found.found, path)
 
 
 def _scored(score: Row, judge: str | None, metric: str | None, where: str) -> Scored:
@@ -74,9 +78,9 @@ def _scored(score: Row, judge: str | None, metric: str | None, where: str) -> Sc
     return Scored(metrics={metric: share_of(score.get("value"), "value", where)}, judge=judge)
 
 
-def _explanations(path: Path, about: About) -> Iterator[tuple[str, int, Row]]:
+def _explanations(path: Path, about: About, asked: Asked) -> Iterator[tuple[str, int, Row]]:
     """Each explanation of the source and model that are asked for: its place, latent and row."""
-    sources: dict[str, str] = {}
+    sources: dict[str, None] = {}
     for where, row in _rows(path):
         nested = row.get("explanations")
         if nested is None and "description" not in row:
@@ -88,15 +92,14 @@ def _explanations(path: Path, about: About) -> Iterator[tuple[str, int, Row]]:
                 fail(where, "an explanation is not an object")
             own = {**{key: row.get(key) for key in ("index", "layer")}, **one}
             source = _text(own, "layer", where)
-            if about.source is not None and source not in (None, about.source):
-                sources[str(source)] = where
-                continue
-            if about.source is None and source is not None:
-                sources[source] = where
+            if source is not None:
+                if not asked.takes("source", source):
+                    continue
+                sources[source] = None
                 if len(sources) > 1:
                     names = ", ".join(map(shown, sources))
                     fail(where, f"latents of several sources ({names}); name one with `source`")
-            if about.model is not None and _text(own, WRITER, where) != about.model:
+            if not asked.takes("model", _text(own, WRITER, where)):
                 continue
             yield where, latent_of(own.get("index"), about.n_latents, where), own
 

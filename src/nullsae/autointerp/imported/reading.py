@@ -107,8 +107,8 @@ def files_in(folder: Path, pattern: str) -> list[Path]:
 
 
 def latent_of(value: Any, n_latents: int, where: object) -> int:
-    """The number of a latent, written as a number or as text."""
-    text = str(value).strip()
+    """The number of a latent, written as a number or as text; tables may hold it as 12.0."""
+    text = str(value).strip().removesuffix(".0")
     if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 18:
         fail(where, f"{shown(value)} is not the number of a latent, such as 12")
     latent = int(text)

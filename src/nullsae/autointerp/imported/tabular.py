@@ -18,6 +18,7 @@ from typing import Any
 from nullsae.autointerp.imported.layout import (
     METRICS,
     About,
+    Asked,
     JudgedWindow,
     Layout,
     OncePerLatent,
@@ -48,14 +49,15 @@ class Tabular(Layout):
 
     def explanations(self, path: Path, about: About) -> Mapping[int, Said]:
         found = OncePerLatent[Said]("keep one")
+        asked = Asked(model=about.model)
         for where, row in rows_of(path, ("latent", "explanation")):
             latent, model = latent_of(row["latent"], about.n_latents, where), row.get("model")
             for name in ("explanation", "model"):
                 if not isinstance(row.get(name), str | None):
                     fail(where, f"{name} {shown(row[name])} is not a text")
-            if about.model in (None, model):
+            if asked.takes("model", model):
                 found.add(latent, Said(row["explanation"], model), where)
-        return found.found
+        return asked.of(found.found, path)
 
     def scores(self, path: Path, about: About) -> Mapping[int, Scored]:
         windows: dict[int, Scored] = {}
@@ -120,6 +122,8 @@ def rows_of(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, Row]]:
                     fail(path, f"no column {name}; it has {', '.join(map(shown, row))}")
             is_first = False
         yield where, row
+    if is_first:
+        fail(path, "no row in it")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -130,7 +134,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
         names = [name.strip().lower() for name in next(reader, [])]
         if len(set(names)) < len(names):
             fail(path, f"a column stands there twice: {', '.join(map(shown, names))}")
-        for values in reader:
+        for values in filter(None, reader):  # blank lines are no rows
             where = f"{path}, line {reader.line_num}"
             if len(values) != len(names):
                 fail(where, f"{len(values)} fields, and the header has {len(names)}")

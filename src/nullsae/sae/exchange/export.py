@@ -48,9 +48,9 @@ def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
             f"format can hold it"
         )
     if sae.architecture not in HOLDS[layout]:
+        held = ", ".join(HOLDS[layout])
         raise UserError(
-            f"{cfg_json}: {layout} holds {', '.join(HOLDS[layout])} SAEs only, and this is a "
-            f"{sae.architecture} one; give --layout saelens"
+            f"{cfg_json}: {layout} holds {held} SAEs only, and this is of kind {sae.architecture}"
         )
     if layout == "sparsify" and sae.normalization != "none":
         raise UserError(
@@ -108,13 +108,14 @@ def _model_metadata(folder: Path | None, keys: CellKeys) -> dict[str, str]:
 
 
 def _sparsify(sae: Autoencoder) -> Written:
-    """`cfg.json` and tensors of a `topk` SAE."""
+    """`cfg.json` and tensors of a `topk` or `groupmax` SAE."""
     assert sae.k is not None
     config = Sparsify(
         d_in=sae.d_model,
         k=sae.k,
         expansion_factor=max(1, sae.n_latents // sae.d_model),
         num_latents=sae.n_latents,
+        activation=sae.architecture,  # type: ignore[arg-type]
         normalize_decoder=bool((sae.w_dec.norm(dim=1) - 1).abs().max() < 1e-4),
     )
     return config.model_dump(exclude={"signed"}), sae.parameters()
@@ -145,4 +146,4 @@ def _saelens(sae: Autoencoder) -> Written:
 
 # Per layout: what writes it, and the architectures that it can hold.
 LAYOUTS: dict[str, Callable[[Autoencoder], Written]] = {"saelens": _saelens, "sparsify": _sparsify}
-HOLDS = {"saelens": ("topk", "jumprelu", "standard"), "sparsify": ("topk",)}
+HOLDS = {"saelens": ("topk", "jumprelu", "standard"), "sparsify": ("topk", "groupmax")}

@@ -14,6 +14,8 @@ from torch import Tensor
 from nullsae.config.layouts import Shapes
 from nullsae.core.errors import UserError, first_line
 
+LEAST_NORM = 1e-8
+
 
 def stored_tensors(weights: Path) -> dict[str, Tensor]:
     """Read all tensors of a file; a `.pt` as data, by torch's weights-only unpickler.
@@ -85,3 +87,12 @@ def folded_gate(
     """
     stretch = r_mag.exp()
     return w_enc * stretch[:, None], b_mag, (b_mag - stretch * b_gate).relu()
+
+
+def with_unit_rows(w_enc: Tensor, b_enc: Tensor, w_dec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoder, bias and decoder, [n_latents, ...] each, with decoder rows of norm 1.
+
+    Codes are as many times larger as rows were longer; reconstructions stay.
+    """
+    norm = w_dec.norm(dim=1).clamp_min(LEAST_NORM)
+    return w_enc * norm[:, None], b_enc * norm, w_dec / norm[:, None]

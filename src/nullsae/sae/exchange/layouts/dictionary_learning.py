@@ -50,6 +50,8 @@ class DictionaryLearning(Layout):
     submodule_name: str | None = None
     lm_name: str | None = None
     ctx_len: PositiveInt | None = None
+    io: str = "out"
+    """Of the submodule: its output, its input (`in`), or one from the other (`in_and_out`)."""
 
     @model_validator(mode="after")
     def k_is_given(self) -> Self:
@@ -57,6 +59,8 @@ class DictionaryLearning(Layout):
             raise ValueError("trainer.k: missing")
         if self.k is not None and self.k > self.dict_size:
             raise ValueError(f"trainer.k: {self.k} is larger than dict_size {self.dict_size}")
+        if self.io not in ("in", "out"):
+            raise ValueError(f"buffer.io is {self.io!r}, and transcoders are not read from here")
         return self
 
     @classmethod
@@ -67,8 +71,7 @@ class DictionaryLearning(Layout):
     def content(cls, config: dict[str, Any]) -> dict[str, Any]:
         trainer, buffer = config["trainer"], config.get("buffer") or {}
         found = {name: trainer[name] for name in cls.model_fields if trainer.get(name) is not None}
-        context = buffer.get("ctx_len")
-        return found if context is None else {**found, "ctx_len": context}
+        return found | {name: buffer[name] for name in ("ctx_len", "io") if buffer.get(name)}
 
     @property
     def input_width(self) -> int:
@@ -81,6 +84,9 @@ class DictionaryLearning(Layout):
         hook = None if layer is None else hook_name(f"{kind}.{layer}")
         if self.submodule_name and found is None:
             hook = self.submodule_name
+        if self.io == "in":
+            # Names such as resid_post_layer_3 do not say what that module reads.
+            hook = f"{self.submodule_name}.input" if self.submodule_name and not found else None
         return MadeOn(model=self.lm_name, hook=hook, context_tokens=self.ctx_len)
 
     def shapes(self) -> Shapes:
@@ -101,7 +107,8 @@ class DictionaryLearning(Layout):
     def autoencoder(self, weights: Path) -> Autoencoder:
         """With the codes of its class' `encode`, by `threshold` where it has one.
 
-        Normalized activations need nothing: their factor is in the biases that are saved.
+        An `AutoEncoder` gets decoder rows of unit norm, as from its own loader. Normalized
+        activations need nothing: their factor is in the biases that are saved.
         """
         stored = tensors.stored_tensors(weights)
         unused = {"k", "active_groups", "group_sizes", "group_indices", "apply_b_dec_to_input"}
@@ -124,6 +131,8 @@ class DictionaryLearning(Layout):
             self.dict_class == "JumpReluAutoEncoder" and not applied
         ):
             b_enc = tensors.uncentred_bias(w_enc, b_enc, of_decoder)
+        if self.dict_class == "AutoEncoder":
+            w_enc, b_enc, w_dec = tensors.with_unit_rows(w_enc, b_enc, w_dec)
         kind = "topk" if self.dict_class == "AutoEncoderTopK" else "jumprelu" if own else "standard"
         k = self.k if kind == "topk" else None
         return autoencoder.Autoencoder(kind, w_enc, b_enc, w_dec, of_decoder, k, own)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 else:
     tensors, transcoder = map(lazy, ("nullsae.sae.exchange.tensors", "nullsae.sae.transcoder"))
 
-LEAST_NORM = 1e-8
 # What TransformerLens may do to weights that alters what an MLP reads, or what is added to the
 # residual stream.
 _MOVES_TRANSCODERS = ("center_writing_weights", "fold_ln")
@@ -243,8 +242,7 @@ class SaeLens(Layout):
             )
             return made
         if self.rescale_acts_by_decoder_norm:
-            norm = w_dec.norm(dim=1).clamp_min(LEAST_NORM)
-            w_enc, b_enc, w_dec = w_enc * norm[:, None], b_enc * norm, w_dec / norm[:, None]
+            w_enc, b_enc, w_dec = tensors.with_unit_rows(w_enc, b_enc, w_dec)
         if not self.apply_b_dec_to_input:
             b_enc = tensors.uncentred_bias(w_enc, b_enc, b_dec)
         return autoencoder.Autoencoder(

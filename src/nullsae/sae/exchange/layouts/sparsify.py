@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,7 +31,7 @@ class Sparsify(Layout):
     expansion_factor: PositiveInt
     num_latents: NonNegativeInt = 0
     """0 stands for d_in * expansion_factor."""
-    activation: Literal["topk"] = "topk"
+    activation: Literal["topk", "groupmax"] = "topk"
     normalize_decoder: bool = True
     """Of training only, as is `multi_topk`."""
     multi_topk: bool = False
@@ -46,6 +47,8 @@ class Sparsify(Layout):
             raise ValueError("skip_connection is true, which goes with transcode alone")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than the number of latents, {self.n_latents}")
+        if self.activation == "groupmax" and self.n_latents % self.k:
+            raise ValueError(f"k {self.k} does not divide the {self.n_latents} latents of groupmax")
         return self
 
     @classmethod
@@ -62,6 +65,7 @@ class Sparsify(Layout):
 
     def made_on(self, folder: Path) -> MadeOn:
         """By the folder's name, and the `config.json` of the training above it."""
+        folder = _of_module(folder)
         file = folder.parent / "config.json"
         try:
             run = read_object(file) if file.is_file() else {}
@@ -79,7 +83,7 @@ class Sparsify(Layout):
         )
 
     def writes(self, folder: Path) -> str | None:
-        return site_of_hook(folder.name) if self.transcode else None
+        return site_of_hook(_of_module(folder).name) if self.transcode else None
 
     def autoencoder(self, weights: Path) -> Autoencoder:
         """An SAE; or a transcoder of what the module reads to what it gives."""
@@ -88,15 +92,19 @@ class Sparsify(Layout):
             shapes |= {transcoder.SKIP: (self.d_in, self.d_in)}
         found = tensors.fitting_tensors(tensors.stored_tensors(weights), shapes, weights)
         if not self.transcode:
-            return autoencoder.Autoencoder.of(found, "topk", self.k)
-        module = weights.parent.name
-        if (site := site_of_hook(module)) is None:
+            return autoencoder.Autoencoder.of(found, self.activation, self.k)
+        if (site := self.writes(weights.parent)) is None:
             raise UserError(
                 f"{weights.with_name('cfg.json')}: transcode is true, but the folder is not named "
                 f"as its module, such as layers.3.mlp: nothing says which site it writes"
             )
-        made: Autoencoder = transcoder.Transcoder.of(found, "topk", self.k, site)
+        made: Autoencoder = transcoder.Transcoder.of(found, self.activation, self.k, site)
         return made
+
+
+def _of_module(folder: Path) -> Path:
+    """The folder with the module's name: in it stand those of seeds, if there are several."""
+    return folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
 
 
 def _text(value: Any) -> str | None:

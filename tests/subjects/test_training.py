@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -370,27 +367,3 @@ def test_a_subject_is_trained_by_one_process_at_a_time(
     run()
     assert list((tmp_path / "work").iterdir()) == []
     assert (tmp_path / "trained/gates.json").is_file()
-
-
-FREED = """
-import resource
-import numpy as np
-from nullsae.subjects.training import keep_freed_memory
-
-def faults():
-    np.ones(2**24, dtype=np.float32)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-given_back = [faults() for _ in range(4)]
-keep_freed_memory()
-faults()
-kept = [faults() for _ in range(4)]
-print(given_back[-1] - given_back[0], kept[-1] - kept[0])
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_a_block_that_is_freed_is_not_faulted_in_again() -> None:
-    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
-    given_back, kept = map(int, done.stdout.split())
-    assert kept * 100 < given_back

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import math
@@ -20,6 +19,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from nullsae.config.subjects import TrainSource
 from nullsae.core.checkpoint import DAMAGED, SavedState, save_state
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.memory import keep_freed
 from nullsae.core.randomness import numpy_generator, seed_of
 from nullsae.core.stopping import StoppedError, stoppable
 from nullsae.corpus.store import Tokens
@@ -198,19 +198,6 @@ class Training:
         return loss.item()
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, where the C library is glibc.
-
-    It gives blocks above 32 MB, such as the logits of a batch, back to the system at once. Each
-    step then faults them in anew: a fifth of the time of a small training. No bit changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
-
-
 def train_model(
     source: TrainSource,
     tokens: Tokens,
@@ -247,7 +234,7 @@ def train_model(
         StoppedError: SIGTERM came, and there is a checkpoint.
         UserError: `rotary_share` gives an odd width, or the loss is no longer finite.
     """
-    keep_freed_memory()
+    keep_freed()
     model = _initial_model(source, tokens, seed=seed, subject=subject)
     initial = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.to(device).train()

@@ -1,0 +1,32 @@
+"""What this process does with memory that it has freed."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FREED = """
+import resource
+import numpy as np
+from nullsae.core.memory import keep_freed
+
+def faults():
+    np.ones(2**24, dtype=np.float32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+given_back = [faults() for _ in range(4)]
+keep_freed()
+faults()
+kept = [faults() for _ in range(4)]
+print(given_back[-1] - given_back[0], kept[-1] - kept[0])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_block_that_is_freed_is_not_faulted_in_again() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert kept * 100 < given_back

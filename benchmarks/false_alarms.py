@@ -26,7 +26,7 @@ from nullsae.aggregation.cells import GROUP_KEYS, Units
 from nullsae.config.metrics import LEVELS, Metric, all_metrics
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
-from nullsae.config.variants import VARIANTS, is_floor
+from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.statistics.baselines import applies
 from nullsae.statistics.bootstrap import Arm, Resampler
@@ -104,12 +104,12 @@ def false_alarms(config: Config, sources: dict[str, list[Units]]) -> list[Found]
     """A row per metric and kind that has pairs, in display order."""
     statistics = config.statistics
     arms, resampler = Arms(sources, statistics), Resampler(config.seed, statistics.n_resamples)
-    groups = dict.fromkeys(
-        tuple(unit.keys.get(name) for name in GROUP_KEYS)
-        for units in sources.values()
-        for unit in units
-        if not is_floor(unit.keys["variant"])
-    )
+    variants: dict[ArmKeys, set[str]] = {}
+    for unit in (unit for units in sources.values() for unit in units):
+        group = tuple(unit.keys.get(name) for name in GROUP_KEYS)
+        variants.setdefault(group, set()).add(unit.keys["variant"])
+    # Null dictionaries are of one variant, and say nothing of models.
+    groups = [group for group, found in variants.items() if found >= {*config.variants}]
     counts: dict[tuple[str, str], list[bool]] = {}
     for metric in all_metrics():
         for group in groups:

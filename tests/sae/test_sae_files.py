@@ -105,7 +105,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     edit_config(config, architecture="gated")
     assert refusal(config) == (
         f"{config}: architecture: 'gated' is not one of topk, jumprelu, standard, token_lookup, "
-        f"object"
+        f"groupmax, object"
     )
     edit_config(config, architecture="jumprelu")
     text = f"{config}: k 3 does not fit architecture 'jumprelu' with 10 latents"

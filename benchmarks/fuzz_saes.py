@@ -148,7 +148,7 @@ class Expected:
 
     def read(self, data: bytes, folder: Path) -> None:
         """As the command line hands it over."""
-        from nullsae.cli.check_sae import expected
+        from nullsae.cli.sae_card import expected
 
         # What the system makes of bytes that are no UTF-8.
         expected(data.decode("utf-8", "surrogateescape"))

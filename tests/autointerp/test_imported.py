@@ -489,3 +489,9 @@ def test_parquet_text_that_is_no_utf8_is_refused_in_one_line(tmp_path: Path) -> 
     pq.write_table(pa.table({"latent": [1], "explanation": text}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x.parquet: not a Parquet file \('utf-8' codec"):
         Tabular().explanations(tmp_path / "x.parquet", About(8))
+
+
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_half_of_a_surrogate_pair_is_replaced_and_a_whole_one_is_not(kind: Any) -> None:
+    found = reading.json_value(kind(r'["\uD800 cups", {"\udc00": "\ud83d\ude00 \\ud800"}]'), "file")
+    assert found == ["\ufffd cups", {"\ufffd": "\U0001f600 \\ud800"}]

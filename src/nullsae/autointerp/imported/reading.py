@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
+from nullsae.autointerp.llm.messages import without_halves
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import read_small
 
@@ -85,7 +86,11 @@ def json_file(path: Path) -> Any:
 def json_value(data: bytes | str, where: object) -> Any:
     """The value that JSON text holds; NaN and Infinity, which JSON does not have, are refused."""
     try:
-        return json.loads(data, parse_constant=_no_number)
+        value = json.loads(data, parse_constant=_no_number)
+        text = data if isinstance(data, str) else data.decode("latin-1")
+        if "\\ud" in text.lower():  # escapes may be halves of surrogate pairs
+            value = json.loads(without_halves(json.dumps(value, ensure_ascii=False)))
+        return value
     except RecursionError:
         fail(where, "not JSON: nested too deeply")
     except ValueError as error:

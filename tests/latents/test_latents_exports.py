@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,10 +24,10 @@ from nullsae.corpus.store import load_tokens
 from nullsae.latents.exports.cell import LatentFolder, corpus_files, model_place
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
+from peers import need_peers, run_with_peers
 from run_stages import collected
 from small_chain import CONTEXT, VOCAB, Chain, cell, write_corpus
 
-PEERS = Path(__file__).parents[2] / ".venv-peers"
 LENGTH, MIN_EXAMPLES, N_SAMPLED = 4, 20, 12
 SITES = ("resid_post.1", "resid_post.0")
 RUN = "tiny_trained_0_topk_0"
@@ -85,19 +83,13 @@ def export(root: Path, layout: str, output: Path, *more: str) -> Any:
 @pytest.fixture(scope="module")
 def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What delphi and Neuronpedia's client make of the exports."""
-    if not (PEERS / "installed").is_file():
-        pytest.skip("delphi and Neuronpedia's client are not installed: make .venv-peers/installed")
+    need_peers("delphi and Neuronpedia's client")
     folder = tmp_path_factory.mktemp("exports")
     for layout in ("delphi", "neuronpedia"):
         export(root, layout, folder / layout)
     tokenizer = root / paths.TOKENIZER_FILE.format(corpus="c")
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    script = Path(__file__).with_name("latents_peers_side.py")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [PEERS / "bin" / "python", script, folder], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_with_peers(Path(__file__).with_name("latents_peers_side.py"), folder)
     read: dict[str, Any] = json.loads((folder / "seen.json").read_text())
     return read
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ from nullsae.activations.capture import cache_activations
 from nullsae.corpus.store import load_tokens
 from nullsae.sae.exchange.export import export_sae
 from nullsae.subjects.loading import load_subject
+from peers import need_peers, run_with_peers
 from run_stages import evaluated
 from small_chain import CONTEXT, CPU, Chain, capture_params, write_corpus
 
 pytestmark = pytest.mark.slow
-PEERS = Path(__file__).parents[2] / ".venv-peers"
 SITE, HOOK = "resid_post.1", "gpt_neox.layers.1"
 N_CONTEXTS = 30
 
@@ -31,8 +29,7 @@ def sides(
     chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our row of `reconstruction` with the sums of `documents`, and SAELens' metrics."""
-    if not (PEERS / "installed").is_file():
-        pytest.skip("SAELens is not installed: make .venv-peers/installed")
+    need_peers("SAELens")
     folder = tmp_path_factory.mktemp("saelens")
     # What the subject itself would write: there, zeroing does clear harm, and ce_score exists.
     subject = load_subject(chain.recipe, CPU)
@@ -60,15 +57,7 @@ def sides(
     (folder / "model").symlink_to(chain.recipe.parent)
     (folder / "hook").write_text(HOOK)
     save_file({"input_ids": written}, folder / "tokens.safetensors")
-    quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [PEERS / "bin" / "python", Path(__file__).with_name("saelens_side.py"), folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **quiet},
-    )
-    assert found.returncode == 0, found.stderr
+    run_with_peers(Path(__file__).with_name("saelens_side.py"), folder)
     return ours, json.loads((folder / "metrics.json").read_text())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.pretrained import read_with_origin
+from peers import need_peers, run_with_peers
 
-PEERS = Path(__file__).parents[2] / ".venv-peers"
 D, WIDTH, K = 12, 40, 5
 LINEAR = {"encoder.weight": (WIDTH, D), "encoder.bias": (WIDTH,), "decoder.weight": (D, WIDTH)}
 PLAIN = {"W_enc": (D, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
@@ -118,14 +117,10 @@ def test_a_class_of_dictionary_learning_does_here_what_its_formula_says(
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after `dictionary_learning_side.py` ran."""
-    if not (PEERS / "installed").is_file():
-        pytest.skip("dictionary_learning is not installed: make .venv-peers/installed")
+    need_peers("dictionary_learning")
     folder = tmp_path_factory.mktemp("dictionary_learning")
     save_file({"x": inputs()}, folder / "x.safetensors")
-    side = Path(__file__).with_name("dictionary_learning_side.py")
-    command = [PEERS / "bin" / "python", side, folder]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    run_with_peers(Path(__file__).with_name("dictionary_learning_side.py"), folder)
     return folder
 
 

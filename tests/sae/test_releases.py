@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import nullsae
+from peers import need_peers, run_with_peers
 
 pytestmark = pytest.mark.slow
-PEERS = Path(__file__).parents[2] / ".venv-peers"
 SAES = (
     *("sae_lens", "sae_lens-centred", "sae_lens-factor", "sae_lens-norm"),
     *("connor_rob_hook_z", "gemma_2", "gemma_3", "gemma_3-attention"),
@@ -35,23 +33,14 @@ WHERE = "config: saes.theirs.pretrained"
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after `releases_side.py` ran."""
-    if not (PEERS / "installed").is_file():
-        pytest.skip("SAELens is not installed: make .venv-peers/installed")
+    need_peers("SAELens")
     folder = tmp_path_factory.mktemp("releases")
-    found = subprocess.run(
-        [PEERS / "bin" / "python", Path(__file__).with_name("releases_side.py"), folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **{name: v for name, v in os.environ.items() if name != "HF_HUB_OFFLINE"},
-            "HF_HOME": str(folder / "hub"),
-            "PYTHONPATH": str(Path(nullsae.__file__).parents[1]),
-            "WANDB_MODE": "disabled",
-            "OMP_NUM_THREADS": "1",
-        },
+    run_with_peers(
+        *(Path(__file__).with_name("releases_side.py"), folder),
+        HF_HOME=str(folder / "hub"),
+        HF_HUB_OFFLINE="0",
+        PYTHONPATH=str(Path(nullsae.__file__).parents[1]),
     )
-    assert found.returncode == 0, found.stderr
     return folder
 
 

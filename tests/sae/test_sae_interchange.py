@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,12 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.export import export_sae
 from nullsae.sae.exchange.pretrained import read_pretrained, read_with_origin
 from nullsae.sae.files import load_sae
+from peers import need_peers, run_with_peers
 from refusing import refused
 from small_chain import cell, codes_of, lookup_sae, write_sae
 
 D, WIDTH, K = 12, 40, 5
 WHERE = "config: saes.theirs.pretrained"
-PEERS = Path(__file__).parents[2] / ".venv-peers"
 THEIRS = (
     *("saelens-topk", "saelens-topk-plain", "saelens-topk-rescaled", "saelens-topk-input"),
     *("saelens-batchtopk", "saelens-batchtopk-plain"),
@@ -91,23 +89,14 @@ def read(folder: Path, site: str = "resid_post.1") -> Autoencoder:
 @pytest.fixture(scope="session")
 def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after both sides wrote their SAEs and the peers ran them: see `peers_side.py`."""
-    if not (PEERS / "installed").is_file():
-        pytest.skip("SAELens and sparsify are not installed: make .venv-peers/installed")
+    need_peers("SAELens and sparsify")
     folder = tmp_path_factory.mktemp("exchange")
     save_file({"x": inputs()}, folder / "x.safetensors")
     for name in OURS:
         layout, _, architecture = name.partition("-")
         config = saved(architecture, folder / architecture)  # type: ignore[arg-type]
         export_sae(config, layout, folder / "ours" / name)
-    quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [PEERS / "bin" / "python", Path(__file__).with_name("peers_side.py"), folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **quiet},
-    )
-    assert found.returncode == 0, found.stderr
+    run_with_peers(Path(__file__).with_name("peers_side.py"), folder)
     return folder
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from nullsae.config.saes import Sae
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import PARAMETERS, Autoencoder
 from nullsae.sae.kernels import Hits, HitsByLatent
+from peers import need_peers, run_with_peers
 
 pytestmark = pytest.mark.slow
-PEERS = Path(__file__).parents[2] / ".venv-peers"
 PRODUCTS = ("decode", "dot_rows", "row_gradient", "bias_gradient")
 WINDOW_HITS = 32
 UNEVEN = {1: 3, 2: 90, 4: 32, 5: 33, 6: 1, 8: 67, 9: 40, 10: 5}
@@ -122,18 +120,10 @@ def step() -> dict[str, Tensor]:
 
 def side(mode: str, folder: Path, **environment: str) -> None:
     """Run `triton_side.py` with the Python that has Triton."""
-    if not (PEERS / "installed").is_file():
-        pytest.skip("Triton is not installed: make .venv-peers/installed")
+    need_peers("Triton")
     ours = str(Path(nullsae.__file__).parents[1])
-    more = {"PYTHONPATH": ours, "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder / "cache")}
-    found = subprocess.run(
-        [PEERS / "bin" / "python", Path(__file__).with_name("triton_side.py"), mode, folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **more, **environment},
-    )
-    assert found.returncode == 0, found.stderr
+    more = {"PYTHONPATH": ours, "TRITON_CACHE_DIR": str(folder / "cache"), **environment}
+    run_with_peers(Path(__file__).with_name("triton_side.py"), mode, folder, **more)
 
 
 @pytest.fixture(scope="session")

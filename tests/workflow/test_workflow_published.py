@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from nullsae import paths
 from nullsae.activations.store import SiteReader
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
+from peers import PEERS, need_peers, run_with_peers
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
-PEERS = REPOSITORY / ".venv-peers"
 OVERLAY = REPOSITORY / "config" / "published.yaml"
 SITE, RELEASE, SAE_ID = "resid_pre.1", "gpt2-small-res-jb", "blocks.1.hook_resid_pre"
 NULLS = ("rotated", "random")
@@ -81,20 +80,9 @@ def activations(study: Study, split: str) -> Array:
 def train_with_saelens(x: dict[str, Array], home: Path) -> dict[str, Array]:
     """An SAE of activations `train` in the cache of the hub, and what it makes of `heldout`."""
     save_file(x, home / "x.safetensors")
+    online = {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(REPOSITORY / "tests" / "sae")}
     side = Path(__file__).with_name("published_side.py")
-    found = subprocess.run(
-        [PEERS / "bin" / "python", side, home, RELEASE, SAE_ID],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **{n: v for n, v in os.environ.items() if n != "HF_HUB_OFFLINE"},
-            **{n: v for n, v in hub(home).items() if n != "HF_HUB_OFFLINE"},
-            "PYTHONPATH": str(REPOSITORY / "tests" / "sae"),
-            "WANDB_MODE": "disabled",
-        },
-    )
-    assert found.returncode == 0, found.stderr
+    run_with_peers(side, home, RELEASE, SAE_ID, **{**hub(home), **online})
     return load_file(home / "results.safetensors")
 
 
@@ -105,8 +93,7 @@ def at_the_site(config: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def twin(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
     """Activations, the SAE by `sae_lens`, then the study up to the page."""
-    if not (PEERS / "installed").is_file():
-        pytest.skip("SAELens is not installed: make .venv-peers/installed")
+    need_peers("SAELens")
     home = tmp_path_factory.mktemp("published")
     (home / "commands").mkdir()
     plain = new_study(home / "study", tree).configure(at_the_site)

@@ -12,8 +12,8 @@ from nullsae.autointerp.label_words import (
     LABEL,
     LABEL_FIELD,
     LEAF,
-    NEGATIVE,
     POSITIVE,
+    WORDS,
     Block,
     Label,
     read_label,
@@ -27,7 +27,7 @@ _PAIR = re.compile(
     rf"""(?<![\w./])(?<!\d[:-])(?:{KEY_WORDS}(?:\b|_|(?=\d))[\s_\#.:]{{0,3}})?\#?(?P<number>\d{{1,4}})
     [\])"'*_`\\]*\s*(?:[:\uff1a=|]|[-=]>|→|⇒|[\u2013\u2014]|[-.)](?=[\s*_])|\bis\b){_MARKS}
     (?:(?:is\ )?(?:active|answer|label)\W{{1,4}})?{LABEL}{AFTER}
-    |\(\s*(?P<first>\d{{1,4}})\s*,\s*["']?(?P<second>{"|".join(POSITIVE + NEGATIVE)})["']?\s*\)""",
+    |\(\s*(?P<first>\d{{1,4}})\s*,\s*["']?(?P<second>{WORDS})["']?\s*\)""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_WORD = r"(?:answers?|labels?|results?|output|response|predictions?|judge?ments?)"
@@ -46,7 +46,7 @@ _ROW = re.compile(
 _LIST = re.compile(
     rf"[^\w\n]*(?:(?:(?:so|thus|the|my|final|correct|here|is|are)\s+){{0,4}}{_ANSWER_WORD}"
     rf"(?:\s+(?:is|are|in order|for|the|windows))*[^\w\n]*)?(?P<labels>{LABEL}"
-    rf"(?:(?:[\s,;|*_\"'`]+|\s+and\s+)(?:{'|'.join(POSITIVE + NEGATIVE)}))*)[^\w\n]*",
+    rf"(?:(?:[\s,;|*_\"'`]+|\s+and\s+)(?:{WORDS}))*)[^\w\n]*",
     re.IGNORECASE,
 )
 # Text of a window that a line repeats before it answers.

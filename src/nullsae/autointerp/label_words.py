@@ -10,7 +10,8 @@ POSITIVE = ("1", "yes", "true")
 NEGATIVE = ("0", "no", "false")
 # A label, 0 or 1, and its place in the text.
 Label: TypeAlias = tuple[int, int]
-LABEL = rf"(?P<label>{'|'.join(POSITIVE + NEGATIVE)})"
+WORDS = "|".join(POSITIVE + NEGATIVE)
+LABEL = rf"(?P<label>{WORDS})"
 # What may follow a label: else it is the beginning of a sentence, as in "1: No cups are named".
 AFTER = r"""(?=[*_"'`)\]]*\s*(?:$|[,;:|)\]}"'*_`(]|\.(?!\d)|\s[-\u2013\u2014]|[\u2013\u2014→]|<br|
     (?:because|since|as|due|but)\b|(?:and\s+)?(?:(?:window|item|w)\s*)?\#?\d{1,4}\W{0,3}[:=|>→]))
@@ -21,7 +22,7 @@ _NUMBER = re.compile(
 )
 # One label taken back for another, as in "1: 0 -> 1".
 _CHANGED = re.compile(
-    rf"[\s*_\"'`)]*(?:[-=]>|→|⇒)[\s*_\"'`(]*(?:{'|'.join(POSITIVE + NEGATIVE)})\b(?!\W*[:=|])",
+    rf"[\s*_\"'`)]*(?:[-=]>|→|⇒)[\s*_\"'`(]*(?:{WORDS})\b(?!\W*[:=|])",
     re.IGNORECASE,
 )
 LEAF = re.compile(rf"[\s*_\"'`(\[]*{LABEL}{AFTER}", re.VERBOSE | re.IGNORECASE | re.MULTILINE)

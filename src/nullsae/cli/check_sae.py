@@ -15,18 +15,10 @@ from rich.table import Table
 from scipy.stats import entropy
 
 from nullsae import paths
-from nullsae.cli.sae_card import (
-    CORPUS,
-    SAE,
-    SUBJECT,
-    Asked,
-    Card,
-    anywhere,
-    corpus_of,
-    source_of,
-)
+from nullsae.cli.sae_card import CORPUS, SAE, SUBJECT, Asked, Card, corpus_of, source_of
 from nullsae.config.corpora import Corpus
 from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.model_files import from_anywhere
 from nullsae.config.parse import check_sites, parse_config, parse_section
 from nullsae.config.plain import read_yaml
 from nullsae.config.pretrained import FromObject
@@ -233,11 +225,11 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
     expect = card.expect.model_dump(exclude_none=True) or measured
     given = card.asked.pretrained
     is_object = isinstance(given, FromObject)
-    if isinstance(given, str):
-        folder, inside, name = given.partition("::")
-        recipe: dict[str, Any] = {"pretrained": f"{anywhere(folder)}{inside}{name}"}
-    else:
-        recipe = {"pretrained": given.model_dump(exclude_defaults=True)}
+    recipe: dict[str, Any] = {
+        "pretrained": from_anywhere(given)
+        if isinstance(given, str)
+        else given.model_dump(exclude_defaults=True)
+    }
     if card.sae.transcodes:
         ends = (best.feeding.site, card.sae.writes_at(best.feeding.site))
         recipe |= zip(("input_site", "output_site"), map(site_kind, ends), strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from nullsae.config.hooks import site_of_hook
 from nullsae.config.made_on import UsedOn, differences, hub_id
-from nullsae.config.model_files import is_local
+from nullsae.config.model_files import from_anywhere, is_local
 from nullsae.config.model_size import subject_shape
 from nullsae.config.parse import parse_section
 from nullsae.config.pretrained import (
@@ -217,17 +217,12 @@ class Card:
         return Expect(**{**found, **own})
 
 
-def anywhere(path: str, *, is_file: bool = False) -> str:
-    """A local path that means the same in a study's folder; a hub id as it is."""
-    return str(Path(path).expanduser().absolute()) if is_file or is_local(path) else path
-
-
 def source_of(card: Card) -> dict[str, Any]:
     """The subject's source in a config."""
     revision = card.made_on.revision
     known = card.asked.model is None and revision is not None
     of_hub = {"revision": revision} if known else {}
-    return {"kind": "pretrained", "path": anywhere(card.model), **of_hub}
+    return {"kind": "pretrained", "path": from_anywhere(card.model), **of_hub}
 
 
 def corpus_of(card: Card, prepend_bos: bool | str, **more: Any) -> dict[str, Any]:
@@ -237,7 +232,7 @@ def corpus_of(card: Card, prepend_bos: bool | str, **more: Any) -> dict[str, Any
     if text in ("auto", "sotu", "stdlib"):
         source = {"kind": "builtin", "name": text}
     elif text.lower().endswith(TEXT_FILES):
-        source = {"kind": "files", "paths": [anywhere(text, is_file=True)]}
+        source = {"kind": "files", "paths": [str(Path(text).expanduser().absolute())]}
     tokenizer = {k: v for k, v in source_of(card).items() if k in ("kind", "path", "revision")}
     cut = {"context_tokens": card.context_tokens, "prepend_bos": prepend_bos}
     return {"source": source, "tokenizer": tokenizer, **cut, **more}

@@ -51,6 +51,12 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()
 
 
+def from_anywhere(path: str) -> str:
+    """A local path, and what it names inside by `::`, from any folder; a hub id as it is."""
+    folder, inside, name = path.partition("::")
+    return f"{Path(folder).expanduser().absolute()}{inside}{name}" if is_local(folder) else path
+
+
 def find_gguf(given: GgufFile, *, where: str) -> Path:
     """The .gguf file that a section of the config means.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from nullsae.config.hooks import site_of_hook
 from nullsae.config.made_on import MadeOn
-from nullsae.config.model_files import is_local
+from nullsae.config.model_files import from_anywhere, is_local
 from nullsae.config.model_limits import longest_context
 from nullsae.config.model_size import PYTHIA, Size, model_config, model_size
 from nullsae.config.pretrained import FromSaeLens, SaeLensRelease
@@ -98,7 +98,7 @@ def _parsed(source: dict[str, Any]) -> PretrainedSource | GgufSource:
 
 def _model(model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What a model's config.json states, its source and its tokenizer."""
-    path = str(Path(model).expanduser().absolute()) if is_local(model) else model
+    path = from_anywhere(model)
     source = {"kind": "pretrained", "path": path}
     if is_local(model):
         folder = Path(path)
@@ -171,8 +171,7 @@ def _sae(sae: str) -> tuple[dict[str, Any], MadeOn, tuple[str, ...]]:
     path, _, inside = sae.partition("::")
     pretrained: str | FromSaeLens = sae
     if is_local(path):
-        whole = str(Path(path).expanduser().absolute())
-        pretrained = f"{whole}::{inside}" if inside else whole
+        pretrained = from_anywhere(sae.removesuffix("::"))
     elif inside and "/" not in path:  # no hub id
         pretrained = FromSaeLens(saelens=SaeLensRelease(release=path, sae_id=inside))
     given = pretrained if isinstance(pretrained, str) else pretrained.model_dump()

@@ -21,11 +21,15 @@ from nullsae.subjects.loading import Subject
 
 # What rounding may change of a site's rows, as a share of their root mean square, where the shape
 # of a batch decides which of several equivalent kernels computes it, and where it is the same.
-OTHER_SHAPE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
-SAME_SHAPE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
-# Norms and angles are in float32 in many models, whatever the rest is in.
-for shares in (OTHER_SHAPE, SAME_SHAPE):
-    shares[torch.float64] = shares[torch.float32]
+# Norms and angles are in float32 in many models, whatever the rest is in, float64 too.
+OTHER_SHAPE = {
+    **dict.fromkeys((torch.float64, torch.float32), 1e-4),
+    **{torch.bfloat16: 6e-2, torch.float16: 8e-3},
+}
+SAME_SHAPE = {
+    **dict.fromkeys((torch.float64, torch.float32), 1e-5),
+    **{torch.bfloat16: 8e-3, torch.float16: 1e-3},
+}
 # Added to one token's embedding, as a share of the root mean square of all.
 NUDGE = 0.5
 

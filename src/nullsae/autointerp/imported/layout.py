@@ -80,7 +80,7 @@ class Scored:
     judge: str | None = None
 
 
-class Asked:
+class Selection:
     """Which of the things in a file are asked for, by the keys of a config that say so."""
 
     def __init__(self, **wanted: str | None) -> None:

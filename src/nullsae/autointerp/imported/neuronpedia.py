@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nullsae.autointerp.imported.delphi import judged_windows
-from nullsae.autointerp.imported.layout import About, Asked, Layout, OncePerLatent, Said, Scored
+from nullsae.autointerp.imported.layout import About, Layout, OncePerLatent, Said, Scored, Selection
 from nullsae.autointerp.imported.reading import (
     fail,
     files_in,
@@ -38,29 +38,29 @@ class Neuronpedia(Layout):
 
     def explanations(self, path: Path, about: About) -> Mapping[int, Said]:
         found = OncePerLatent[Said](OTHER_MODELS)
-        asked = Asked(source=about.source, model=about.model)
-        for where, latent, row in _explanations(path, about, asked):
+        selection = Selection(source=about.source, model=about.model)
+        for where, latent, row in _explanations(path, about, selection):
             said = Said(_text(row, "description", where), _text(row, WRITER, where))
             found.add(latent, said, where)
-        return asked.of(found.found, path)
+        return selection.of(found.found, path)
 
     def scores(self, path: Path, about: About) -> Mapping[int, Scored]:
         found = OncePerLatent[Scored](
             f"{OTHER_MODELS}, which with `scores`, and whose with `judge`"
         )
-        asked = Asked(
+        selection = Selection(
             source=about.source, model=about.model, scores=about.scores, judge=about.judge
         )
-        for where, latent, row in _explanations(path, about, asked):
+        for where, latent, row in _explanations(path, about, selection):
             scores = row.get("scores") or []
             if not isinstance(scores, list) or not all(isinstance(one, dict) for one in scores):
                 fail(where, "scores is not a list of objects")
             for score in scores:
                 judge = _text(score, "explanationScoreModelName", where)
                 kind = _text(score, "explanationScoreTypeName", where)
-                if asked.takes("scores", kind) and asked.takes("judge", judge):
+                if selection.takes("scores", kind) and selection.takes("judge", judge):
                     found.add(latent, _scored(score, judge, about.metric, where), where)
-        return asked.of(found.found, path)
+        return selection.of(found.found, path)
 
 
 def _scored(score: Row, judge: str | None, metric: str | None, where: str) -> Scored:
@@ -78,7 +78,7 @@ def _scored(score: Row, judge: str | None, metric: str | None, where: str) -> Sc
     return Scored(metrics={metric: share_of(score.get("value"), "value", where)}, judge=judge)
 
 
-def _explanations(path: Path, about: About, asked: Asked) -> Iterator[tuple[str, int, Row]]:
+def _explanations(path: Path, about: About, selection: Selection) -> Iterator[tuple[str, int, Row]]:
     """Each explanation of the source and model that are asked for: its place, latent and row."""
     sources: dict[str, None] = {}
     for where, row in _rows(path):
@@ -93,13 +93,13 @@ def _explanations(path: Path, about: About, asked: Asked) -> Iterator[tuple[str,
             own = {**{key: row.get(key) for key in ("index", "layer")}, **one}
             source = _text(own, "layer", where)
             if source is not None:
-                if not asked.takes("source", source):
+                if not selection.takes("source", source):
                     continue
                 sources[source] = None
                 if len(sources) > 1:
                     names = ", ".join(map(shown, sources))
                     fail(where, f"latents of several sources ({names}); name one with `source`")
-            if not asked.takes("model", _text(own, WRITER, where)):
+            if not selection.takes("model", _text(own, WRITER, where)):
                 continue
             yield where, latent_of(own.get("index"), about.n_latents, where), own
 

@@ -18,12 +18,12 @@ from typing import Any
 from nullsae.autointerp.imported.layout import (
     METRICS,
     About,
-    Asked,
     JudgedWindow,
     Layout,
     OncePerLatent,
     Said,
     Scored,
+    Selection,
     judged_window,
 )
 from nullsae.autointerp.imported.reading import (
@@ -49,15 +49,15 @@ class Tabular(Layout):
 
     def explanations(self, path: Path, about: About) -> Mapping[int, Said]:
         found = OncePerLatent[Said]("keep one")
-        asked = Asked(model=about.model)
+        selection = Selection(model=about.model)
         for where, row in rows_of(path, ("latent", "explanation")):
             latent, model = latent_of(row["latent"], about.n_latents, where), row.get("model")
             for name in ("explanation", "model"):
                 if not isinstance(row.get(name), str | None):
                     fail(where, f"{name} {shown(row[name])} is not a text")
-            if asked.takes("model", model):
+            if selection.takes("model", model):
                 found.add(latent, Said(row["explanation"], model), where)
-        return asked.of(found.found, path)
+        return selection.of(found.found, path)
 
     def scores(self, path: Path, about: About) -> Mapping[int, Scored]:
         windows: dict[int, Scored] = {}

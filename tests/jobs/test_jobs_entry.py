@@ -10,7 +10,14 @@ import pytest
 from snakemake.settings.types import SharedFSUsage, StorageSettings
 
 from nullsae.core.errors import UserError
-from nullsae.jobs.entry import _executor, check_start, relative, typed_entries
+from nullsae.jobs.entry import (
+    SNAKEMAKE_MEGABYTES,
+    _executor,
+    check_start,
+    megabytes_beside,
+    relative,
+    typed_entries,
+)
 from refusing import refused
 
 
@@ -78,6 +85,8 @@ def test_the_executor_is_the_command_lines_or_a_profiles(
         (tmp_path / name).mkdir()
         (tmp_path / name / "profile.yaml").write_text(text)
     assert _executor(line.split()) == executor
+    on_a_cluster = executor not in (None, "local")
+    assert megabytes_beside(line.split()) == on_a_cluster * SNAKEMAKE_MEGABYTES
 
 
 @pytest.mark.parametrize(

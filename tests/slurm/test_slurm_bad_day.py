@@ -65,13 +65,13 @@ def test_a_job_starved_of_memory_succeeds_with_more(bad_day: BadDay) -> None:
     assert asked(bad_day, "train_subject") == [
         ("FAILED", 300, 30),
         ("CANCELLED", 1_800, 60),
-        ("COMPLETED", 3_900, 30),
+        ("COMPLETED", 4_300, 30),
     ]
 
 
 def test_a_further_attempt_asks_for_more_up_to_the_cap(bad_day: BadDay) -> None:
     assert asked(bad_day, "train_sae", "variant=trained/") == [
-        ("TIMEOUT", 3_770, 1),
+        ("TIMEOUT", 4_170, 1),
         ("COMPLETED", MAX_MEGABYTES, 60),
     ]
 

@@ -21,7 +21,7 @@ from nullsae.jobs.autointerp import (
 )
 from nullsae.jobs.code_changes import changed_code, changed_code_line
 from nullsae.jobs.code_record import write_record
-from nullsae.jobs.entry import check_start, image
+from nullsae.jobs.entry import check_start, image, megabytes_beside
 from nullsae.jobs.entry import take_absolute_targets, with_typed_entries
 from nullsae.jobs.grid import cell_files, cross_cells, derived_recipes, matched_cells
 from nullsae.jobs.grid import source_cell, trained_here
@@ -77,8 +77,9 @@ def say_changed_code():
 # A dry run calls no hook: `onstart` is for runs.
 if workflow.is_main_process:
     atexit.register(lambda: workflow.dryrun and workflow.dag and say_changed_code())
-# What each job asks of its machine.
+# What each job asks of its machine, and what a cluster's jobs hold beside.
 NEEDS = Needs(STUDY)
+BESIDE_MEGABYTES = megabytes_beside(sys.argv)
 CELL_FILES = cell_files(STUDY)
 TABLE_FILES = [paths.TABLE.format(table=table) for table in tables.AGGREGATED]
 FIGURE_FILES = [
@@ -162,24 +163,24 @@ def most(resource, otherwise):
         sys.exit(str(error))
 
 
-def doubled(resource, first, cap):
+def doubled(amount, cap):
     """What a job asks for, twice as much with each attempt, up to a cap.
 
-    `first` gives the `Asked` of a job's wildcards.
+    `amount` is a function of a job's wildcards.
     """
     return known(
-        lambda wildcards, attempt: min(
-            getattr(first(wildcards), resource) * 2 ** (attempt - 1), cap
-        )
+        lambda wildcards, attempt: min(amount(wildcards) * 2 ** (attempt - 1), cap)
     )
 
 
 def needed(rule, cells=lambda wildcards: [dict(wildcards)]):
     """Memory, run time, disk and GPU memory of a rule's jobs; `cells` gives the keys of all that one makes."""
     first = lambda wildcards: NEEDS.asked(rule, cells(wildcards))
+    memory = lambda wildcards: first(wildcards).megabytes + BESIDE_MEGABYTES
+    minutes = lambda wildcards: first(wildcards).minutes
     return {
-        "mem_mb": doubled("megabytes", first, most("mem_mb", 256_000)),
-        "runtime": doubled("minutes", first, most("runtime", 7 * 24 * 60)),
+        "mem_mb": doubled(memory, most("mem_mb", 256_000)),
+        "runtime": doubled(minutes, most("runtime", 7 * 24 * 60)),
         "disk_mb": known(lambda wildcards: first(wildcards).disk_megabytes),
         "gpu_mem_mb": known(lambda wildcards: first(wildcards).gpu_megabytes),
     }

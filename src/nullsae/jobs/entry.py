@@ -17,6 +17,9 @@ from nullsae.core.errors import UserError
 GUARD = "set -euo pipefail; trap : TERM; "
 # What the automation builds from envs/Dockerfile and pushes with each release.
 IMAGE = "docker://ghcr.io/nullsae/nullsae"
+# In a job of SLURM's, Snakemake runs twice beside the verb, as the job and as its step: 375 MB, of
+# which 230 are of no other process.
+SNAKEMAKE_MEGABYTES = 400
 _NOT_SHARED = (
     "results/ must be one folder for all jobs; run on one machine, or on a cluster whose nodes "
     "share a file system (--profile profiles/slurm, docs/cluster.md)"
@@ -71,6 +74,16 @@ def check_start(workflow: Any, arguments: Sequence[str]) -> None:
         raise UserError(f"--shared-fs-usage: lacks {', '.join(missing)}; {_NOT_SHARED}")
     if (executor := _executor(arguments)) and _shares_nothing(executor):
         raise UserError(f"--executor {executor}: its jobs share no files; {_NOT_SHARED}")
+
+
+def megabytes_beside(arguments: Sequence[str]) -> int:
+    """What Snakemake itself holds in each job's memory, which is none where jobs run here.
+
+    Args:
+        arguments: the command line.
+    """
+    here = (None, "local", "dryrun", "touch")
+    return 0 if _executor(arguments) in here else SNAKEMAKE_MEGABYTES
 
 
 def _executor(arguments: Sequence[str]) -> str | None:

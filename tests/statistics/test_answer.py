@@ -188,6 +188,15 @@ def of_dictionaries(metric: str, **words: str) -> list[tuple[dict[str, Any], str
     ]
 
 
+def test_names_that_hold_commas_are_parted_by_semicolons() -> None:
+    names = ("token_entropy_bits", "ablation_kl_log_ratio", "cosine")
+    fails = next(s for s in of(*(rows(name, "eeee") for name in names)).sentences if "do not" in s)
+    assert fails == (
+        "Three do not: Token entropy, whole split; Log ratio of KL, own over another latent's "
+        "direction taken away; and Cosine similarity."
+    )
+
+
 def test_which_metrics_tell_the_learned_dictionary_is_a_sentence_of_its_own() -> None:
     models = (rows("next_token_auroc", "ssss"), rows("auroc", "eeee"), rows("cosine", "iiii"))
     found = of(
@@ -198,8 +207,8 @@ def test_which_metrics_tell_the_learned_dictionary_is_a_sentence_of_its_own() ->
     )
     assert (
         "Within trained, one of 3 metrics tells the learned dictionary from each of the three "
-        "null dictionaries: Cosine similarity; AUROC of the next token by direct effect tells it "
-        "from pca and rotated."
+        "null dictionaries: Cosine similarity, while AUROC of the next token by direct effect "
+        "tells it from pca and rotated."
     ) in found.sentences
     assert len(found.sentences) == 6
     # What is said of models does not depend on it.
@@ -220,8 +229,8 @@ def test_the_answer_says_where_dictionaries_are_compared_if_models_are_at_more_s
 def test_a_study_in_which_no_metric_tells_the_only_null_dictionary_says_so() -> None:
     found = of(rows("cosine", "ssss"), of_dictionaries("cosine", pca="er"))
     assert (
-        "Within trained, none of 1 metric tells the learned dictionary from the null one; "
-        "Cosine similarity tells it from none."
+        "Within trained, none of 1 metric tells the learned dictionary from the null one, "
+        "while Cosine similarity tells it from none."
     ) in found.sentences
 
 

@@ -290,7 +290,7 @@ def _of_dictionaries(findings: Sequence[Finding], best: Sequence[Finding], where
         for one in findings:
             if one.name == first.name and one.tier != "tells":
                 told = [each.variant for each in one.against if {*each.verdicts} == {"separates"}]
-                said += f"; {one.name} tells it from {_listed(told) if told else 'none'}"
+                said += f", while {one.name} tells it from {_listed(told) if told else 'none'}"
     return f"{said}."
 
 
@@ -371,6 +371,9 @@ def _names(findings: Sequence[Finding]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
+    """Names in a row; between those of metrics, which may have commas, stand semicolons."""
+    if len(names) > 2 and any(", " in name for name in names):
+        return "; ".join([*names[:-1], f"and {names[-1]}"])
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

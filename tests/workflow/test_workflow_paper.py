@@ -147,11 +147,11 @@ def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int]
 
 
 # Those that take long, with `make test-slow`.
-def named(names: Iterable[str], at_once: set[str]) -> list[Any]:
-    return [n if n in at_once else pytest.param(n, marks=pytest.mark.slow) for n in names]
+def slow(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", named(STUDIES, set()))
+@pytest.mark.parametrize("name", slow(STUDIES))
 def test_a_grid_has_the_jobs_counted_by_hand_and_needs_no_hub(
     name: str, folder: Path, nowhere: str
 ) -> None:
@@ -162,7 +162,7 @@ def test_a_grid_has_the_jobs_counted_by_hand_and_needs_no_hub(
     assert "ambiguous" not in printed
 
 
-@pytest.mark.parametrize("name", named(STUDIES, {"seeds"}))
+@pytest.mark.parametrize("name", ["seeds", *slow(["plus"])])
 def test_a_plan_of_a_grid_has_the_jobs_counted_by_hand(name: str, tmp_path: Path) -> None:
     overlays, counted = STUDIES[name]
     config = read_merged_config([REPOSITORY / f for f in ("config.yaml", *overlays)])
@@ -175,7 +175,7 @@ ASKED = "autointerp: {latents_per_job: 7}\nevaluation: {gaussian_floors: false}\
 STREAM = "activations: {mode: stream, fitted_tokens: 100_000}\n"
 ON_THIS_MACHINE = {
     "default": ([], CHECKPOINTS + "evaluation: {cross_tokens: 4096, gaussian_floors: true}\n"),
-    "all controls": (["config/all-controls.yaml"], CHECKPOINTS),
+    "all controls": (["config/all-controls.yaml"], "{}"),
     "replicated": (["config/replicated.yaml"], "{}"),
     "chunks": (["config/llm.yaml"], ASKED + "activations: {chunks: 3}\n"),
     "shared": (["config/quick.yaml"], "activations: {shared_pass: true}\n" + CHECKPOINTS),
@@ -183,7 +183,7 @@ ON_THIS_MACHINE = {
 }
 
 
-@pytest.mark.parametrize("name", named(ON_THIS_MACHINE, set()))
+@pytest.mark.parametrize("name", slow(ON_THIS_MACHINE))
 def test_a_plan_has_the_jobs_that_snakemake_would_run(
     name: str, folder: Path, nowhere: str, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ from nullsae.corpus.prepare import prepare_corpus
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.corpus import PrepareCorpusParams
 from nullsae.metrics.feeding import AS_THEY_ARE, Checked, Feeding, Measured, Sample
-from nullsae.metrics.gate import changes, figures, reason
+from nullsae.metrics.gate import changes, doubt, figures, reason
 from nullsae.metrics.remedies import check_feeding
 from nullsae.planning.show import print_plan
 from nullsae.subjects.families import text_config
@@ -117,12 +117,16 @@ def _print_answer(console: Console, card: Card, checked: Checked) -> None:
     if not checked.fits:
         said = f"It does not fit: {reason(checked)}."
     console.print(said, markup=False, soft_wrap=True)
+    if (doubted := doubt(checked)) is not None:
+        console.print(f"{doubted}.", markup=False, soft_wrap=True)
     for _, sentence in card.differences():
         console.print(f"Differs: {sentence}.", markup=False, soft_wrap=True)
 
 
 def _print_card(console: Console, card: Card) -> None:
-    table = Table("fact", "value", "known from", title="The SAE", title_justify="left")
+    table = Table(title="The SAE", title_justify="left")
+    for head in ("fact", "value", "known from"):
+        table.add_column(head, overflow="fold")  # paths, to be read whole
     for fact in card.facts:
         table.add_row(*(escape(visible(text)) for text in (fact.name, fact.value, fact.source)))
     console.print(table)

@@ -138,6 +138,7 @@ def test_numbers_in_reasons_are_no_answers(content: str, n: int, kept: dict[int,
         ("1: no, wait, yes\n2: 1", {2: 1}),
         ("1: 0... actually 1\n2: 1", {2: 1}),
         ("1: No \u2014 on second thought, yes\n2: no", {2: 0}),
+        ('[{"id": 1, "label": 0}, {"id": 1, "label": 1}, {"id": 2, "label": 0}]', {2: 0}),
         ("1: 0 (changed from 1)\n2: 1", {1: 0, 2: 1}),
     ],
 )

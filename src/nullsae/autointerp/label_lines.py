@@ -281,8 +281,7 @@ def _labels_of(match: re.Match[str], at: int, n: int) -> list[Label | None]:
     """The labels of n windows named together: one for all of them, or one each."""
     one = read_label(match, at)
     said = _LABELS.match(match.string, match.start("label"))
-    each = [*_ITEM.finditer(said[0])] if said else []
-    if len(each) < 2:
+    if said is None or len(each := [*_ITEM.finditer(said[0])]) < 2:
         return [one] * n
     labels = [(int(item[0].lower() in POSITIVE), at + said.start() + item.start()) for item in each]
     return [*labels] if len(labels) == n else [None] * n

@@ -144,9 +144,11 @@ def _is_form(branch: Branch) -> bool:
     return any(isinstance(v, Leaf) and v.text in ("...", "\u2026") for v in branch.values())
 
 
-def _joined(before: Block, block: Block) -> bool:
-    """Add a block's rows to those before it, if both are parts of one answer."""
-    if before.unkeyed is not None or block.unkeyed is not None or before.numbers & block.numbers:
+def _joined(before: Block, block: Block, *, is_list: bool = False) -> bool:
+    """Add a block's rows to those before it, if both are parts of one answer, as in a list."""
+    if before.unkeyed is not None or block.unkeyed is not None:
+        return False
+    if before.numbers & block.numbers and not is_list:
         return False
     before.rows += block.rows
     return True
@@ -182,8 +184,9 @@ def _blocks_of(node: Node) -> list[Block]:
             inner = [pair for pair in inner if (pair[0] in of_kind) is (kind is _FINAL_FIELD)]
     blocks: list[Block] = []
     for _, found in inner:
-        # One object per window.
-        if not (node.kind == "[" and blocks and len(found) == 1 and _joined(blocks[-1], found[0])):
+        # One object per window; a window that comes again is answered in two ways.
+        is_one = node.kind == "[" and blocks and len(found) == 1
+        if not (is_one and _joined(blocks[-1], found[0], is_list=True)):
             blocks += found
     return blocks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullsae.autointerp.label_words import NEGATIVE, POSITIVE
@@ -211,6 +211,7 @@ DRAFTS = ("{d}</think>", "<think>{d}</think>", "[THINK]\n{d}\n[/THINK]", "{d}\n\
 ROWS = ("{k}|{v}", "{k}: {v}", "- **Window {k}:** {v}", "{k}. {v}", '"{k}": {v},', "| {k} | {v} |")
 
 
+@settings(deadline=None)
 @given(
     data=st.data(),
     n=st.integers(2, 6),

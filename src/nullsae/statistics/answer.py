@@ -365,9 +365,8 @@ def _every(nulls: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _names(findings: Sequence[Finding]) -> str:
     names = [one.name for one in findings[:MOST_NAMED]]
-    if more := len(findings) - len(names):
-        names.append(f"{_number(more)} more")
-    return _listed(names)
+    more = len(findings) - len(names)
+    return _listed([*names, f"{_number(more)} more"] if more else names)
 
 
 def _listed(names: Sequence[str]) -> str:

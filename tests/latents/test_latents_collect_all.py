@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from nullsae.core.kept import Kept
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.latents import CollectLatentsParams, SaeBeside
 from nullsae.latents import collect_all as module
-from nullsae.latents.collect import collect_latents
+from nullsae.latents.collect import OneSae, collect_latents, collect_together
 from nullsae.sae.files import load_sae, save_sae
 from small_chain import COMPUTE, Chain
 
@@ -86,11 +87,11 @@ def test_only_a_new_sae_is_read(
 ) -> None:
     read: list[int] = []
 
-    def counted(given: CollectLatentsParams, **files: Path) -> None:
-        read.append(given.keys.seed)
-        collect_latents(given, **files)
+    def counted(saes: list[OneSae], **files: Any) -> None:
+        read.extend(one.params.keys.seed for one in saes)
+        collect_together(saes, **files)
 
-    monkeypatch.setattr(module, "collect_latents", counted)
+    monkeypatch.setattr(module, "collect_together", counted)
     first = run(chain, folder, 2, "first")
     second = run(chain, folder, 3, "second")
     assert read == [0, 1, 2]

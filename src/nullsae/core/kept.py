@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nullsae.core.files import atomic_path, checksum, content_key, write_json
 
+log = logging.getLogger(__name__)
 # Beside the copies: their key and checksums.
 MADE = "made.json"
 
@@ -27,6 +30,9 @@ class OfCell(Plain, Protocol):
     @property
     def keys(self) -> Plain:
         """Of its cell."""
+
+
+P = TypeVar("P", bound=OfCell)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,46 @@ class Copies:
             _copy(path, self.folder / path.name)
         checksums = {name: checksum(path) for name, path in outputs.items()}
         write_json(self.folder / MADE, {"key": self.key, "checksums": checksums})
+
+
+def unmade(
+    each: Iterable[P],
+    sae: str,
+    outputs: dict[str, str],
+    kept: Kept | None,
+    group: Callable[[P], Hashable],
+) -> Iterator[tuple[list[tuple[P, Path, dict[str, Path]]], int]]:
+    """Take the copies that there are, and yield the other SAEs, to be made group by group.
+
+    Args:
+        each: params of each SAE.
+        sae: path of each `cfg.json`, in which keys of the cell are filled in.
+        outputs: paths of the files that are made, the same.
+        kept: where copies lie, if anywhere. Those of a group are made when the next is asked for.
+        group: what SAEs of one group have in common.
+
+    Yields:
+        Params, `cfg.json` and files of each SAE of a group, and how many SAEs are done by then.
+    """
+    groups: dict[Hashable, list[tuple[P, Path, dict[str, Path]]]] = {}
+    copies, done = dict[Path, Copies](), 0
+    for params in each:
+        own = params.keys.model_dump()
+        config = Path(sae.format(**own))
+        files = {name: Path(path.format(**own)) for name, path in outputs.items()}
+        if kept and config.is_file():
+            copies[config] = kept.copies(params, config)
+            if copies[config].take(files):
+                log.info("%s: made before, its files are copied", config.parent)
+                done += 1
+                continue
+        groups.setdefault(group(params), []).append((params, config, files))
+    for members in groups.values():
+        yield members, done
+        done += len(members)
+        for _, config, files in members:
+            if config in copies:
+                copies[config].keep(files)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -13,6 +13,8 @@ from nullsae.jobs.grid import Keys
 
 # Passes over the logits of a token in float32, for a loss.
 LOGIT_PASSES = 6
+# What a block holds of a token at once, about, in numbers for each dimension.
+BLOCK_NUMBERS = 20.0
 # What a job may load first, from the quickest on.
 IMPORTS = ("light", "torch", "optimizer", "transformers", "all")
 # What adds up over the parts of a job.
@@ -133,7 +135,7 @@ class SizedStudy:
         return min(self.config.activations.shard_tokens, kept)
 
     def pass_bytes(self, keys: Keys, n_contexts: int, *, head: bool) -> float:
-        """A subject and one batch through it: a block's tensors, about 20 d numbers a token.
+        """A subject and one batch through it: a block's tensors, `BLOCK_NUMBERS` d a token.
 
         What is not read of a file that is mapped takes no memory.
         """
@@ -141,7 +143,7 @@ class SizedStudy:
         number = size.d_model * BYTES[size.dtype]
         logits = tokens * size.logit_bytes if head else 0.0
         unread = size.vocab_size * number if self.on_cpu and not head else 0.0
-        return size.weight_bytes - unread + tokens * 20.0 * number + logits
+        return size.weight_bytes - unread + tokens * BLOCK_NUMBERS * number + logits
 
     def width(self, keys: Keys, recipe: Sae) -> int:
         """Latents of an SAE; 16 times the site's width for a pretrained one, which alone knows."""

@@ -51,8 +51,6 @@ CHUNK_COPIES = 4
 SAMPLE_TOKENS, MEDIAN_BYTES = 32_768, 50 * 24.0
 # Of a latent, while gates compare products of its row with 256 others: five numbers in float64.
 GATED_BYTES = 5 * 8.0 * 256
-# What the C library keeps of tensors that a step has freed.
-FREED_BYTES = 3e7
 
 
 def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
@@ -301,7 +299,8 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     Held on the CPU: a step of all SAEs or, between steps, their weights, gradients and moments, and
     a copy of one, which is scaled when it is written, or what is held out, in float64 three times;
     a GPU has these in its own memory, but for the copy. Beside them the start of the data, and
-    blocks of it.
+    blocks of it. A step counts as if all latents were dead: how many are, the data decide, and a
+    job without any holds up to a quarter less, while one that is killed for its memory starts anew.
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
@@ -349,7 +348,7 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     heldout = min(max(r.heldout_tokens for r in recipes), study.cached(keys, "eval"))
     start = sum(widths) * 4.0 * (sampled + heldout)
     held = max(on_device, states + copy, fitting) if study.on_cpu else max(copy, fitting)
-    held += start + FREED_BYTES * stepwise
+    held += start
     held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
     passes = 0.0
     if (stream and has_model(keys["variant"])) or not settings.kept:

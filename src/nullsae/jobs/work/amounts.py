@@ -13,6 +13,8 @@ from nullsae.jobs.grid import Keys
 
 # Passes over the logits of a token in float32, for a loss.
 LOGIT_PASSES = 6
+# An SAE's batch outside training, and the entries of its pre-activations at once.
+BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS, GPU_CHUNK_ENTRIES = 4096, 2**20, 256, 2**28
 # What a block holds of a token at once, about, in numbers for each dimension.
 BLOCK_NUMBERS = 20.0
 # What a job may load first, from the quickest on.
@@ -212,3 +214,15 @@ def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
 def sae_bytes(d: int, m: int, dtype: str = "float32") -> float:
     """sae.safetensors: two matrices, and two vectors in float32."""
     return BYTES[dtype] * 2.0 * m * d + 4.0 * (m + d)
+
+
+def coding_bytes(recipe: Sae, d: int, m: int) -> float:
+    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
+    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
+    return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)
+
+
+def coding_gpu_bytes(recipe: Sae, d: int, m: int) -> float:
+    """The same on a GPU, which takes more tokens' pre-activations at once."""
+    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
+    return 1.5 * sae_bytes(d, m) + batch + 8.0 * min(BATCH_TOKENS * m, GPU_CHUNK_ENTRIES)

@@ -25,6 +25,7 @@ from nullsae.config.latents import Latents
 from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
+from nullsae.core.memory import give_back
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.causal_effects import causal_columns
@@ -201,6 +202,7 @@ def describe_all(
     """Describe the latents whose firings are sorted; arguments as of `collect`."""
     settings, skipped, coder = params.latents, sorting.skipped, sorting.coder
     split, folder, found = skipped.split, sorting.folder, sorting.sorted()
+    give_back()
     grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
     # The same pools for every variant: they depend on the corpus alone.
     dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
@@ -212,6 +214,7 @@ def describe_all(
     size = min(settings.n_sampled, len(candidates))
     sampled = np.sort(sampler.choice(candidates, size=size, replace=False))
     rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
+    give_back()
     numbers, lists, why_none = _effects(
         *(params, model, coder, dtype, found, known, skipped, candidates, sampled)
     )

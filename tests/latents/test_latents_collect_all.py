@@ -11,6 +11,7 @@ from nullsae.config.latents import Latents
 from nullsae.core.kept import Kept
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.latents import CollectLatentsParams, SaeBeside
+from nullsae.latents import collect
 from nullsae.latents import collect_all as module
 from nullsae.latents.collect import OneSae, collect_latents, collect_together
 from nullsae.sae.files import load_sae, save_sae
@@ -98,3 +99,23 @@ def test_only_a_new_sae_is_read(
     assert first.items() <= second.items()
     run(chain, folder, 1, "third", code="other")
     assert read == [0, 1, 2, 0]
+
+
+def test_what_is_written_of_one_sae_is_kept_though_the_job_fails_at_the_next(
+    chain: Chain, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(chain, folder, 3, "whole", code="other")
+    monkeypatch.setattr(module, "group_of", lambda *_: ())  # as if no activation were on disk
+    plain, described = collect.describe_all, list[int]()
+
+    def fails_at_the_second(given: CollectLatentsParams, *others: Any) -> Any:
+        described.append(given.keys.seed)
+        if described == [0, 1]:
+            raise KeyboardInterrupt
+        return plain(given, *others)
+
+    monkeypatch.setattr(collect, "describe_all", fails_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(chain, folder, 3, "again")
+    assert run(chain, folder, 3, "again") == whole
+    assert described == [0, 1, 1, 2]

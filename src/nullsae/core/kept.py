@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from nullsae.core.files import atomic_path, checksum, content_key, write_json
 
@@ -85,44 +85,49 @@ class Copies:
         write_json(self.folder / MADE, {"key": self.key, "checksums": checksums})
 
 
+@dataclass(frozen=True)
+class Unmade(Generic[P]):
+    """An SAE whose files are to be made."""
+
+    params: P
+    sae: Path
+    """Its `cfg.json`."""
+    outputs: dict[str, Path]
+    copies: Copies | None
+
+    def keep(self) -> None:
+        """Copy the files, now that they are made, for the next job."""
+        if self.copies:
+            self.copies.keep(self.outputs)
+
+
 def unmade(
     each: Iterable[P],
     sae: str,
     outputs: dict[str, str],
     kept: Kept | None,
     group: Callable[[P], Hashable],
-) -> Iterator[tuple[list[tuple[P, Path, dict[str, Path]]], int]]:
-    """Take the copies that there are, and yield the other SAEs, to be made group by group.
+) -> list[list[Unmade[P]]]:
+    """Take the copies that there are, and return the other SAEs in groups.
 
     Args:
         each: params of each SAE.
         sae: path of each `cfg.json`, in which keys of the cell are filled in.
         outputs: paths of the files that are made, the same.
-        kept: where copies lie, if anywhere. Those of a group are made when the next is asked for.
+        kept: where copies lie, if anywhere.
         group: what SAEs of one group have in common.
-
-    Yields:
-        Params, `cfg.json` and files of each SAE of a group, and how many SAEs are done by then.
     """
-    groups: dict[Hashable, list[tuple[P, Path, dict[str, Path]]]] = {}
-    copies, done = dict[Path, Copies](), 0
+    groups: dict[Hashable, list[Unmade[P]]] = {}
     for params in each:
         own = params.keys.model_dump()
         config = Path(sae.format(**own))
         files = {name: Path(path.format(**own)) for name, path in outputs.items()}
-        if kept and config.is_file():
-            copies[config] = kept.copies(params, config)
-            if copies[config].take(files):
-                log.info("%s: made before, its files are copied", config.parent)
-                done += 1
-                continue
-        groups.setdefault(group(params), []).append((params, config, files))
-    for members in groups.values():
-        yield members, done
-        done += len(members)
-        for _, config, files in members:
-            if config in copies:
-                copies[config].keep(files)
+        copies = kept.copies(params, config) if kept and config.is_file() else None
+        if copies and copies.take(files):
+            log.info("%s: made before, its files are copied", config.parent)
+        else:
+            groups.setdefault(group(params), []).append(Unmade(params, config, files, copies))
+    return list(groups.values())
 
 
 def _copy(source: Path, target: Path) -> None:

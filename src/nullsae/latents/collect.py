@@ -65,6 +65,8 @@ class OneSae:
     """Table, one row."""
     firings: Path
     """Those of the sampled latents (`latents.sample`)."""
+    written: Callable[[], None] = lambda: None
+    """Called when they are there, while other SAEs still wait."""
 
 
 def collect_latents(
@@ -139,6 +141,7 @@ def collect_together(
             write_firings(one.firings, found.sampled, found.firings)
             tables.write_table(one.latents, found.latents, tables.cell_schema("latents"))
             tables.write_table(one.coverage, [found.coverage], tables.cell_schema("coverage"))
+            one.written()
 
 
 def _opened(

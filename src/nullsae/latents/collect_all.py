@@ -51,9 +51,9 @@ def collect_all(
 
     outputs = {"latents": latents, "windows": windows, "coverage": coverage, "firings": firings}
     paths = {name: str(path) for name, path in outputs.items()}
-    for members, _ in unmade(params.each(), str(sae), paths, kept, group):
+    for members in unmade(params.each(), str(sae), paths, kept, group):
         collect_together(
-            [OneSae(one, config, **files) for one, config, files in members],
+            [OneSae(one.params, one.sae, **one.outputs, written=one.keep) for one in members],
             activations=activations,
             tokens=tokens,
             model=model,

@@ -53,15 +53,21 @@ def evaluate_saes(
 
     each = list(params.each())
     outputs = {name: f"{output}/{name}.parquet" for name in TABLES}
-    for members, done in unmade(each, sae, outputs, kept, group):
-        keys = members[0][0].keys
+    groups = unmade(each, sae, outputs, kept, group)
+    done = len(each) - sum(map(len, groups))
+    progress(done, len(each))
+    for members in groups:
+        keys = members[0].params.keys
         own = keys.model_dump()
         evaluate_together(
-            [OneSae(one, config, **files) for one, config, files in members],
+            [OneSae(one.params, one.sae, **one.outputs) for one in members],
             model=None if is_floor(keys.variant) else model,
             train_activations=Path(train_activations.format(**own)),
             eval_activations=Path(eval_activations.format(**own)),
             train_tokens=train_tokens,
             eval_tokens=eval_tokens,
         )
-        progress(done + len(members), len(each))
+        for one in members:
+            one.keep()
+        done += len(members)
+        progress(done, len(each))

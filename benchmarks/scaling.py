@@ -1,7 +1,7 @@
 """How costs grow: `python benchmarks/scaling.py [jobs] [start] [tokens] [--work FOLDER]`.
 
     jobs    CPU seconds that Snakemake takes to work out what to run (a dry run), for studies of
-            about 300, 3,000 and 20,000 jobs
+            30, 330 and 2,200 SAEs
     start   CPU seconds of a verb before it works, by what it imports, and of `nullsae --help`
     tokens  CPU seconds and peak memory of each stage at 1, 4 and 16 times the tokens: a small study
             is run whole at each size, then each stage once more, alone; printed is what a further
@@ -33,8 +33,8 @@ from nullsae import paths
 
 REPOSITORY = Path(__file__).parents[1]
 VARIANTS = ["trained", "step0", "rerandomized", "rerandomized_keep_embeddings", "noise_embeddings"]
-# Sites and seeds: 5 variants x sites x seeds SAEs, of 9 jobs each.
-GRIDS = {300: (6, 1), 3_000: (66, 1), 20_000: (44, 10)}
+# Sites and seeds, by the number of SAEs: one for each of 5 variants, sites and seeds.
+GRIDS = {30: (6, 1), 330: (66, 1), 2_200: (44, 10)}
 SCALES = (1, 4, 16)
 EVAL_TOKENS, TRAIN_TOKENS = 40_960, 65_536
 

@@ -7,6 +7,7 @@ Memory, beside the SAE and what its encoder holds for `BATCH_TOKENS`: docs/laten
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def collect_together(
             write_firings(one.firings, found.sampled, found.firings)
             tables.write_table(one.latents, found.latents, tables.cell_schema("latents"))
             tables.write_table(one.coverage, [found.coverage], tables.cell_schema("coverage"))
+            shutil.rmtree(sorting.folder, ignore_errors=True)
             one.written()
 
 

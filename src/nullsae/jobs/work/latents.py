@@ -54,8 +54,8 @@ def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
     Held: the table of docs/latents.md; of SAEs that share a pass, all, and a run of firings of
     each, until they are described in turn. What the data decide counts at its most: k firings on
     each token, as many sampled latents as are asked for, and all latents through the filter as far
-    as their firings go. It is bounded, and a job that is killed for its memory starts anew. On
-    disk: 8 bytes a firing, and as much again while those of an SAE are put together.
+    as their firings go. It is bounded, and a job that is killed for its memory starts anew. Not
+    counted: firings on disk, 8 bytes each, and as much again while those of an SAE are sorted.
     """
     parts = [_described(study, cell) for cell in cells]
     for group in sharing_passes(study, cells):
@@ -63,11 +63,9 @@ def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
         passes = anew(study, keys, sites, study.cached(keys, "eval"))
         live, held = anew_bytes(study, keys, sites), [_held(study, cell) for cell in group]
         waiting, saes = sum(one.waiting for one in held), sum(one.sae for one in held)
-        firings = [8.0 * study.cached(cell, "eval") * study.recipe(cell).kept for cell in group]
         parts.append(
             together(
                 *passes,
-                work_bytes=sum(firings) + max(firings),
                 held_bytes=max(
                     waiting + max(one.encoding for one in held) + live,
                     *(waiting - one.waiting + one.described for one in held),

@@ -181,6 +181,7 @@ def _effects(
     direct = effect_columns(
         *(params, subject, coder.w_dec, firings, skipped.split, passing, sampled), site=site
     )
+    give_back()
     causal, no_causal = causal_columns(
         params,
         subject=subject,

@@ -7,12 +7,14 @@ Each class is built with small sizes, saved, and goes through `randomize_model` 
 `refused`: one line says why. `traceback`: a defect of nullsae. `wrong`: accepted, with other rows,
 a defect, too.
 `not built`: this script found no small config for the class, which says nothing of nullsae.
-With `--keep`, outcomes go into a file as they come, and a run after a kill takes them from there.
+With `--keep`, outcomes go into a file as they come, and a run after a kill takes them from there;
+classes that were not built are tried again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import multiprocessing
@@ -21,11 +23,13 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 VOCAB, CONTEXT, WIDTH, LAYERS = 96, 16, 32, 2
+MOST_PARAMETERS = 20_000_000
 # Names of sizes in configs, and what each becomes where a config has it.
 SMALL = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "text_vocab_size"), VOCAB),
@@ -55,17 +59,83 @@ SMALL = {
 }
 
 
-def small_config(kind: type[Any]) -> Any:
-    """A config of small sizes; raises what the class raises where it takes none."""
-    plain = kind()
-    text = plain.get_text_config(decoder=True)
-    own = type(text)
-    keys = {name: size for name, size in SMALL.items() if hasattr(text, name)}
-    for name in ("layer_types", "attention_types", "block_types", "mlp_layer_types"):
-        given = getattr(text, name, None)
-        if isinstance(given, list | tuple) and given:
-            keys[name] = list(given[:LAYERS])
-    return own(**keys)
+def small_values(kind: type[Any], skip: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Small sizes for a config class, by the names of its fields; without those of `skip`."""
+    from transformers import PreTrainedConfig
+
+    plain, names = kind(), {field.name for field in dataclasses.fields(kind)} - skip
+    # A name of the class's own for a size that has a usual one.
+    usual = {own: SMALL[name] for name, own in kind.attribute_map.items() if name in SMALL}
+    found: dict[str, Any] = {name: (SMALL | usual)[name] for name in names & {*SMALL, *usual}}
+    lists = {}
+    for name in names:
+        value = getattr(plain, name, None) if name not in found else None
+        if isinstance(value, PreTrainedConfig):
+            found[name] = small_values(type(value), skip)
+        elif name.endswith("_heads") and isinstance(value, int):
+            found[name] = 4
+        elif isinstance(value, list | tuple) and len(value) > LAYERS:
+            lists[name] = value
+    # One entry per layer: as many layers as it takes until each kind has come.
+    n_layers = plain.get_text_config(decoder=True).num_hidden_layers
+    lists = {name: value for name, value in lists.items() if len(value) == n_layers}
+    n = max([LAYERS, *(_until_all_kinds(value) for value in lists.values())])
+    found |= {name: [*value[:n]] for name, value in lists.items()}
+    layers = ("num_hidden_layers", kind.attribute_map.get("num_hidden_layers"))
+    return found | {name: n for name in layers if name in found}
+
+
+def _until_all_kinds(value: Any) -> int:
+    """The number of entries from the start in which each of the kinds stands; 8 at most."""
+    kinds = [repr(entry) for entry in value]
+    return min(8, max(map(kinds.index, kinds)) + 1)
+
+
+def small_configs(kind: type[Any]) -> Iterator[Any]:
+    """Configs of small sizes, the smallest first; raises what the class raises where it takes none.
+
+    The text part alone if the class is one of several parts, else the whole.
+    """
+    text = type(kind().get_text_config(decoder=True))
+    n_layers = frozenset(("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    heads = frozenset(name for name in SMALL if "head" in name or "rank" in name)
+    errors = []
+    for own in dict.fromkeys((text, kind)):
+        for skip in (frozenset[str](), n_layers, heads, n_layers | heads):
+            try:
+                yield own(**small_values(own, skip))
+            except Exception as error:  # whatever a class says of sizes it was not meant for
+                errors.append(error)
+    raise errors[0] if errors else ValueError("no config of small sizes was built")
+
+
+def small_model(kind: type[Any]) -> Any:
+    """A tiny random model of a class that reads tokens; raises the first error if none does."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    first: Exception | None = None
+    configs = small_configs(kind)
+    while True:
+        try:
+            config = next(configs)
+        except Exception as error:
+            raise first or error from None
+        try:
+            with torch.device("meta"):
+                sketch = AutoModelForCausalLM.from_config(config)
+            n = sum(parameter.numel() for parameter in sketch.parameters())
+            if n > MOST_PARAMETERS:
+                raise ValueError(f"{n:,} parameters with the smallest sizes known here")
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim > 1:
+                        parameter.copy_(torch.randn(parameter.shape) * 0.2)
+                model.eval()(input_ids=torch.arange(1, 9)[None], use_cache=False)
+            return model
+        except Exception as error:
+            first = first or error
 
 
 def corpus(folder: Path) -> Path:
@@ -88,7 +158,6 @@ def corpus(folder: Path) -> Path:
 def look(kind: type[Any]) -> tuple[str, str]:
     """The outcome for one config class, and what was said."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from nullsae.config.compute import Compute
     from nullsae.config.subjects import PretrainedSource
@@ -102,12 +171,7 @@ def look(kind: type[Any]) -> tuple[str, str]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        model = AutoModelForCausalLM.from_config(small_config(kind), dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.copy_(torch.randn(parameter.shape) * 0.2)
-            model.eval()(input_ids=torch.arange(1, 9)[None], use_cache=False)
+        model = small_model(kind)
     except Exception as error:  # whatever a class makes of sizes that it was not meant for
         return "not built", f"{type(error).__name__}: {error}"
     with tempfile.TemporaryDirectory() as name:
@@ -135,10 +199,13 @@ def look(kind: type[Any]) -> tuple[str, str]:
             states = subject.model(
                 input_ids=ids.long(), use_cache=False, output_hidden_states=True
             ).hidden_states
-        # The last one has gone through the final norm in most families.
-        for layer, site in enumerate(sites[:-1]):
-            if states is not None and not torch.allclose(found[site], states[layer + 1], atol=1e-5):
-                return "wrong", f"{site} is not hidden_states[{layer + 1}]"
+        # The last one has gone through the final norm in most families; some leave out the first.
+        at = -1
+        for site in sites[:-1] if states is not None else ():
+            later = enumerate(states[at + 1 :], at + 1)
+            same = (i for i, x in later if torch.allclose(found[site], x, atol=1e-5))
+            if (at := next(same, -1)) < 0:
+                return "wrong", f"{site} is none of hidden_states, or not in order"
         return "right", f"{len(sites)} blocks"
 
 
@@ -184,7 +251,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="file of outcomes, to go on from")
     options = parser.parse_args()
     kept = options.keep.read_text().splitlines() if options.keep and options.keep.is_file() else []
-    known = {name: (outcome, said) for name, outcome, said in map(json.loads, kept)}
+    known = {name: (how, said) for name, how, said in map(json.loads, kept) if how != "not built"}
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     import nullsae.subjects.publish  # noqa: F401 - loaded once, before the forks

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullsae.autointerp.labels import NEGATIVE, POSITIVE, labels
+from nullsae.autointerp.label_words import NEGATIVE, POSITIVE
+from nullsae.autointerp.labels import labels
 
 
 def found(content: str, n: int) -> dict[int, int]:
@@ -57,6 +58,15 @@ def found(content: str, n: int) -> dict[int, int]:
             {1: 0, 2: 1},
         ),
         ('{"1": 0, "2": 1}\n\nWindow 2: yes, because it names mugs.', 2, {1: 0, 2: 1}),
+        ('{"final": {"1": 0, "2": 1}, "initial": {"1": 1, "2": 0}}', 2, {1: 0, 2: 1}),
+        ('{"answers": {"1": 0, "2": 1}, "example": {"1": 1, "2": 0}}', 2, {1: 0, 2: 1}),
+        ('{"first_guess": [1, 0], "labels": {"1": 0, "2": 1}}', 2, {1: 0, 2: 1}),
+        ('{"active": {"1": 1}, "silent": {"2": 1}}', 2, {1: 1}),
+        ('{"active": [2, 1], "labels": {"1": 0, "2": 1}, "inactive": [1]}', 2, {1: 0, 2: 1}),
+        # Taken back: which one counts nobody knows.
+        ("1: 0 -> 1\n2: 1", 2, {2: 1}),
+        ("| Window | Active |\n|---|---|\n| 1 | 1 \u2192 0 |\n| 2 | 1 |", 2, {2: 1}),
+        ("1 -> 0\n2 -> 1", 2, {1: 0, 2: 1}),
         ('{"1": 0, "2": 1}\n\nWindow 2: No mugs but cups.', 2, {1: 0, 2: 1}),
         ('{"1": 0, "2": 1}\nI am sure.', 2, {1: 0, 2: 1}),
         ('{"1": 0, "2": 1}\n\nWait, actually:\n{"1": 1, "2": 0}', 2, {1: 1, 2: 0}),
@@ -161,6 +171,10 @@ def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, in
         ("bread: 0\nmug: 1", 2),
         ("text one, 0\ntext two, 1", 2),
         ("Window 1 (0), Window 2 (1)", 2),
+        ('{"inactive": {"1": 1, "2": 0}}', 2),
+        ('{"active": [1], "silent": {"2": 1}}', 2),
+        ('1: "1: 1, 2: 0" -> 0', 1),
+        ("Window 1: <text>has 2: 1 mug, 1: 0</text> no", 2),
     ],
 )
 def test_what_has_no_sure_keys_is_not_read(content: str, n: int) -> None:

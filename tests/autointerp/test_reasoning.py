@@ -25,6 +25,9 @@ THOUGHTS = [
     ("<|channel>thought\n", "<channel|>"),
     ("<|thinking_start|>", "<|thinking_end|>"),
     ("Here is my thought process: ", "Here is my response: "),
+    ("<antThinking>", "</antThinking>"),
+    ("&lt;think&gt;", "&lt;/think&gt;"),
+    ("<|think|>", "<|end|><|begin|>assistant<|content|>"),
 ]
 DRAFT = 'Explanation: rivers? {"1": 0}, [1, 0]. Window 1: no.\n\nIt\'s a "draft" of it'
 ANSWER = '{"1": 1, "2": 0}'
@@ -99,8 +102,36 @@ def test_an_answer_has_no_marker_around_it(content: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "further",
+    [
+        "<|im_end|>\n<|im_start|>user\nNext\n<|im_start|>assistant\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<end_of_turn>\n<start_of_turn>user\nNext<end_of_turn>\n<start_of_turn>model\n",
+        "</s> [INST] Next [/INST] ",
+        "<|end|>\n<|user|>\nNext<|end|>\n<|assistant|>\n",
+        "<turn|>\n<|turn>user\nNext<turn|>\n<|turn>model\n",
+        "<\uff5cend▁of▁sentence\uff5c><\uff5cUser\uff5c>Next<\uff5cAssistant\uff5c>",
+        "assistant\n\n",
+        "\n\nUser: Next\n\nAssistant: ",
+        "\n\n**Human:** Next\n\n**AI:** ",
+    ],
+)
+def test_of_several_turns_the_first_one_is_the_answer(further: str) -> None:
+    assert alone(ANSWER + further + DRAFT) == ANSWER
+    assert alone(f"<think>{DRAFT}</think>{ANSWER}{further}{DRAFT}") == ANSWER
+    if further.startswith("<"):  # special tokens, which no thought of this turn holds
+        assert alone(f"<think>{DRAFT}</think>{ANSWER}{further}<think>a</think>{DRAFT}") == ANSWER
+    assert alone(f"{DRAFT}</think>{ANSWER}{further}{DRAFT}") == ANSWER
+    # A thought whose opening tag stands in the prompt may hold turns.
+    assert alone(f"{DRAFT}{further}{DRAFT}</think>{ANSWER}") == ANSWER
+    assert alone(f"<think>{DRAFT}{further}{DRAFT}</think>{ANSWER}") == ANSWER
+    assert alone(f"<think>{DRAFT}{further}{DRAFT}") == ""
+
+
+@pytest.mark.parametrize(
     "answer",
     [
+        "Explanation: turns, as in <|im_end|><|im_start|>user and `</s><s>`",
         'Explanation: tags such as "<think>" and "</think>" in logs.',
         "Explanation: the tag `</think>` at its end",
         "Explanation: the tag “[/THINK]” in transcripts",
@@ -126,5 +157,17 @@ def test_no_text_breaks_the_reader_of_thoughts(parts: list[str]) -> None:
 
 
 def test_a_long_reply_is_read_in_time() -> None:
-    for part in ("<think>", "</think>", '"<think>"', "<", "[THINK]\n", "<|channel|>final"):
+    for part in (
+        "<think>",
+        "</think>",
+        '"<think>"',
+        "<",
+        "[THINK]\n",
+        "<|channel|>final",
+        "a</s><s>",
+        "</s><s>",
+        "\nUser:",
+        "aassistant\n\n",
+        "\n",
+    ):
         alone(part * 20_000 if len(part) == 1 else part * 2_000)

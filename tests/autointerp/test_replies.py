@@ -174,6 +174,11 @@ def test_the_window_that_is_named_last_as_the_intruder_is_chosen(content: str) -
     [
         *("", "none", "1 or 2", '{"intruder": 5}', "window 0", '{"intruder": 0}', "not window 2"),
         *("The intruder is 2 or 3", "It is not window 2 but 3", "<think>3", "3</think>"),
+        *(
+            "There is no intruder. Score 1",
+            "I do not think that window 2 is the intruder. 3, then.",
+        ),
+        *("It's unlikely the intruder is 3", "Window 3? It cannot be that"),
         *("1, 2 and 4 fit", '{"intruder": [2, 3]}', '{"intruder": "none"}'),
     ],
 )
@@ -227,6 +232,16 @@ def test_the_probability_of_the_intruder_is_spread_over_the_windows() -> None:
         ('{"reasoning": "rivers?", "explanation": {"text": "words for food"}}', "words for food"),
         ("\\boxed{\\text{words for food}}", "words for food"),
         ("[words for food]", "words for food"),
+        ("Thinking Process:\n1. rivers\n2. lakes", None),
+        ("Explicaci\u00f3n: words for food", "words for food"),
+        ("\u89e3\u91ca\uff1awords for food", "words for food"),
+        ("I'm sorry, but I can't help with that.", None),
+        ("Explanation: I am unable to determine what it fires on.", None),
+        ("Explanation: \"I'm sorry, I can't\" in chats", "\"I'm sorry, I can't\" in chats"),
+        (
+            "Explanation: words for food<|im_end|>\n<|im_start|>user\nExplanation: x",
+            "words for food",
+        ),
         ('{"explanation": null}', None),
         ("Explanation: N/A", None),
         ("Explanation: <explanation>", None),

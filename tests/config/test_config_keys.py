@@ -41,6 +41,8 @@ def refusal(**keys: Any) -> str:
         {"base_url": f"https://{KEY}@host/v1"},
         {"base_url": f"user:{KEY}@host/v1"},
         {"base_url": f"https://host/v1?api-key={KEY}"},
+        {"base_url": f"https://host/v1;token={KEY}"},
+        {"base_url": f"https://host/api_key={KEY}/v1"},
         {"base_url": f"https://host/v1?API%2Dkey={KEY}"},
         {"base_url": f"https://host/v1?x={KEY}"},
         {"base_url": "https://host/v1?pass=s3cr3t"},

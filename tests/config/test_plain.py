@@ -127,6 +127,11 @@ def test_a_line_about_yaml_does_not_show_what_stands_there(tmp_path: Path) -> No
         ({"max_position_embeddings": 10**12}, "max_position_embeddings"),
         ({"num_local_experts": 10**6}, "num_local_experts"),
         ({"num_attention_heads": 1e308}, "num_attention_heads"),
+        # The names of other families, and parts of a config.
+        ({"decoder_layers": 10**7}, "decoder_layers: 10,000,000 is not from -1 to 2,000"),
+        ({"decoder": {"attn_config": {"kv_n_heads": 10**7}}}, "kv_n_heads"),
+        ({"ffn_config": {"moe_num_experts": 10**7}}, "moe_num_experts"),
+        ({"text_config": {"qk_rope_head_dim": 10**9}}, "qk_rope_head_dim"),
     ],
 )
 def test_a_model_that_nobody_has_is_refused_before_it_is_built(

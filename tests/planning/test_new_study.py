@@ -43,6 +43,21 @@ def parsed(found: Guess) -> Any:
     return read_merged_config([BASE], yaml.safe_load(overlay(found, AMOUNTS)))
 
 
+@pytest.mark.parametrize(
+    ("stated", "n"),
+    [({"max_seq_len": 32}, 32), ({"max_position_embeddings": -1}, 128), ({"n_ctx": "x"}, 128)],
+)
+def test_contexts_are_no_longer_than_a_model_reads(
+    stated: dict[str, Any], n: int, model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path(model) / "config.json"
+    described = json.loads(file.read_text())
+    del described["max_position_embeddings"]
+    file.write_text(json.dumps(described | stated))
+    assert guessed("./a model, mine").context_tokens == n
+
+
 def test_a_local_model_is_guessed_from_its_own_files(
     model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

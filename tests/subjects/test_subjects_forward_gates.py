@@ -265,6 +265,9 @@ def test_a_local_folder_has_no_revisions(key: str, tmp_path: Path) -> None:
         (transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=-1), None),
         (transformers.PretrainedConfig(block_size=40), 40),
         (transformers.PretrainedConfig(model_max_length=24, seq_len=-1), 24),
+        # Of MiniMax, whose blocks are those of its linear attention.
+        (transformers.PretrainedConfig(max_position_embeddings=512, block_size=256), 512),
+        (transformers.PretrainedConfig(max_position_embeddings=True, n_ctx=2.0), None),
     ],
     ids=lambda value: getattr(value, "model_type", str(value)),
 )

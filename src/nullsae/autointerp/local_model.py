@@ -24,7 +24,7 @@ from nullsae.core.files import (
 from nullsae.core.provenance import note_revision
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer
 from nullsae.jobs.autointerp import PrepareJudgeParams
-from nullsae.subjects.families import text_config
+from nullsae.subjects.families import context_limit
 from nullsae.subjects.loading import DTYPES, fetch, place
 
 WHERE = "config: scorers.*.model"
@@ -46,8 +46,7 @@ class LocalJudge:
     @property
     def context_tokens(self) -> int | None:
         """The most tokens that it reads at once; None where its config states no limit."""
-        limit = getattr(text_config(self.model), "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return context_limit(self.model)
 
 
 def prepare_judge(params: PrepareJudgeParams, output: Path) -> None:

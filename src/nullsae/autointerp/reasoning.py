@@ -8,15 +8,17 @@ alone (the thought was cut), or none. `docs/replies.md` says how each is read.
 from __future__ import annotations
 
 import re
+from itertools import islice
 
-# <think>, <thinking>, <seed:think>, <think_fast>, <reasoning>, <inner_monologue> ...
+# <think>, <seed:think>, <antThinking>, <think_fast>, <reasoning>, <inner_monologue> ...
 _NAME = (
-    r"(?:\w+[:_.-])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratch_?pad|analysis|"
+    r"(?:\w+[:_.-]|ant)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratch_?pad|analysis|"
     r"monologue|cot|chain_of_thought)(?:[_-]\w+)?"
 )
 _OPEN = "|".join(
     (
         rf"<\s*{_NAME}(?:\s[^<>]*)?>",
+        rf"&lt;{_NAME}&gt;",
         rf"<\|\s*(?!begin_of|start|end|\w+_end\b){_NAME}\s*\|>",
         r"<\|(?:(?:begin|start)(?:_of)?_(?:thinking|thought|reasoning)|inner_prefix)\|>",
         r"\[think(?:ing)?\]",
@@ -31,9 +33,11 @@ _OPEN = "|".join(
 _CLOSE = "|".join(
     (
         rf"<\s*/\s*{_NAME}\s*>",
+        rf"&lt;/{_NAME}&gt;",
         rf"<\|\s*/\s*{_NAME}\s*\|>",
         rf"<\|\s*(?!begin_of|start|end){_NAME}(?<=_end)\s*\|>",
         r"<\|(?:end(?:_of)?_(?:thinking|thought|reasoning)|inner_suffix)\|>",
+        r"<\|end\|>\s*(?:<\|begin\|>\s*assistant\s*)?<\|content\|>",
         r"\[/think(?:ing)?\]",
         r"◁/think▷",
         r"<channel\|>",
@@ -71,6 +75,21 @@ _SPECIAL = (
 _FIRST_TOKENS = re.compile(rf"\s*(?:{_SPECIAL}\s*)+")
 # After a space it may be what the answer speaks of.
 _LAST_TOKENS = re.compile(rf"(?:(?<=\S)|(?<=\n)){_SPECIAL}(?:\s*{_SPECIAL})*\s*\Z")
+# Where servers do not stop at the end of a turn, models go on with a further question and answer.
+_ROLE = r"(?:user|human|assistant|system|model)"
+_NEXT_TURN = re.compile(
+    r"(?:(?<=\S)|(?<=\n))(?:<\|(?:im_end|eot(?:_id)?|eom_id|end(?:_?of_?(?:turn|text))?(?:_token)?)"
+    r"\|>|</s>|<eos>|<end_of_turn>|<turn\|>|<\uff5cend▁of▁sentence\uff5c>)\s*"
+    rf"(?:<\|(?:im_start|begin|start(?:_header_id|_of_turn_token)?|{_ROLE})\|>|<\|turn>|<s>|<bos>|"
+    rf"<start_of_turn>|\[INST\]|<\uff5c{_ROLE}\uff5c>|{_ROLE}\b)",
+    re.IGNORECASE,
+)
+# The same in plain text: Llama 3's role behind an answer, and a dialogue.
+_NEXT_SPEAKER = re.compile(
+    r"(?<=\S)assistant[ \t]*\n\n|\n[ \t]*\**(?P<user>user|human)\**[ \t]*:", re.IGNORECASE
+)
+_SPEAKS = re.compile(r"\n[ \t]*\**(?:assistant|ai|model)\**[ \t]*:", re.IGNORECASE)
+MOST_TURNS = 20
 _MARKER = re.compile(r"explanation\W{0,4}:", re.IGNORECASE)
 _ONLY_TOKENS = re.compile(r"(?:\s|<[^<>\n]*>|\[/?\w+\])*\Z")
 _FRAME = re.compile(
@@ -86,7 +105,7 @@ def answer_alone(content: str) -> str:
     Blank as a whole where the reasoning never came to an answer.
     """
     start, stop = _within_channels(content)
-    start, stop = _after_thoughts(content, start, stop)
+    start, stop = _of_first_turn(content, start, stop)
     start, stop = _within_answer_tags(content, start, stop)
     start, stop = _without_special_tokens(content, start, stop)
     return " " * start + content[start:stop] + " " * (len(content) - stop)
@@ -121,6 +140,26 @@ def _within_channels(content: str) -> tuple[int, int]:
     if _BARE_ANALYSIS.match(content):
         return len(content), len(content)
     return 0, len(content)
+
+
+def _of_first_turn(content: str, start: int, stop: int) -> tuple[int, int]:
+    """What stands behind the thoughts of the first turn that says something else."""
+    for turn in islice(_NEXT_TURN.finditer(content, start, stop), MOST_TURNS):
+        # A thought without an opening tag may speak of turns.
+        later = _TAG.search(content, turn.start(), stop)
+        has_tag = _TAG.search(content, start, turn.start()) is not None
+        is_thought = later and later["close"] and (not has_tag or later.start() == turn.start())
+        if not is_thought and not _is_quoted(content, turn):
+            first, last = _after_thoughts(content, start, turn.start())
+            if _says_something(content[first:last]):
+                return first, last
+    start, stop = _after_thoughts(content, start, stop)
+    for speaker in islice(_NEXT_SPEAKER.finditer(content, start, stop), MOST_TURNS):
+        if speaker["user"] and not _SPEAKS.search(content, speaker.end(), stop):
+            break
+        if _says_something(content[start : speaker.start()]):
+            return start, speaker.start()
+    return start, stop
 
 
 def _after_thoughts(content: str, start: int, stop: int) -> tuple[int, int]:

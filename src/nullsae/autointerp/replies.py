@@ -12,13 +12,16 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import accumulate
 
-from nullsae.autointerp.labels import NEGATIVE, POSITIVE, labels
+from nullsae.autointerp.label_words import NEGATIVE, POSITIVE
+from nullsae.autointerp.labels import labels
 from nullsae.autointerp.llm.messages import Reply, without_halves
 from nullsae.autointerp.loose_json import Branch, Leaf, find_branches
 from nullsae.autointerp.reasoning import answer_alone, has_begun
 
 # Words that an explanation and an example begin with, and share of all, to count as the same.
 SAME_WORDS, SAME_SHARE = 6, 0.8
+# Characters before a statement that are looked through for what takes it back.
+MOST_CLAUSE = 200
 
 _NAME = r"(?:\w+[_ ])?(?:intruders?|odd(?:_one)?(?:_out)?|answer|window|choice|number)(?:[_ ]\w+)?"
 _KEY = re.compile(_NAME, re.IGNORECASE)
@@ -35,12 +38,19 @@ _STATEMENTS = re.compile(
 _ALONE = re.compile(
     r"^[^\w\n]*(?:window[\W_]{0,3})?(?P<number>\d{1,4})[^\w\n]*$", re.MULTILINE | re.IGNORECASE
 )
-_NEGATION = re.compile(r"\bnot\b|n't\b", re.IGNORECASE)
+_NEGATION = re.compile(
+    r"\b(?:not|no|none|neither|nor|never|cannot|unlikely|hardly)\b|n['\u2019]t\b", re.IGNORECASE
+)
+_CLAUSE = re.compile(r"[^.,;:!?\n]*\Z")
 _NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w%]|\.\d)")
 
 _LINE_START = re.compile(r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*\Z", re.IGNORECASE)
+_WORD = (
+    r"(?:explanation|explication|explicaci[oó]n|explica[cç][aã]o|erkl[aä]rung|spiegazione|"
+    r"解释|解釋|说明|說明|説明|설명|объяснение)"
+)
 _MARKER = re.compile(
-    r"\[?\bexplanation\b(?: is\b)?[^\w\n:\uff1a]{0,4}(?:[:\uff1a][\s*_]*|[*_]*\n+)", re.IGNORECASE
+    rf"\[?\b{_WORD}\b(?: is\b)?[^\w\n:\uff1a]{{0,4}}(?:[:\uff1a][\s*_]*|[*_]*\n+)", re.IGNORECASE
 )
 _OTHER_NAME = r"(?:answer|conclusion|summary|description|interpretation)"
 _OTHER_MARKER = re.compile(
@@ -58,7 +68,16 @@ _NOTHING = re.compile(
     r"\W*(?:null|none|n/a|(?:your|the)?\s*explanation(?: here)?)\W*", re.IGNORECASE
 )
 # Reasoning with a heading in the place of a tag, and no answer after it.
-_THOUGHT = re.compile(r"\W*(?:thoughts?|thinking|reasoning|analysis)[*_]*\s*:", re.IGNORECASE)
+_THOUGHT = re.compile(
+    r"\W*(?:my\s+)?(?:thoughts?|thinking|reasoning|analysis)(?:\s+process)?[*_]*\s*:", re.IGNORECASE
+)
+# A model that will not answer; an explanation speaks of tokens, not of itself.
+_REFUSAL = re.compile(
+    r"[\s*_]*(?:I(?:['\u2019]?m| am) (?:very |really )?sorry|Sorry|I apologi[sz]e|"
+    r"I (?:cannot|can['\u2019]?t|am unable|won['\u2019]?t|am not able)|Unfortunately, I)\b"
+    r".{0,80}(?:\b(?:cannot|unable|not able|help|assist|provide|determine|comply)\b|n['\u2019]t\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 # What a token of a label may hold beside it.
 _AROUND = " \t\n\"'`:,{}[]()|*"
 
@@ -123,7 +142,9 @@ def _named(content: str) -> tuple[int, int] | None:
             if match is None or isinstance(value, Branch):
                 return None
             return int(match["number"]), value.place + match.start("number")
-    if said := list(_STATEMENTS.finditer(content)):
+    found = _STATEMENTS.finditer(content)
+    # "I do not think that window 2 is the intruder."
+    if said := [m for m in found if not _NEGATION.search(_clause_before(content, m.start()))]:
         group = "after" if said[-1]["after"] else "before"
         return int(said[-1][group]), said[-1].start(group)
     if alone := list(_ALONE.finditer(content)):
@@ -132,6 +153,11 @@ def _named(content: str) -> tuple[int, int] | None:
     if _NEGATION.search(content) or len({match[0] for match in numbers}) != 1:
         return None
     return int(numbers[-1][0]), numbers[-1].start()
+
+
+def _clause_before(content: str, place: int) -> str:
+    match = _CLAUSE.search(content, max(0, place - MOST_CLAUSE), place)
+    return match[0] if match else ""
 
 
 def _is_answer(reply: Reply, place: int) -> bool:
@@ -192,8 +218,9 @@ def _bare(text: str) -> str | None:
         text = str(match[match.lastgroup or 0]).strip("*_` ")
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”"):
         text = text[1:-1].strip()
-    says = any(character.isalnum() for character in text) and not _NOTHING.fullmatch(text)
-    return text if says else None
+    if _NOTHING.fullmatch(text) or _REFUSAL.match(text):
+        return None
+    return text if any(character.isalnum() for character in text) else None
 
 
 def repeats(text: str, examples: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
@@ -50,6 +51,10 @@ def check_address(url: str) -> None:
     if "@" in url:
         raise ValueError(f"it has a name or password before '@', and {INSTEAD}")
     parts = urlsplit(url)
+    # Also the parameters of a path, as in /v1;token=... or /key=.../v1.
+    inside = parse_qsl("&".join(re.findall(r"[^/;]+=[^/;]*", parts.path)))
+    if named := [name for name, _ in inside if names_secret_parameter(name)]:
+        raise ValueError(f"its path has {named[0]!r}, and {INSTEAD}")
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if has_key(name):
             raise ValueError(f"its query has what looks like a key, and {INSTEAD}")

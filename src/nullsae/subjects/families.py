@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nullsae.config.model_limits import CONTEXT_LIMITS, longest_context
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError
 
@@ -38,13 +39,6 @@ HINTS = {
     "mpt": {"mlp_out": "ffn.down_proj"},
 }
 
-# Names that configs have for the longest context.
-CONTEXT_LIMITS = (
-    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
-    *("max_sequence_length", "seq_length", "context_length", "max_target_positions", "ctx_len"),
-    *("max_context_length", "context_len", "context_size", "context_window", "n_context"),
-    *("model_max_length", "seq_len", "sequence_len", "sequence_length", "block_size", "max_ctx"),
-)
 # Tokens of the pass that shows what token ids index.
 PROBE_TOKENS = 8
 
@@ -114,8 +108,7 @@ def _see_ids(
 def context_limit(model: Any) -> int | None:
     """The most tokens that a model reads at once, under whatever name; None for no limit."""
     config = text_config(model)
-    given = [getattr(config, name, None) for name in CONTEXT_LIMITS]
-    return min((n for n in given if isinstance(n, int) and n > 0), default=None)
+    return longest_context({name: getattr(config, name, None) for name in CONTEXT_LIMITS})
 
 
 def find_blocks(model: Any) -> nn.ModuleList:

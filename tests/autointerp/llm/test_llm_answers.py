@@ -123,6 +123,7 @@ def test_log_probabilities_are_those_of_the_answer_and_not_of_a_draft(draft: str
                 "content": [
                     {"type": "thinking", "thinking": [{"type": "text", "text": "thought"}]},
                     {"type": "reasoning", "text": "thought"},
+                    {"type": "text", "text": "thought", "thought": True},
                     {"type": "text", "text": "a"},
                 ]
             },

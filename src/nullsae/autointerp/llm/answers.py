@@ -317,11 +317,8 @@ def _content(message: dict[str, Any]) -> str:
     """
     content = message.get("content")
     if isinstance(content, list):
-        parts = (
-            part.get("text")
-            for part in content
-            if isinstance(part, dict) and not THOUGHT.search(_text(part.get("type"))[:100])
-        )
+        dicts = [part for part in content if isinstance(part, dict) and not part.get("thought")]
+        parts = (p.get("text") for p in dicts if not THOUGHT.search(_text(p.get("type"))[:100]))
         content = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(content, str):
         return ""

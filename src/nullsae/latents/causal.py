@@ -163,7 +163,7 @@ def _passes(
                 None if states is None else states[rows.to(states.device), :length],
                 torch.from_numpy(offset).repeat_interleave(1 + kinds),
                 added,
-            ).unflatten(0, (len(index), 1 + kinds))
+            ).reshape(len(index), 1 + kinds, -1)
             step = max(1, COMPARED.get(logits.device.type, LOGITS) // logits[0].numel())
             for start in range(0, len(index), step):
                 some = slice(start, start + step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from nullsae.latents.next_token import PIECE, RANKED, spread_of
@@ -42,7 +43,7 @@ def promoted_tokens(rows: Tensor, path: Tensor, n_tokens: int) -> dict[str, List
         together = max(1, RANKED.get(path.device.type, PIECE) // len(path))
         for end, descending in (("promoted", True), ("suppressed", False)):
             lists: dict[str, list[list[float]]] = {"tokens": [], "effects": []}
-            for few in effects.split(together):
+            for few in torch.split(effects, together):
                 values, order = few.sort(dim=1, descending=descending, stable=True)
                 lists["tokens"] += order[:, :k].tolist()
                 lists["effects"] += values[:, :k].tolist()

@@ -27,8 +27,8 @@ from nullsae.subjects.interventions import CUT_TOKENS, Interventions
 
 # Tokens of contexts that are captured, and of contexts with an edit that are passed, together.
 CAPTURED_TOKENS, PASSED_TOKENS = 2**14, 2**13
-# Logits of a pass.
-LOGITS = 2**23
+# Logits of a pass, and how many of them are compared together: on a CPU, in float64, fewer.
+LOGITS, COMPARED = 2**23, {"cpu": 2**21}
 
 
 class Changes(NamedTuple):
@@ -104,7 +104,7 @@ def changes_at(
 ) -> Changes:
     """Measure how predictions change when directions are added at places.
 
-    Memory: a batch of passes, and about 60 bytes x `LOGITS`.
+    Memory: a batch of passes, its logits, and about 60 bytes x `COMPARED`.
 
     Args:
         interventions: of the subject at the site of the directions.
@@ -163,9 +163,11 @@ def _passes(
                 None if states is None else states[rows.to(states.device), :length],
                 torch.from_numpy(offset).repeat_interleave(1 + kinds),
                 added,
-            )
-            log_p = exact(logits).log_softmax(dim=1)
-            yield index, log_p.reshape(len(index), 1 + kinds, -1)
+            ).reshape(len(index), 1 + kinds, -1)
+            step = max(1, COMPARED.get(logits.device.type, LOGITS) // logits[0].numel())
+            for start in range(0, len(index), step):
+                some = slice(start, start + step)
+                yield index[some], exact(logits[some]).log_softmax(dim=2)
 
 
 def _by_context(split: Split, places: Places) -> Iterator[tuple[np.ndarray, np.ndarray]]:

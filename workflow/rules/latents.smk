@@ -47,7 +47,12 @@ for job in COLLECTING:
             # Undeclared: an SAE whose latents were collected before is not read again beside a new one.
             kept=paths.COLLECTED,
         message:
-            "Latents of all SAEs of {wildcards.subject}, {wildcards.variant}, draw {wildcards.draw}"
+            ", ".join(
+                (
+                    "Latents of all SAEs of {wildcards.subject}",
+                    *("{wildcards.variant}", "draw {wildcards.draw}", *of_site.values()),
+                )
+            )
         shell:
             "nullsae collect_latents --params {params.config:q} --sae {params.sae:q}"
             " --activations {params.activations} --tokens {input.tokens} {params.model}"

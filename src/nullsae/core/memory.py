@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 # Of malloc.h, for `mallopt`.
@@ -22,11 +23,13 @@ def keep_freed() -> None:
 
 
 def give_back() -> None:
-    """Give back what was freed and is kept for requests of the same size.
+    """Give back what was freed and is kept for requests of the same size, by PyArrow too.
 
     What a job does next then finds room: its peak is that of one thing after the other, not of what
-    the library happens to keep of each. It takes milliseconds.
+    libraries happen to keep of each. It takes milliseconds.
     """
+    if arrow := sys.modules.get("pyarrow"):
+        arrow.default_memory_pool().release_unused()
     trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)

@@ -137,11 +137,8 @@ def collect_together(
         while left:  # each SAE's memory is free before the next is described
             one, sorting = left.pop(0)
             reader = readers[one.params.keys.site]
-            found = describe_all(one.params, sorting, reader, model, str(reader.manifest["dtype"]))
-            tables.write_table(one.windows, found.windows, tables.cell_schema("windows"))
-            write_firings(one.firings, found.sampled, found.firings)
-            tables.write_table(one.latents, found.latents, tables.cell_schema("latents"))
-            tables.write_table(one.coverage, [found.coverage], tables.cell_schema("coverage"))
+            _write(one, describe_all(one.params, sorting, reader, model, reader.manifest["dtype"]))
+            give_back()
             shutil.rmtree(sorting.folder, ignore_errors=True)
             one.written()
 
@@ -160,6 +157,13 @@ def _opened(
             f"{split.n_tokens}; rebuild them with: {rebuild_command(manifest)}"
         )
     return reader
+
+
+def _write(one: OneSae, found: Collected) -> None:
+    tables.write_table(one.windows, found.windows, tables.cell_schema("windows"))
+    write_firings(one.firings, found.sampled, found.firings)
+    tables.write_table(one.latents, found.latents, tables.cell_schema("latents"))
+    tables.write_table(one.coverage, [found.coverage], tables.cell_schema("coverage"))
 
 
 class Collected(NamedTuple):
@@ -223,6 +227,7 @@ def describe_all(
     numbers, lists, why_none = _effects(
         *(params, model, coder, dtype, found, known, skipped, candidates, sampled)
     )
+    give_back()
     described = _latent_columns(
         *({**known.statistics, **numbers}, known.active, coder, reader.n_tokens),
         *(reasons == PASSES, sampled, entropy, lists),

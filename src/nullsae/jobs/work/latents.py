@@ -30,16 +30,18 @@ from nullsae.jobs.work.making import anew, anew_bytes
 
 FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
 LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
+# Of a firing on disk: its position and its value.
+SPOOLED_BYTES = 8.0
 # Firings of a run, of a piece that is described, and what one takes while it waits, while runs are
 # sorted, while it is described, and in the search for silent windows.
 RUN_FIRINGS, PIECE_FIRINGS = 2**20, 2**19
 HELD_FIRING, SORTED_FIRING, DESCRIBED_FIRING, CO_OCCURRING_FIRING = 10.0, 30.0, 150.0, 30.0
-# Tokens that are captured at once to take latents away, rows of a pass, its logits, and those whose
-# log-probabilities are compared at once; bytes of one.
-CAUSAL_TOKENS, CAUSAL_ROWS, CAUSAL_LOGITS = 2**14, 2**9, 2**23
-COMPARED_LOGITS_AT_ONCE, COMPARED_LOGIT_BYTES = 2**21, 60.0
-# Effects of three directions that a product computes; those that are ranked at once, or as many
-# successors or firings; bytes of one, and of a token with its successor.
+# Tokens that are captured at once to take latents away, rows of a pass, and its logits, on a CPU, and
+# how many times as many on a GPU; bytes of a logit.
+CAUSAL_TOKENS, CAUSAL_ROWS, CAUSAL_LOGITS, CAUSAL_ON_GPU = 2**12, 2**7, 2**21, 4
+CAUSAL_LOGIT_BYTES = 60.0
+# Effects of three directions that a product computes; those that are ranked at once on a CPU (on a
+# GPU, all), or as many successors or firings; bytes of one, and of a token with its successor.
 EFFECTS, EFFECT_BYTES, RANKED, RANKED_EFFECT_BYTES, PAIR_BYTES = 2**21, 12.0, 2**18, 250.0, 40.0
 
 
@@ -54,8 +56,8 @@ def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
     Held: the table of docs/latents.md; of SAEs that share a pass, all, and a run of firings of
     each, until they are described in turn. What the data decide counts at its most: k firings on
     each token, as many sampled latents as are asked for, and all latents through the filter as far
-    as their firings go. It is bounded, and a job that is killed for its memory starts anew. Not
-    counted: firings on disk, 8 bytes each, and as much again while those of an SAE are sorted.
+    as their firings go. It is bounded, and a job that is killed for its memory starts anew. On
+    disk: `SPOOLED_BYTES` a firing, and as much again while those of an SAE are put together.
     """
     parts = [_described(study, cell) for cell in cells]
     for group in sharing_passes(study, cells):
@@ -63,9 +65,11 @@ def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
         passes = anew(study, keys, sites, study.cached(keys, "eval"))
         live, held = anew_bytes(study, keys, sites), [_held(study, cell) for cell in group]
         waiting, saes = sum(one.waiting for one in held), sum(one.sae for one in held)
+        spooled = [SPOOLED_BYTES * _firings(study, cell) for cell in group]
         parts.append(
             together(
                 *passes,
+                work_bytes=sum(spooled) + max(spooled),
                 held_bytes=max(
                     waiting + max(one.encoding for one in held) + live,
                     *(waiting - one.waiting + one.described for one in held),
@@ -82,8 +86,10 @@ def _described(study: SizedStudy, keys: Keys) -> Work:
     """Encode `eval`, sort firings, cut windows of the sampled latents; passes of the subject."""
     (recipe, d, m), settings = study.sae(keys), study.config.latents
     passes, n = causal_passes(study, keys), study.cached(keys, "eval")
-    rows = settings.n_sampled * windows_of(study)
-    firing_seconds = n * recipe.kept * FIRING_SECONDS
+    rows, firing_seconds = (
+        settings.n_sampled * windows_of(study),
+        _firings(study, keys) * FIRING_SECONDS,
+    )
     return together(
         encoding(recipe, d, m, n),
         *passes,
@@ -111,14 +117,22 @@ class _Held(NamedTuple):
     """Of a GPU, later."""
 
 
+def _firings(study: SizedStudy, keys: Keys) -> int:
+    """The most that an SAE can have in `eval`."""
+    return study.cached(keys, "eval") * study.recipe(keys).kept
+
+
 def _held(study: SizedStudy, keys: Keys) -> _Held:
     (recipe, d, m), settings = study.sae(keys), study.config.latents
-    n_eval, fired = study.corpus(keys).eval_tokens, study.cached(keys, "eval") * recipe.kept
+    n_eval, fired = study.corpus(keys).eval_tokens, _firings(study, keys)
     one, run, piece = sae_bytes(d, m), min(RUN_FIRINGS, fired), min(PIECE_FIRINGS, fired)
     kinds = {"nearest": 25.0 * n_eval / 2, "co_occurring": CO_OCCURRING_FIRING * piece}
     silent = sum(kinds.get(kind, 0.0) for kind in settings.silent_windows)
     windows = 2.0 * window_bytes(study)
-    effects = effects_bytes(study, keys) if causal_passes(study, keys) else 0.0
+    effects, effects_on_gpu = (
+        effects_bytes(study, keys, gpu=gpu) if causal_passes(study, keys) else 0.0
+        for gpu in (False, True)
+    )
     known = one + 350.0 * m + 66.0 * n_eval / settings.window_tokens
     on_gpu = coding_gpu_bytes(recipe, d, m)
     return _Held(
@@ -127,11 +141,11 @@ def _held(study: SizedStudy, keys: Keys) -> _Held:
         encoding=max(coding_bytes(recipe, d, m) - one, SORTED_FIRING * run),
         described=known + max(DESCRIBED_FIRING * piece, windows + max(silent, effects)),
         coding=on_gpu,
-        on_gpu=on_gpu + effects,
+        on_gpu=on_gpu + effects_on_gpu,
     )
 
 
-def effects_bytes(study: SizedStudy, keys: Keys) -> float:
+def effects_bytes(study: SizedStudy, keys: Keys, *, gpu: bool) -> float:
     """The subject, and what asks it: the most of ranks of direct effects, and of changed passes.
 
     A rank is that of one of three directions among the effects on all tokens; a random one is drawn
@@ -140,9 +154,9 @@ def effects_bytes(study: SizedStudy, keys: Keys) -> float:
     (recipe, d, m), settings = study.sae(keys), study.config.latents
     size, n_eval = study.sizes[keys["subject"]], study.corpus(keys).eval_tokens
     vocab, places = size.vocab_size, settings.n_sampled * settings.causal_places
-    fired = study.cached(keys, "eval") * recipe.kept
-    passing = min(m, fired // settings.min_firings)
-    ranked = max(min(RANKED, passing * vocab), vocab)
+    passing = min(m, _firings(study, keys) // settings.min_firings)
+    ranked = max(min(EFFECTS if gpu else RANKED, passing * vocab), vocab)
+    times = CAUSAL_ON_GPU if gpu else 1
     # The map to the logits, which is centred in a copy.
     direct = 4.0 * vocab * d + max(
         4.0 * vocab * d,
@@ -151,11 +165,11 @@ def effects_bytes(study: SizedStudy, keys: Keys) -> float:
         + EFFECT_BYTES * max(min(EFFECTS, passing * vocab), vocab)
         + RANKED_EFFECT_BYTES * ranked,
     )
-    captured = min(CAUSAL_TOKENS, n_eval, places * study.context_tokens(keys))
+    captured = min(times * CAUSAL_TOKENS, n_eval, places * study.context_tokens(keys))
     before = captured * BLOCK_NUMBERS * size.d_model * BYTES[size.dtype]
-    logits = min(CAUSAL_LOGITS, min(CAUSAL_ROWS, 4 * places) * vocab)
-    compared = COMPARED_LOGIT_BYTES * max(min(COMPARED_LOGITS_AT_ONCE, logits), 4 * vocab)
-    changed = PAIR_BYTES * n_eval + max(before, 8.0 * logits + compared)
+    logits = min(times * CAUSAL_LOGITS, min(times * CAUSAL_ROWS, 4 * places) * vocab)
+    compared = CAUSAL_LOGIT_BYTES * max(logits, 4 * vocab)
+    changed = PAIR_BYTES * n_eval + max(before, compared)
     return size.weight_bytes + max(direct, changed)
 
 

@@ -126,11 +126,13 @@ def test_a_training_counts_a_step_in_which_all_latents_are_dead() -> None:
 def test_collecting_latents_holds_one_thing_after_the_other_and_little_of_each_token() -> None:
     n = 2**18
     always = ONE + 350 * M + 66 * n / 32
-    # Whatever the number of firings, a piece of them is described at a time.
-    assert held("collect_latents", n, "gaussian") == always + 150 * 2**19
-    # Of what asks the subject, passes of 2^14 tokens take the most, with what follows each token;
-    # beside them the windows.
+    # Whatever the number of firings, a piece of them is described at a time; then tables are
+    # written, the windows above all.
     windows = 2 * 50 * (40 + 40 + 100 + 100) * (12 * 32 + 60)
-    asking = SUBJECT.weight_bytes + 40 * n + 2**14 * 20 * 4 * D_MODEL
-    assert held("collect_latents", n) == always + asking + windows
+    assert held("collect_latents", n, "gaussian") == always + max(150 * 2**19, 1e8 + windows)
+    # Of what asks the subject, ranks take the most: those of 2^18 of 2^21 effects of three rows of
+    # each latent, with the map to the logits and what follows each token.
+    ranks = 4 * D_MODEL * 40_000 + ONE / 2 + 12 * 2**21 + 250 * 2**18
+    asking = SUBJECT.weight_bytes + 40 * n + ranks
+    assert held("collect_latents", n) == always + 1e8 + windows + asking
     assert held("collect_latents", 2 * n) - held("collect_latents", n) == n * (40 + 66 / 32)

@@ -207,6 +207,8 @@ def test_latents_of_saes_that_share_a_pass_cost_it_once(tmp_path: Path) -> None:
     # The others wait with a run of firings while one is described, which takes the most.
     waiting = sae_bytes(128, 1024) + 10 * 2**20
     assert together.held_bytes == alone[0].held_bytes + 3 * waiting
+    # All firings are on disk, 8 bytes each, and those of one SAE twice.
+    assert [one.work_bytes for one in (*alone[:1], together)] == [2 * 8 * 16 * n, 5 * 8 * 16 * n]
 
 
 def test_every_rule_of_the_workflow_has_a_formula_or_is_named_as_having_none() -> None:

@@ -30,13 +30,15 @@ from nullsae.jobs.work.making import anew, anew_bytes
 
 FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
 LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
+# What writing tables loads and keeps, with gaps between pieces that passes have freed.
+WRITING_BYTES = 1e8
 # Of a firing on disk: its position and its value.
 SPOOLED_BYTES = 8.0
 # Firings of a run, of a piece that is described, and what one takes while it waits, while runs are
 # sorted, while it is described, and in the search for silent windows.
 RUN_FIRINGS, PIECE_FIRINGS = 2**20, 2**19
 HELD_FIRING, SORTED_FIRING, DESCRIBED_FIRING, CO_OCCURRING_FIRING = 10.0, 30.0, 150.0, 30.0
-# Tokens that are captured at once to take latents away, rows of a pass, and its logits, on a CPU, and
+# Tokens that are captured at once to take latents away, rows of a pass, and its logits, on a CPU;
 # how many times as many on a GPU; bytes of a logit.
 CAUSAL_TOKENS, CAUSAL_ROWS, CAUSAL_LOGITS, CAUSAL_ON_GPU = 2**12, 2**7, 2**21, 4
 CAUSAL_LOGIT_BYTES = 60.0
@@ -134,12 +136,13 @@ def _held(study: SizedStudy, keys: Keys) -> _Held:
         for gpu in (False, True)
     )
     known = one + 350.0 * m + 66.0 * n_eval / settings.window_tokens
+    later = WRITING_BYTES + windows + max(silent, effects)
     on_gpu = coding_gpu_bytes(recipe, d, m)
     return _Held(
         sae=one,
         waiting=one + HELD_FIRING * run,
         encoding=max(coding_bytes(recipe, d, m) - one, SORTED_FIRING * run),
-        described=known + max(DESCRIBED_FIRING * piece, windows + max(silent, effects)),
+        described=known + max(DESCRIBED_FIRING * piece, later),
         coding=on_gpu,
         on_gpu=on_gpu + effects_on_gpu,
     )
@@ -151,7 +154,7 @@ def effects_bytes(study: SizedStudy, keys: Keys, *, gpu: bool) -> float:
     A rank is that of one of three directions among the effects on all tokens; a random one is drawn
     for each latent. Of a pass: activations before the change, logits, and log-probabilities.
     """
-    (recipe, d, m), settings = study.sae(keys), study.config.latents
+    (_, d, m), settings = study.sae(keys), study.config.latents
     size, n_eval = study.sizes[keys["subject"]], study.corpus(keys).eval_tokens
     vocab, places = size.vocab_size, settings.n_sampled * settings.causal_places
     passing = min(m, _firings(study, keys) // settings.min_firings)

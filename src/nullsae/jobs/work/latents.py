@@ -31,7 +31,7 @@ from nullsae.jobs.work.making import anew, anew_bytes
 FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
 LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
 # What writing tables loads and keeps, with gaps between pieces that passes have freed.
-WRITING_BYTES = 1e8
+WRITING_BYTES = 8e7
 # Of a firing on disk: its position and its value.
 SPOOLED_BYTES = 8.0
 # Firings of a run, of a piece that is described, and what one takes while it waits, while runs are

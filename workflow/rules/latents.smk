@@ -50,7 +50,11 @@ for job in COLLECTING:
             ", ".join(
                 (
                     "Latents of all SAEs of {wildcards.subject}",
-                    *("{wildcards.variant}", "draw {wildcards.draw}", *of_site.values()),
+                    *(
+                        "{wildcards.variant}",
+                        "draw {wildcards.draw}",
+                        *of_site.values(),
+                    ),
                 )
             )
         shell:

@@ -47,16 +47,9 @@ for job in COLLECTING:
             # Undeclared: an SAE whose latents were collected before is not read again beside a new one.
             kept=paths.COLLECTED,
         message:
-            ", ".join(
-                (
-                    "Latents of all SAEs of {wildcards.subject}",
-                    *(
-                        "{wildcards.variant}",
-                        "draw {wildcards.draw}",
-                        *of_site.values(),
-                    ),
-                )
-            )
+            "Latents of all SAEs of {wildcards.subject}, {wildcards.variant},"
+            " draw {wildcards.draw}"
+            + "".join(f", {site}" for site in of_site.values())
         shell:
             "nullsae collect_latents --params {params.config:q} --sae {params.sae:q}"
             " --activations {params.activations} --tokens {input.tokens} {params.model}"

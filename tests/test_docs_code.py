@@ -41,7 +41,7 @@ PAGES = [
     *sorted(page for page in REPOSITORY.glob("*.md") if page.name != "CHANGELOG.md"),
     *sorted((REPOSITORY / "docs").rglob("*.md")),
     *sorted((REPOSITORY / "notebooks").glob("*.md")),
-    *(REPOSITORY / folder / "README.md" for folder in ("config", "results")),
+    *(REPOSITORY / folder / "README.md" for folder in ("benchmarks", "config", "results")),
 ]
 # Its blocks read a finished study, and run where there is one.
 RUN_ELSEWHERE = {"results/README.md": "tests/workflow/test_workflow_reading.py"}

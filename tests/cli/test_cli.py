@@ -40,6 +40,15 @@ def failure(
     return text
 
 
+def test_a_place_that_cannot_be_written_to_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file/within"
+    text = failure(["init", str(place), "--from", "quick"], monkeypatch, capsys)
+    assert text.splitlines()[-1] == f"nullsae init: error: {place}: Not a directory"
+
+
 def test_every_rule_calls_a_verb_that_is_there() -> None:
     assert set(LINES) == {
         *("prepare_corpus", "train_subject", "randomize_model", "cache_activations", "train_sae"),

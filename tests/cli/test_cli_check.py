@@ -113,6 +113,10 @@ def test_an_sae_is_fed_as_its_own_files_say(made: Made, tmp_path: Path) -> None:
     assert list(config.saes) == ["published", "rotated", "rate_matched_random"]
     recipe = config.saes["published"]
     assert recipe.pretrained == str(made.sae)
+    # Itself on every variant, placebos beside it where they are compared with it; no training.
+    assert recipe.dictionary == "given"
+    assert [sae.variants for sae in config.saes.values()] == [None, ("trained",), ("trained",)]
+    assert not any(sae.origin.trained for sae in config.saes.values())
     assert recipe.expect is not None
     assert recipe.expect.l0 == K
     assert (subject.sites, corpus.prepend_bos) == (("resid_post.1",), True)
@@ -242,6 +246,9 @@ def test_an_overlay_needs_a_study_that_it_is_merged_into(made: Made, tmp_path: P
     [
         (("--expect", "l0"), "--expect: 'l0' is not NAME=NUMBER, such as l0=71"),
         (("--expect", "ev=0.8"), "--expect: ev: unknown key"),
+        (("--device", "gpu"), "--device: 'gpu' is not one of auto, cpu, mps"),
+        (("--model", "texts"), "--model: "),
+        (("--tokens", "900000"), "--tokens: 900000 tokens are asked for, but eval has "),
         (("--site", "layer 3"), "--site: 'layer 3' is not a site"),
         (("--site", "resid_post.7"), "--site: resid_post.7 is beyond the last block"),
     ],

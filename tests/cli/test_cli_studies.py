@@ -107,6 +107,12 @@ def test_snakemake_gets_the_caller_s_options_and_the_defaults_that_they_leave_op
         (["report", "s"], r".*s/results/report/index.html: does not exist; `nullsae run s` wr"),
         (["diff", "s", "s"], r"s/results/run_config.yaml: does not exist; `nullsae run s` wri"),
         (["init", "."], r"study.yaml: exists already; edit it, or choose another folder"),
+        (["init", "study.yaml"], r"study.yaml: is a file; name a folder, which is made"),
+        (["plan", "a b"], r"a b: no such folder; `nullsae init 'a b'` makes a study there"),
+        (
+            ["export", "sae", "--sae", "s", "--layout", "saelens", "--output", "o"],
+            r"--sae: s is no",
+        ),
         (["init", "s", "--from", "../config"], r"--from: '../config' is not one of all-controls, "),
         (["init", "s", "--from", "quick", "--corpus", "sotu"], r"--from: such a study has its "),
         (["init", "s", "--sae", "x"], r"--model: missing; --sae, --corpus and --site need it"),

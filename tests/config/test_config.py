@@ -102,6 +102,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("compute/threads", True, "compute.threads: True: input should be a valid integer"),
     ("statistics/confidence", 95, "statistics.confidence: 95: input should be less than 1"),
     ("saes", None, "saes: None: input should be an object"),
+    ("compute/device", "gpu", "compute.device: 'gpu' is not one of auto, cpu, mps, cuda, cuda:N"),
     (
         "activations/dtype",
         "fp16",

@@ -194,9 +194,16 @@ def test_bos_may_be_asked_for_where_the_tokenizer_adds_none(tmp_path: Path) -> N
     assert (tokens.input_ids[:, 0] == ID["<|endoftext|>"]).all()
 
 
-def test_asking_for_a_bos_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"corpora\.c\.prepend_bos: true, .* has no BOS token"):
-        made(tmp_path, None, prepend_bos=True)
+def test_eos_stands_for_a_bos_that_is_asked_for_and_missing(tmp_path: Path) -> None:
+    tokens = tokens_of(made(tmp_path, None, prepend_bos=True))
+    assert (tokens.input_ids[:, 0] == tokens.manifest["eos_token_id"]).all()
+    assert tokens.bos_token_ids == [tokens.manifest["eos_token_id"]]
+
+
+def test_asking_for_a_bos_of_a_tokenizer_without_any_is_one_line(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "t", bos_token=None, eos_token=None)
+    with pytest.raises(UserError, match=r"corpora\.c\.prepend_bos: true, .* neither a BOS nor an"):
+        made(tmp_path, folder, prepend_bos=True)
     assert not (tmp_path / "results").exists()
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
+from nullsae.core.files import write_json
 from nullsae.corpus import tokenizer as tokenizer_module
 from nullsae.corpus.tokenizer import (
     EOS,
@@ -202,4 +203,15 @@ def test_a_gguf_file_without_a_tokenizer_is_refused_in_one_line(
     monkeypatch.setattr("nullsae.corpus.tokenizer.find_spec", lambda name: None)
     assert refusal(path=str(gguf)) == (
         f"{where}: reading a GGUF file needs gguf (pip install gguf==0.19.0 accelerate==1.15.0)"
+    )
+
+
+def test_a_model_s_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    # transformers would make one of its config that knows no word, and reads every text as empty.
+    write_json(tmp_path / "config.json", {"model_type": "gpt_neox"})
+    given = PretrainedTokenizer(kind="pretrained", path=str(tmp_path))
+    said = refused(load_tokenizer, given, where="tokenizer")
+    assert said == (
+        f"tokenizer.path: '{tmp_path}' holds no tokenizer, only a config; save the model's "
+        f"tokenizer there"
     )

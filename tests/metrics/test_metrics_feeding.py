@@ -26,8 +26,8 @@ from nullsae.config.saes import Expect
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
-from nullsae.metrics.feeding import Feeding, Sample, measure
-from nullsae.metrics.gate import reason
+from nullsae.metrics.feeding import Checked, Feeding, Measured, Sample, measure
+from nullsae.metrics.gate import doubt, reason
 from nullsae.metrics.remedies import check_feeding, near_sites
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
@@ -117,6 +117,21 @@ def test_figures_that_are_not_reached_are_named(fed: Fed) -> None:
         "L0 4.0 is not the expected 40",
     ]
     assert found.remedy is None
+
+
+def test_a_feeding_that_is_better_but_not_clearly_is_named_of_an_sae_that_fits() -> None:
+    def one(block: int, explained: float, l0: float = 8.0) -> Measured:
+        return Measured(Feeding(f"resid_post.{block}", True), explained, l0, 0.4, 4096)
+
+    given, nothing = one(1, 0.708), Expect()
+    found = Checked(given, (given, one(2, 0.743)), nothing)
+    assert found.fits
+    assert str(doubt(found)).startswith(
+        "It would explain a little more at resid_post.2 (explained variance 0.743, L0 8.0): "
+    )
+    assert doubt(Checked(given, (given, one(2, 0.712)), nothing)) is None
+    assert doubt(Checked(given, (given, one(2, 0.743, l0=30.0)), Expect(l0=8))) is None
+    assert doubt(Checked(given, (given, one(2, 0.9)), nothing)) is None  # that is a remedy
 
 
 def test_a_factor_that_was_forgotten_is_given(fed: Fed) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from scipy.stats import entropy
 
 from nullsae import paths
 from nullsae.cli.sae_card import CORPUS, SAE, SUBJECT, Asked, Card, corpus_of, source_of
+from nullsae.config.compute import DEVICE, DEVICES
 from nullsae.config.corpora import Corpus
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.model_files import from_anywhere
@@ -34,7 +37,7 @@ from nullsae.corpus.prepare import prepare_corpus
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.corpus import PrepareCorpusParams
 from nullsae.metrics.feeding import AS_THEY_ARE, Checked, Feeding, Measured, Sample
-from nullsae.metrics.gate import changes, figures, reason
+from nullsae.metrics.gate import changes, doubt, figures, reason
 from nullsae.metrics.remedies import check_feeding
 from nullsae.planning.show import print_plan
 from nullsae.subjects.families import text_config
@@ -46,6 +49,14 @@ PLACEBOS = ("rotated", "rate_matched_random")
 HUB_TOKENS = 1_000_000
 # So much worse than the frequencies of tokens a model is that is read in the wrong way.
 WORSE_NATS = 0.5
+# What says here what keys of a corpus say in a config; --corpus the others.
+OPTIONS = {
+    "eval_tokens": "--tokens",
+    "tokenizer": "--model",
+    "prepend_bos": "--bos",
+    "context_tokens": "--context-tokens",
+}
+_OF_CONFIG = re.compile(rf"^config: corpora\.{CORPUS}(?:\.(\w+)[.\w]*)?")
 
 
 def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
@@ -63,6 +74,8 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
     console = Console() if Console().is_terminal else Console(width=120)
     if overlay is not None:
         root = _study_of_overlay(overlay, root)
+    if not DEVICE.fullmatch(asked.device):
+        raise UserError(f"--device: {asked.device!r} is not one of {', '.join(DEVICES)}")
     card = Card(asked)
     try:
         checked, losses = _measured(card)
@@ -117,12 +130,16 @@ def _print_answer(console: Console, card: Card, checked: Checked) -> None:
     if not checked.fits:
         said = f"It does not fit: {reason(checked)}."
     console.print(said, markup=False, soft_wrap=True)
+    if (doubted := doubt(checked)) is not None:
+        console.print(f"{doubted}.", markup=False, soft_wrap=True)
     for _, sentence in card.differences():
         console.print(f"Differs: {sentence}.", markup=False, soft_wrap=True)
 
 
 def _print_card(console: Console, card: Card) -> None:
-    table = Table("fact", "value", "known from", title="The SAE", title_justify="left")
+    table = Table(title="The SAE", title_justify="left")
+    for head in ("fact", "value", "known from"):
+        table.add_column(head, overflow="fold")  # paths, to be read whole
     for fact in card.facts:
         table.add_row(*(escape(visible(text)) for text in (fact.name, fact.value, fact.source)))
     console.print(table)
@@ -133,8 +150,12 @@ def _tokens(card: Card, folder: Path) -> Tokens:
     some = {"eval_share": 0.5, "eval_tokens": card.asked.n_tokens}
     some["sae_train_tokens"] = card.context_tokens
     corpus = parse_section(Corpus, corpus_of(card, card.prepend_bos, **some), where="--corpus")
-    with bar("read text", "tokens") as progress:
-        prepare_corpus(PrepareCorpusParams(corpus=corpus), CORPUS, folder, progress)
+    try:
+        with bar("read text", "tokens") as progress:
+            prepare_corpus(PrepareCorpusParams(corpus=corpus), CORPUS, folder, progress)
+    except UserError as error:
+        said = _OF_CONFIG.sub(lambda key: OPTIONS.get(key[1], "--corpus"), str(error))
+        raise UserError(said) from None
     return load_tokens(folder / paths.CORPUS_MANIFEST.format(corpus=CORPUS, split="eval"))
 
 
@@ -190,11 +211,11 @@ def _write_study(
     study = study_of(card, best, base)
     parse_config(merge(base, study))
     told = f"# A study of {card.asked.pretrained}, written by nullsae check: {figures(best)}.\n"
-    write_text(overlay, visible(told) + yaml.safe_dump(study, sort_keys=False))
+    write_text(overlay, visible(told) + yaml.safe_dump(study, sort_keys=False, allow_unicode=True))
     is_own = overlay == root / OVERLAY
-    words = ["nullsae run", *([str(root)] if is_own or root != Path() else [])]
-    words += [] if is_own else [f"-- --configfile {overlay}"]
-    console.print(f"{overlay}: written. Run it: {' '.join(words)}", markup=False, soft_wrap=True)
+    words = ["nullsae", "run", *([str(root)] if is_own or root != Path() else [])]
+    words += [] if is_own else ["--", "--configfile", str(overlay)]
+    console.print(f"{overlay}: written. Run it: {shlex.join(words)}", markup=False, soft_wrap=True)
     print_plan(root, [] if is_own else [overlay])
 
 
@@ -215,7 +236,8 @@ def _study_of_overlay(overlay: Path, root: Path) -> Path:
 def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]:
     """The overlay: entries of the base are dropped, what the SAE fits stands in their place.
 
-    The figures that are expected of it are the published ones, or else those that were measured.
+    The SAE itself reads every variant's activations, beside placebos that take no training. The
+    figures that are expected of it are the published ones, or else those that were measured.
     """
     hub = corpus_of(card, True)["source"]["kind"] == "hub"
     corpus = corpus_of(card, best.feeding.prepend_bos)
@@ -244,9 +266,14 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
         "saes": {SAE: recipe},
     }
     if not card.sae.transcodes:
-        # Nulls of the dictionary that take no training.
+        # No training: SAEs that are trained on nulls here would have other tokens than this one
+        # had, and so no verdict. Placebos on nulls would only be compared with themselves.
+        recipe["dictionary"] = "given"
         placebos = [n for n in PLACEBOS if not (is_object and DICTIONARIES[n].needs_encoder)]
-        new["saes"] |= {name: {"dictionary": name, "from": SAE} for name in placebos}
+        own = {"from": SAE, "variants": ["trained"]}
+        new["saes"] |= {name: {"dictionary": name, **own} for name in placebos}
     for key in new:
         new[key] = {**dict.fromkeys(base.get(key) or {}), **new[key]}
-    return {**new, "variants": ["trained", "rerandomized"]}
+    # All placebos stand above.
+    evaluation = {"gaussian_floors": False, "null_dictionaries": []}
+    return {**new, "variants": ["trained", "rerandomized"], "evaluation": evaluation}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import logging
 import os
 import re
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -30,6 +31,11 @@ ABOUT = (
 STUDIES = (
     *("init", "check", "plan", "run", "watch", "verdicts", "report", "diff"),
     *("prune", "fetch", "export", "accept"),
+)
+# Of a file or folder that is of another kind, or not this user's to read or write.
+OF_PLACES = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
 )
 PANELS = ("Studies", "Machines", "Rules of the workflow")
 
@@ -83,7 +89,7 @@ for part in (studies, tools, subjects, saes, latents, study, toy):
 
 
 def main() -> None:
-    """Entry point: a `UserError` becomes one line and exit code 2."""
+    """Entry point: a `UserError`, or a place that is not to be had, is one line and exit code 2."""
     # Libraries make a million objects that stay. Looking through them for garbage while they load,
     # and once more at the end, took a third of a small job's time.
     gc.set_threshold(200_000)
@@ -98,9 +104,17 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        verb = sys.argv[1] if len(sys.argv) > 1 else ""
-        print(f"nullsae {verb}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(error)
+    except OSError as error:
+        if error.errno not in OF_PLACES or error.filename is None:
+            raise
+        _end(UserError(f"{error.filename}: {error.strerror}"))
+
+
+def _end(error: UserError) -> NoReturn:
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    print(f"nullsae {verb}: error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

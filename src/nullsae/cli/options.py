@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer.core
@@ -88,7 +89,8 @@ def in_study(folder: Path) -> Iterator[None]:
         UserError: there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; `nullsae init {folder}` makes a study there")
+        way = f"nullsae init {quote(str(folder))}"
+        raise UserError(f"{folder}: no such folder; `{way}` makes a study there")
     with chdir(folder):
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -104,7 +105,7 @@ def _pairs(a: dict[Key, Row], b: dict[Key, Row]) -> Iterator[tuple[Key, Row, Row
 def _run_config(study: Path) -> Any:
     file = study / paths.RUN_CONFIG
     if not file.is_file():
-        raise UserError(f"{file}: does not exist; `nullsae run {study}` writes it")
+        raise UserError(f"{file}: does not exist; `nullsae run {quote(str(study))}` writes it")
     return read_yaml(file)
 
 

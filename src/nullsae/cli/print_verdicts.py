@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -47,7 +48,7 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
     """
     file = root / paths.TABLE.format(table="verdicts")
     if not file.is_file():
-        raise UserError(f"{file}: not there; `nullsae run {root}` writes it")
+        raise UserError(f"{file}: not there; `nullsae run {quote(str(root))}` writes it")
     rows = tables.read_whole(root, "verdicts").to_pylist()
     answer = read_answer(root)
     console = Console() if Console().is_terminal else Console(width=160)
@@ -75,10 +76,11 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
     if accepted := sorted({note for found in notes for note in found}):
         console.print(f"Made by older code in part: {'; '.join(accepted)}.", markup=False)
     if not all_verdicts:
-        study = "" if root == Path() else f"{root} "
+        study = "" if root == Path() else f"{quote(str(root))} "
         each = f"Each verdict: nullsae verdicts {study}--all"
         console.print(each, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Report: {(root / paths.REPORT).resolve()}", soft_wrap=True)
+    page = (root / paths.REPORT).resolve()
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[str, Any]]) -> None:

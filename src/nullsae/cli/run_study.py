@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 from nullsae.config.read import BASE, OVERLAY
@@ -33,9 +34,8 @@ def run_study(study: Path, options: Sequence[str]) -> NoReturn:
         UserError: there is no study in the folder.
     """
     if not any((study / name).is_file() for name in (OVERLAY, BASE)):
-        raise UserError(
-            f"{study}: no {OVERLAY} here; `nullsae init {study} --model PATH_OR_ID` writes one"
-        )
+        way = f"nullsae init {quote(str(study))} --model PATH_OR_ID"
+        raise UserError(f"{study}: no {OVERLAY} here; `{way}` writes one")
     # The rules call `nullsae` by its name, whether or not this environment was activated.
     scripts = sysconfig.get_path("scripts")
     os.environ["PATH"] = os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -67,7 +68,7 @@ def report(
         _write_report(params, study)
     page = (study / paths.REPORT).absolute()
     if not page.is_file():
-        raise UserError(f"{page}: does not exist; `nullsae run {study}` writes it")
+        raise UserError(f"{page}: does not exist; `nullsae run {quote(str(study))}` writes it")
     if params is None:
         print(page)
     if show:

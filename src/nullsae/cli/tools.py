@@ -136,6 +136,8 @@ def export_sae(
     """Export an SAE to SAELens or sparsify."""
     from nullsae.sae.exchange.export import export_sae
 
+    if not sae.is_file():
+        raise UserError(f"--sae: {sae} is no file; give the cfg.json of an SAE of a study")
     export_sae(sae, layout, output)
 
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    model_validator,
+)
 
 from nullsae.config.section import Section
 
 Precise = Literal["float32", "tf32", "bfloat16"]
 Precision = Literal["auto", Precise]
+DEVICES = ("auto", "cpu", "mps", "cuda", "cuda:N")
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
+
+
+def _device(name: str) -> str:
+    if not DEVICE.fullmatch(name):
+        raise ValueError(f"{name!r} is not one of {', '.join(DEVICES)}")
+    return name
 
 
 class Compute(Section):
@@ -18,7 +33,9 @@ class Compute(Section):
     threads: PositiveInt = 1
     """CPU threads of each numerical job. Rounding depends on them; `--cores` only decides how many
     jobs run side by side."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
+    device: Annotated[
+        str, AfterValidator(_device), Field(json_schema_extra={"pattern": f"^({DEVICE.pattern})$"})
+    ] = "auto"
     """`auto` takes CUDA if there is any, else the CPU; or `cpu`, `cuda`, `cuda:N`, or `mps`, the
     GPU of a Mac. With `cpu` no job asks for a GPU, so that as many run side by side as there are
     cores."""

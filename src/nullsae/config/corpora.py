@@ -73,7 +73,8 @@ class Corpus(Section):
     tokenizer: TrainedTokenizer | PretrainedTokenizer | GgufTokenizer = Field(discriminator="kind")
     prepend_bos: Literal["auto"] | bool = "auto"
     """Whether each context begins with BOS. `auto`: if the tokenizer itself puts it before a text,
-    or its `tokenizer_config.json` says `add_bos_token: true`; a tokenizer trained here does not."""
+    or its `tokenizer_config.json` says `add_bos_token: true`; a tokenizer trained here does not.
+    `true` takes EOS where a tokenizer has no BOS, as TransformerLens does."""
     separator: Annotated[str, Field(min_length=1)] = "auto"
     """What ends each document: `eos`, `bos`, `none`, or a token. `auto`: EOS or, if that ends a
     chat turn, the tokenizer's end of text."""

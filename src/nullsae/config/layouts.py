@@ -139,6 +139,8 @@ def local_folder(path: str, inside: str, where: str) -> Path:
         UserError: it is not there; begins with `where`.
     """
     folder = Path(path).expanduser() / inside
+    if folder.is_file():
+        raise UserError(f"{where}: {str(folder)!r} is a file; give the folder that it lies in")
     if not folder.is_dir():
         raise UserError(
             f"{where}: {str(folder)!r} is not a folder; give one that holds an SAE, or a hub id "

@@ -44,7 +44,7 @@ class Boundaries:
     prepend_bos: bool
     """Whether each context begins with `bos_token_ids`."""
     bos_token_ids: tuple[int, ...]
-    """The tokenizer's BOS: of nearly all one id, or none."""
+    """The tokenizer's BOS: of nearly all one id, or none. EOS, if BOS is asked for and missing."""
     separator_token_id: int | None
     """What stands after each document; None for nothing."""
     eos_token_id: int | None
@@ -69,16 +69,21 @@ def boundaries(encoder: Encoder, corpus: Corpus, where: str) -> Boundaries:
     """The settings `prepend_bos` and `separator` of a corpus, for its tokenizer.
 
     Raises:
-        UnfitError: the tokenizer has no such token, or BOS fills a context; names the key below
-            `where`.
+        UnfitError: the tokenizer has no such token, nor another in its place, or BOS fills a
+            context; names the key below `where`.
     """
     bos, prepend = encoder.bos_token_ids, corpus.prepend_bos
     if prepend == "auto":
         prepend = encoder.wants_bos
     if prepend and not bos:
-        raise UnfitError(
-            f"{where}.prepend_bos: true, and the tokenizer has no BOS token; write auto or false"
-        )
+        # What TransformerLens puts there for Qwen and others, and so SAEs that were trained in it.
+        if (eos := encoder.eos_token_id) is None:
+            raise UnfitError(
+                f"{where}.prepend_bos: true, and the tokenizer has neither a BOS nor an EOS token; "
+                f"write auto or false"
+            )
+        bos = (eos,)
+        log.info("%s.prepend_bos: the tokenizer has no BOS; EOS stands for it", where)
     if prepend and len(bos) >= corpus.context_tokens:
         raise UnfitError(
             f"{where}.context_tokens: {corpus.context_tokens} leaves no room behind the "

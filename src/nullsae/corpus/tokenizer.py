@@ -222,6 +222,11 @@ def load_tokenizer(
         raise UserError(
             f"{key}: {name!r} has no fast tokenizer (tokenizer.json); choose one that has"
         )
+    if tokenizer.get_vocab().keys() <= set(tokenizer.get_added_vocab()):
+        # What transformers makes of a config.json alone: to it every text is empty.
+        raise UserError(
+            f"{key}: {name!r} holds no tokenizer, only a config; save the model's tokenizer there"
+        )
     return encoder_of(tokenizer, asks_for_bos=asks)
 
 

@@ -40,6 +40,8 @@ L0_FACTOR, LOWER_BY, LOWER_BY_SHARE = 1.5, 0.05, 0.25
 # One feeding is clearly better than another if it leaves less than this share of what that leaves,
 # each beside its placebo.
 CLEARLY = 0.8
+# Less than this share is worth a word.
+SLIGHTLY = 0.95
 AS_THEY_ARE = "as they are"
 # The last thing that is tried: factors from 1 / 2 ** OCTAVES on, on so many tokens.
 ANY_FACTOR = "scaled by a constant that its files do not name"
@@ -144,6 +146,16 @@ class Checked:
         best = min(fitting, key=lambda one: one.left, default=self.given)
         at_most = 1.0 if self.given.shortcomings(self.expect) else CLEARLY
         return best if best.left < at_most * self.given.left else None
+
+    @property
+    def slightly_better(self) -> Measured | None:
+        """Where the given feeding fits, the one that leaves less variance, yet not clearly so.
+
+        Of an SAE that was trained one block further, or is a poor one, that is all there is to see.
+        """
+        fitting = [one for one in self.tried if not one.shortcomings(self.expect)]
+        best = min(fitting, key=lambda one: one.left, default=self.given)
+        return best if self.fits and best.left < SLIGHTLY * self.given.left else None
 
     @property
     def wrong(self) -> list[str]:

@@ -44,9 +44,24 @@ def reason(checked: Checked) -> str:
     wrong = ", ".join(checked.wrong)
     if (remedy := checked.remedy) is None:
         return f"{wrong}; {NOTHING_HELPS}"
-    how = " and ".join(changes(checked.given.feeding, remedy.feeding))
-    how += f", by a factor of {remedy.factor:.4g}," if remedy.factor != 1 else ""
-    return f"{wrong}; it fits {how} ({figures(remedy)})"
+    return f"{wrong}; it fits {_how(checked.given, remedy)}"
+
+
+def doubt(checked: Checked) -> str | None:
+    """Say in one line how an SAE that fits would explain a little more; None where it does not."""
+    if (better := checked.slightly_better) is None:
+        return None
+    return (
+        f"It would explain a little more {_how(checked.given, better)}: make sure that it was "
+        f"trained on what it is fed with"
+    )
+
+
+def _how(given: Measured, other: Measured) -> str:
+    """Another feeding with its figures."""
+    factor = f", by a factor of {other.factor:.4g}" if other.factor != 1 else ""
+    how = " and ".join(changes(given.feeding, other.feeding))
+    return f"{how}{factor} ({figures(other)})"
 
 
 def require_fit(
@@ -81,6 +96,8 @@ def require_fit(
     checked = check_feeding(sample, sae, given, expect or Expect())
     log.info("%s at %s: %s", keys.sae, keys.site, figures(checked.given))
     if checked.fits:
+        if (said := doubt(checked)) is not None:
+            log.warning("%s at %s: %s", keys.sae, keys.site, said)
         return
     corpus, source = tokens.manifest.get("corpus", "*"), f"subjects.{keys.subject}.source"
     pretrained = f"saes.{keys.sae}.pretrained"

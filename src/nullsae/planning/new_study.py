@@ -9,6 +9,7 @@ import sys
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -94,6 +95,8 @@ def init_study(
         UserError: there is a study already, or something that cannot be guessed.
     """
     file = folder / OVERLAY
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder, which is made")
     for name in (OVERLAY, BASE):
         if (folder / name).exists():
             raise UserError(f"{folder / name}: exists already; edit it, or choose another folder")
@@ -107,11 +110,11 @@ def init_study(
         title = _flow(folder.absolute().name)
         about = "# The default study, of a small model that is trained here; add what differs.\n"
         write_text(file, f"{_head()}{about}report:\n  title: {title}\n")
-        print(f"{file}: the default study. Next: nullsae run {folder}")
+        print(f"{file}: the default study. Next: nullsae run {quote(str(folder))}")
         return
     if example is not None:
         write_text(file, _example(example, folder))
-        print(f"{file}: {example}. Next: nullsae run {folder}")
+        print(f"{file}: {example}. Next: nullsae run {quote(str(folder))}")
         return
     assert model is not None  # for the type checker
     found = guess(model, sae=sae, corpus=corpus, sites=tuple(sites))
@@ -123,7 +126,7 @@ def init_study(
     print(f"{file}: {found.name} ({shape}), at {', '.join(found.sites)}.")
     much = "" if _fits(plan, folder) else ", which is more than fits: make it smaller"
     took = f"{time_text(plan.seconds)} and {size_text(int(plan.disk_bytes))} of disk"
-    print(f"By the plan it takes {took} here{much}. Next: nullsae run {folder}")
+    print(f"By the plan it takes {took} here{much}. Next: nullsae run {quote(str(folder))}")
 
 
 def _example(name: str, folder: Path) -> str:
@@ -134,11 +137,14 @@ def _example(name: str, folder: Path) -> str:
     if name not in names:
         raise UserError(f"--from: {name!r} is not one of {', '.join(names)}")
     text, own = file.read_text(encoding="utf-8"), f"--configfile config/{name}.yaml"
-    text = text.replace(f"snakemake --cores all --resources gpu=1 {own}", f"nullsae run {folder}")
-    text = re.sub(rf"nullsae (\w+) {own}", lambda verb: f"nullsae {verb[1]} {folder}", text)
+    own_folder = quote(str(folder))
+    text = text.replace(
+        f"snakemake --cores all --resources gpu=1 {own}", f"nullsae run {own_folder}"
+    )
+    text = re.sub(rf"nullsae (\w+) {own}", lambda verb: f"nullsae {verb[1]} {own_folder}", text)
     return _head() + re.sub(
         rf"snakemake (\S.*?)( --cores all --resources gpu=1)? {own}$",
-        lambda options: f"nullsae run {folder} -- {options[1]}",
+        lambda options: f"nullsae run {own_folder} -- {options[1]}",
         text,
         flags=re.M,
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import psutil
@@ -260,7 +261,7 @@ def newest_run(root: Path) -> Run:
     """
     files = sorted((root / FOLDER).glob(f"*{SUFFIX}"))
     if not files:
-        raise UserError(f"{root}: no run here yet; `nullsae run {root}` starts one")
+        raise UserError(f"{root}: no run here yet; `nullsae run {quote(str(root))}` starts one")
     run = Run(root, files[-1])
     try:
         if run.file.is_file():  # and no pipe

@@ -53,7 +53,8 @@ def read_with_origin(
         path, _, inside = pretrained.partition("::")
     else:
         path, inside = pretrained_sae_path(pretrained, site)
-    folder = local_folder(path, inside, where) if is_local(path) else _fetched(path, inside, where)
+    here = is_local(path) or Path(path).is_file()
+    folder = local_folder(path, inside, where) if here else _fetched(path, inside, where)
     check_files(folder, where=where)
     layout, weights = find_layout(folder, where)
     return Read(layout.autoencoder(weights), layout.made_on(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullsae.autointerp.label_words import NEGATIVE, POSITIVE
@@ -67,6 +67,7 @@ def found(content: str, n: int) -> dict[int, int]:
         ("1: 0 -> 1\n2: 1", 2, {2: 1}),
         ("| Window | Active |\n|---|---|\n| 1 | 1 \u2192 0 |\n| 2 | 1 |", 2, {2: 1}),
         ("1 -> 0\n2 -> 1", 2, {1: 0, 2: 1}),
+        ('1: "1: 1, 2: 0" -> 0', 1, {1: 0}),
         ('{"1": 0, "2": 1}\n\nWindow 2: No mugs but cups.', 2, {1: 0, 2: 1}),
         ('{"1": 0, "2": 1}\nI am sure.', 2, {1: 0, 2: 1}),
         ('{"1": 0, "2": 1}\n\nWait, actually:\n{"1": 1, "2": 0}', 2, {1: 1, 2: 0}),
@@ -118,7 +119,7 @@ def found(content: str, n: int) -> dict[int, int]:
         ('"1": true,\n"2": false', 2, {1: 1, 2: 0}),
         ("Answer: 1|0, 2|1", 2, {1: 0, 2: 1}),
         ("1|0|2|1", 2, {1: 0, 2: 1}),
-        ("Windows 1 and 2: yes", 2, {2: 1}),
+        ("Windows 1 and 2: yes", 2, {1: 1, 2: 1}),
         ("Window 1 \u2013 Answer: yes\nWindow 2 \u2013 Answer: no", 2, {1: 1, 2: 0}),
         ("1) 0\n2) 1", 2, {1: 0, 2: 1}),
         ("(1) 0\n(2) 1", 2, {1: 0, 2: 1}),
@@ -173,7 +174,6 @@ def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, in
         ("Window 1 (0), Window 2 (1)", 2),
         ('{"inactive": {"1": 1, "2": 0}}', 2),
         ('{"active": [1], "silent": {"2": 1}}', 2),
-        ('1: "1: 1, 2: 0" -> 0', 1),
         ("Window 1: <text>has 2: 1 mug, 1: 0</text> no", 2),
     ],
 )
@@ -211,6 +211,7 @@ DRAFTS = ("{d}</think>", "<think>{d}</think>", "[THINK]\n{d}\n[/THINK]", "{d}\n\
 ROWS = ("{k}|{v}", "{k}: {v}", "- **Window {k}:** {v}", "{k}. {v}", '"{k}": {v},', "| {k} | {v} |")
 
 
+@settings(deadline=None)
 @given(
     data=st.data(),
     n=st.integers(2, 6),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullsae.autointerp.reasoning import answer_alone
@@ -151,6 +151,7 @@ def test_a_tag_that_an_answer_speaks_of_ends_no_thought(answer: str, thought: st
     assert alone(thought + answer) == answer
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([*(t for pair in THOUGHTS for t in pair), '"', "`", "\n", "a"])))
 def test_no_text_breaks_the_reader_of_thoughts(parts: list[str]) -> None:
     alone("".join(parts))

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullsae.autointerp.labels import labels
@@ -75,6 +75,7 @@ def test_of_a_broken_answer_what_is_valid_is_kept(content: str, kept: dict[int, 
     assert found(content, 3) == kept
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=30), st.randoms())
 def test_json_in_any_order_is_read_back(answers: list[int], random: object) -> None:
     pairs = [(str(i), a) for i, a in enumerate(answers, 1)]
@@ -83,6 +84,7 @@ def test_json_in_any_order_is_read_back(answers: list[int], random: object) -> N
     assert found(content, len(answers)) == dict(enumerate(answers, 1))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80), st.integers(1, 5))
 def test_no_text_breaks_the_parser(content: str, n: int) -> None:
     assert all(1 <= number <= n for number in found(content, n))

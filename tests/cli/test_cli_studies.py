@@ -129,6 +129,15 @@ def test_a_mistake_in_a_verb_for_people_is_one_line(
     assert "\n" not in str(result.exception)
 
 
+def test_a_study_that_cannot_be_written_to_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "study.yaml").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write all
+    result = CliRunner().invoke(app, ["run", str(tmp_path)])
+    assert str(result.exception).startswith(f"{tmp_path}: not writable, and results go there")
+
+
 def test_the_page_is_opened_in_the_browser(tmp_path: Path) -> None:
     page = tmp_path / "s" / paths.REPORT
     write_text(page, "<p>A page.</p>")

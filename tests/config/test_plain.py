@@ -166,3 +166,23 @@ def test_a_model_config_that_is_none_is_one_line(tmp_path: Path, text: str) -> N
 
 def test_numbers_below_the_limits_are_fine() -> None:
     check_described({"num_hidden_layers": 126, "hidden_size": 16_384, "n_inner": None}, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 0\nseed: 1\n", "'seed' is given twice, in lines 1 and 2"),
+        ("saes:\n  topk: {k: 4}\n  'topk': {k: 5}\n", "'topk' is given twice, in lines 2 and 3"),
+        ("saes: [{a: {k: 1, k: 2}}]\n", "'k' is given twice, in lines 1 and 1"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_named(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert refused(read_yaml, file).startswith(f"{file}: {said}")
+
+
+def test_what_a_merged_alias_brings_may_be_given_again(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("a: &a {k: 4, n: 8}\nb: {<<: *a, k: 5}\nc: {<<: *a, n: 9}\n")
+    assert read_yaml(file)["b"] == {"k": 5, "n": 8}

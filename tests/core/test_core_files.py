@@ -120,3 +120,10 @@ def test_a_private_file_is_for_nobody_else_to_read_also_where_it_was_not(tmp_pat
         write_text(file, "a: 1\n", private=private)
         assert not private or file.stat().st_mode & 0o777 == 0o600
     assert file.read_text() == "a: 1\n"
+
+
+def test_a_file_that_cannot_be_written_is_named_by_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250)  # the temporary name is longer than a name may be
+    with pytest.raises(OSError, match="too long") as caught:
+        write_text(path, "")
+    assert caught.value.filename == str(path)

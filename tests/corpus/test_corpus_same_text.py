@@ -186,3 +186,25 @@ def test_copies_that_differ_in_line_ends_or_marks_are_one_document() -> None:
     assert [document.text for document in reader] == ["a\nb", "other"]
     assert reader.counts.n_repeated == 3
     assert reader.counts.replaced == Replaced(line_ends=2, byte_order_marks=1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_each_script_is_read_in_each_encoding_without_a_mark(tmp_path: Path, encoding: str) -> None:
+    texts = [
+        "it is “so”, naïve",
+        "привет, мир",
+        "नमस्ते दुनिया",
+        "שלום עולם",
+        "สวัสดี ชาวโลก",
+        "日本 テキスト",
+    ]
+    for number, text in enumerate(texts):
+        file = tmp_path / f"{number}.txt"
+        file.write_bytes(f"{text}\n".encode(encoding) * 20)
+        assert read(file) == [f"{text}\n" * 20], text
+
+
+@pytest.mark.parametrize("record", [b"abc\0", b"ab\0", "añejo\0".encode(), b"a longer text\0\0"])
+def test_zero_bytes_between_texts_make_no_other_encoding(tmp_path: Path, record: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(record * 100)
+    assert read(tmp_path / "a.txt") == [record.decode() * 100]

@@ -10,7 +10,7 @@ import pytest
 from snakemake.settings.types import SharedFSUsage, StorageSettings
 
 from nullsae.core.errors import UserError
-from nullsae.jobs.entry import _executor, check_start, relative, typed_entries
+from nullsae.jobs.entry import _executor, check_start, config_files, relative, typed_entries
 from refusing import refused
 
 
@@ -112,3 +112,41 @@ def test_a_whole_path_is_seen_from_the_working_folder(tmp_path: Path) -> None:
         assert relative(f"{start}/results/a.json", folder) == "results/a.json"
     assert relative(f"{link}/results/saes/x", folder) == "results/saes/x"
     assert relative("/elsewhere/results/a.json", folder) == "/elsewhere/results/a.json"
+
+
+def main_snakefile(*given: Path) -> SimpleNamespace:
+    return SimpleNamespace(
+        modifier=SimpleNamespace(is_main_snakefile=lambda: True),
+        config_settings=SimpleNamespace(configfiles=given),
+    )
+
+
+def test_a_config_file_that_is_empty_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("\ufeffseed: 0\r\n", encoding="utf-8")
+    Path("study.yaml").write_text("# nothing yet\n")
+    assert config_files(main_snakefile()) == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("title: Größe\n".encode("latin-1"), "not text in UTF-8"),
+        (b"seed:\n\t0\n", "not YAML"),
+        (b"- a\n", "not a config"),
+        (b"seed: 0\n---\nseed: 1\n", "not YAML"),
+        (b"seed: 0\nseed: 1\n", "'seed' is given twice"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.yaml", "study.yaml", "given.yaml"])
+def test_a_config_file_that_snakemake_would_misread_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("seed: 0\n")
+    Path(name).write_bytes(data)
+    with pytest.raises(SystemExit) as ended:
+        config_files(main_snakefile(Path(name)))
+    assert str(ended.value).startswith(f"{name}: {said}")

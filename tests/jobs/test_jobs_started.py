@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from pathlib import Path
+
 import pytest
+from snakemake.api import ResourceSettings, SnakemakeApi
 
 from nullsae.core.files import STARTED_WITH, rebuild_command
-from nullsae.jobs.started import _profiles
+from nullsae.jobs.started import _profiles, remember_options, study_options
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,21 @@ def test_a_shown_command_names_the_study_that_is_at_work(monkeypatch: pytest.Mon
         "snakemake --cores all --resources gpu=1 --configfile 'my overlay.yaml' "
         "--forcerun 'results/o'\"'\"'brien.json' -- 'results/o'\"'\"'brien.json'"
     )
+
+
+def test_a_folder_that_was_named_from_elsewhere_is_named_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a study").mkdir()
+    (tmp_path / "Snakefile").write_text("rule all:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(STARTED_WITH, "")
+    with SnakemakeApi() as snakemake:
+        made = snakemake.workflow(
+            ResourceSettings(cores=1), snakefile=Path("Snakefile"), workdir=Path("a study")
+        )
+        workflow = made._workflow
+        remember_options(workflow, [])
+        named = [*shlex.split(study_options(workflow)), *shlex.split(os.environ[STARTED_WITH])]
+    whole = str(tmp_path / "a study")
+    assert [named[named.index(option) + 1] for option in ("--root", "--directory")] == [whole] * 2

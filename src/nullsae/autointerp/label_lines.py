@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
+from nullsae.autointerp.label_forms import BLANK
 from nullsae.autointerp.label_words import (
     AFTER,
+    CORRECTION,
     KEY_FIELD,
     KEY_WORDS,
     LABEL,
@@ -20,21 +22,66 @@ from nullsae.autointerp.label_words import (
     read_number,
 )
 
-# In the place of JSON that has been read.
-BLANK = "\0"
 _MARKS = r"[\s*_\"'`(\[]*"
 _PAIR = re.compile(
-    rf"""(?<![\w./])(?<!\d[:-])(?:{KEY_WORDS}(?:\b|_|(?=\d))[\s_\#.:]{{0,3}})?\#?(?P<number>\d{{1,4}})
-    [\])"'*_`\\]*\s*(?:[:\uff1a=|]|[-=]>|→|⇒|[\u2013\u2014]|[-.)](?=[\s*_])|\bis\b){_MARKS}
-    (?:(?:is\ )?(?:active|answer|label)\W{{1,4}})?{LABEL}{AFTER}
+    rf"""(?<![\w./])(?<!\d[:-])(?:(?P<word>{KEY_WORDS})(?:\b|_|(?=\d))[\s_\#.:=]{{0,3}})?
+    \#?(?P<number>\d{{1,4}})(?:
+    [\])"'*_`\\]*\s*(?:[:=|]|[-=]>|→|⇒|[\u2013\u2014]|[-.)](?=[\s*_])|\bis\b){_MARKS}
+    (?:(?:is\ )?(?:active|answer|label)\W{{1,4}})?
+    |[\s,;|]+(?:is_?)?(?:active|answer|label)\s*[:=]\s*["']?){LABEL}{AFTER}
     |\(\s*(?P<first>\d{{1,4}})\s*,\s*["']?(?P<second>{WORDS})["']?\s*\)""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
+_GROUP_SEPARATOR = r"\s*(?:,\s*(?:and\b)?|&|[-\u2013\u2014]|\b(?:to|through|and)\b)\s*"
+# Several windows and their label, as in "Windows 1, 2 and 5-7: no".
+_GROUP = re.compile(
+    rf"""(?:^[^\w\n]*|(?<![\w./]))(?P<word>{KEY_WORDS}[\s\#]+)?(?P<group>\#?\d{{1,4}}
+    (?:{_GROUP_SEPARATOR}(?:{KEY_WORDS}[\s\#]+)?\#?\d{{1,4}}){{1,50}})[\])"'*_`]*\s*
+    (?:[:=]|[-=]>|→|⇒|\s[\u2013\u2014-](?=\s)|\b(?:are|is)\b(?:\s+(?:all|both))?){_MARKS}{LABEL}{AFTER}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SPAN = re.compile(
+    rf"(\d+)(?:\s*(?:[-\u2013\u2014]|\bto\b|\bthrough\b)\s*(?:{KEY_WORDS}[\s#]+)?#?(\d+))?",
+    re.IGNORECASE,
+)
+MOST_OF_GROUP = 500
+# Further labels behind one: a list, of which no one is that of the key before it.
+_MORE = re.compile(r"[ \t]*[,;/]?[ \t]*[01]\b(?![ \t]*[:=|.)>→\w-])")
+_LABELS = re.compile(
+    rf"(?:{WORDS})\b(?:[ \t]*[,;/][ \t]*(?:{WORDS})\b(?![ \t]*[:=|)>→\w-]))*", re.IGNORECASE
+)
+# The label of all windows that have none of their own.
+_REST = re.compile(
+    rf"""\b(?:all\ (?:the\ )?others?|(?:the\ )?others|the\ rest|all\ (?:the\ )?remaining|
+    remaining)\b[*_]*(?:\s+(?:windows|ones|are|is|of\ the\ windows))*[*_]*\s*
+    (?:[:=]|[-=]>|→|\b(?:are|is|get)\b|\s[\u2013\u2014-]\s){_MARKS}{LABEL}{AFTER}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# A window, what is thought of it, and its label at the end of the line.
+_VERDICT = re.compile(
+    rf"""[^\w\n]*(?:{KEY_WORDS}\s*)?\#?(?P<number>\d{{1,4}})[\])"'*_`]*(?:[:.)]|\s[\u2013\u2014-]\s)
+    [^\n]*?(?:[-=]>|→|⇒|(?<![\d])[:=]\s|\s[\u2013\u2014-]\s){_MARKS}{LABEL}[\s*_"'`)\].!]*""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# Before a number without a word of its own, in the middle of a line.
+_LEADS = re.compile(
+    rf"(?:[.;!?:|>\0\n\u2014\u2013→]|\b(?:so|thus|hence|now|then|answers?|labels?|results?|"
+    rf"output|{CORRECTION}),?)[\s*_\"'`#(\[{{]*\Z",
+    re.IGNORECASE,
+)
+# What is numbered and no window.
+_NO_WINDOW = re.compile(
+    r"\b(?:step|stage|phase|reason|point|rule|criterion|criteria|chapter|verse|figure|table|layer|"
+    r"latent|feature|neuron|section|score|confidence|level|note|attempt|version|round|draft|page|"
+    r"day|class|question|part)s?[\s#*_]*\Z",
+    re.IGNORECASE,
+)
+_PARENTHESES = re.compile(r"\([^()\n]*\)")
 _ANSWER_WORD = r"(?:answers?|labels?|results?|output|response|predictions?|judge?ments?)"
 # A heading with the number of a window, and its label below.
 _HEADED = re.compile(
-    rf"""^(?P<head>[^\w\n]*{KEY_WORDS}\s*\#?\d{{1,4}})(?P<gap>[^\w\n]*\n[^\w]*
-    (?:(?:(?!.*{KEY_WORDS}\s*\#?\d).*\n){{0,3}}[^\w\n]*(?:{_ANSWER_WORD}|active)[^\w\n]{{1,6}})?)
+    rf"""^(?P<head>[^\w\n]*(?:{KEY_WORDS}[\s:=]*\#?\d{{1,4}}|\d{{1,4}}(?=[\])*_]*[.:])))(?P<gap>[^\w\n]*\n[^\w]*
+    (?:(?:(?!.*{KEY_WORDS}\s*\#?\d).*\n){{0,3}}?[^\w\n]*(?:is_?)?(?:{_ANSWER_WORD}|active)[^\w\n]{{1,6}})?)
     (?={LABEL}[^\w\n]*(?:$|\())""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
@@ -55,7 +102,7 @@ _RULE = re.compile(r"\s*:?-{2,}:?\s*")
 _ITEM = re.compile(r"\w+")
 # Starts the answer after a draft, at the beginning of a sentence.
 _ANSWER_STARTS = re.compile(
-    r"(?:\A|[\n.!?])\W*(?:(?:so|thus|therefore|my|the|in|here|is|are|hence)\W+)*"
+    r"[\n.!?]\W*(?:(?:so|thus|therefore|my|the|in|here|is|are|hence)\W+)*"
     r"(?:final|answers?|results?|conclusion|corrected|correction|output|actually|wait)\b"
     r"(?!\s*(?:for|to|of)\b)",
     re.IGNORECASE,
@@ -80,7 +127,7 @@ def blocks_of_lines(text: str, n_windows: int) -> list[Block]:
         if kind == "table":
             blocks += _block_of_table(lines)
         elif kind == "sentences":
-            blocks += _blocks_of_pairs(lines)
+            blocks += _blocks_of_pairs(lines, n_windows)
         elif kind == "rows" and not (len(lines) == 1 and n_windows == 2 and _is_list(lines[0][1])):
             found = ((at, _ROW.fullmatch(line)) for at, line in lines)
             rows = [(int(match["number"]), read_label(match, at)) for at, match in found if match]
@@ -146,6 +193,8 @@ def _block_of_table(lines: Lines) -> list[Block]:
         return [Block(lines[0][0], rows)] if rows else []
     keys = [i for i, name in enumerate(header) if KEY_FIELD.fullmatch(name)]
     named = [i for i, name in enumerate(header) if LABEL_FIELD.fullmatch(name)]
+    # Of several columns, such as a count and the text, that of the windows.
+    keys = [i for i in keys if header[i].lower().startswith("window")] or keys
     key = keys[0] if len(keys) == 1 else 0
     for row in table:
         number = read_number(row[key][0]) if key < len(row) else None
@@ -171,21 +220,97 @@ def _cell(cell: tuple[str, int]) -> Label | None:
     return None if match is None else read_label(match, cell[1])
 
 
-def _blocks_of_pairs(lines: Lines) -> list[Block]:
+def _blocks_of_pairs(lines: Lines, n_windows: int) -> list[Block]:
     """The blocks of pairs such as "Window 3: yes"; one ends where a number comes again."""
     blocks: list[Block] = []
     gap = "x"
+    verdicts: list[tuple[int, tuple[int, Label | None]]] = []
     for at, line in lines:
+        found = _rows_of_line(line, at)
+        if not found and (verdict := _VERDICT.fullmatch(line)):
+            verdicts.append((at, (int(verdict["number"]), read_label(verdict, at))))
         last = 0
-        for match in _PAIR.finditer(line):
-            number = int(match["number"] or match["first"])
-            label = read_label(match, at, "label" if match["label"] else "second")
-            gap += line[last : match.start()]
-            last = match.end()
-            starts = not blocks or number in blocks[-1].numbers or BLANK in gap
+        for start, stop, rows in found:
+            gap += line[last:start]
+            last = stop
+            numbers = {number for number, _ in rows}
+            starts = not blocks or numbers & blocks[-1].numbers or BLANK in gap
             if starts or _ANSWER_STARTS.search(gap):
-                blocks.append(Block(at + match.start()))
-            blocks[-1].rows.append((number, label))
+                blocks.append(Block(at + start))
+            blocks[-1].rows += rows
             gap = ""
         gap += line[last:] + "\n"
+        if blocks and (rest := _REST.search(line)):
+            blocks[-1].rest = read_label(rest, at)
+    if not blocks and len(verdicts) > (n_windows > 1):
+        blocks = [Block(verdicts[0][0], [row for _, row in verdicts])]
     return blocks
+
+
+def _rows_of_line(line: str, at: int) -> list[tuple[int, int, list[tuple[int, Label | None]]]]:
+    """Start, end and rows of what a line says of windows, in order."""
+    found: list[tuple[int, int, list[tuple[int, Label | None]]]] = []
+    for match in _GROUP.finditer(line):
+        bare = not line[: match.start("group")].strip(" \t*_-\u2022>#([\"'`")
+        if match["word"] or bare:
+            numbers = _numbers_of(match["group"])
+            rows = [
+                (number, label)
+                for number, label in zip(numbers, _labels_of(match, at, len(numbers)), strict=True)
+            ]
+            found.append((match.start(), match.end(), rows))
+    groups = [(start, stop) for start, stop, _ in found]
+    last, number, word = 0, -1, ""
+    for match in _PAIR.finditer(line):
+        if any(start <= match.start() < stop for start, stop in groups):
+            continue
+        own = int(match["number"] or match["first"])
+        before = line[last : match.start()]
+        word_before = _ITEM.findall(before)[-1:] if before[-1:].isspace() else []
+        is_named = match["word"] is not None or (word and word_before == [word])
+        if not is_named and _is_aside(before, last > 0, own == number + 1):
+            continue
+        group = "label" if match["label"] else "second"
+        label = None if _MORE.match(line, match.end()) else read_label(match, at, group)
+        found.append((match.start(), match.end(), [(own, label)]))
+        last, number, word = match.end(), own, "".join(word_before)
+    return sorted(found, key=lambda row: row[0])
+
+
+def _labels_of(match: re.Match[str], at: int, n: int) -> list[Label | None]:
+    """The labels of n windows named together: one for all of them, or one each."""
+    one = read_label(match, at)
+    said = _LABELS.match(match.string, match.start("label"))
+    if said is None or len(each := [*_ITEM.finditer(said[0])]) < 2:
+        return [one] * n
+    labels = [(int(item[0].lower() in POSITIVE), at + said.start() + item.start()) for item in each]
+    return [*labels] if len(labels) == n else [None] * n
+
+
+def _is_aside(before: str, is_later: bool, is_next: bool) -> bool:
+    """Whether a number and a label belong to a sentence, as in "a score of 2: 1".
+
+    Args:
+        before: what stands before on the line, behind the last pair.
+        is_later: whether there is a pair before.
+        is_next: whether the number is that of the last pair plus 1.
+    """
+    if _NO_WINDOW.search(before):
+        return True
+    before = _PARENTHESES.sub(" ", before)
+    if is_later and "(" in before:
+        return before.strip(" ,;") != "("
+    words = _ITEM.findall(before)
+    if not is_later and len(words) < 2:
+        return False  # such as a window in another language
+    if not [word for word in words if word.lower() not in ("and", "then", "so")]:
+        return False
+    return not (_LEADS.search(before) or (is_next and before.rstrip().endswith((",", "and"))))
+
+
+def _numbers_of(group: str) -> list[int]:
+    """The numbers of windows that a list of numbers and ranges names."""
+    numbers: list[int] = []
+    for first, last in _SPAN.findall(group):
+        numbers += range(int(first), min(int(last or first), int(first) + MOST_OF_GROUP) + 1)
+    return numbers

@@ -14,22 +14,33 @@ WORDS = "|".join(POSITIVE + NEGATIVE)
 LABEL = rf"(?P<label>{WORDS})"
 # What may follow a label: else it is the beginning of a sentence, as in "1: No cups are named".
 AFTER = r"""(?=[*_"'`)\]]*\s*(?:$|[,;:|)\]}"'*_`(]|\.(?!\d)|\s[-\u2013\u2014]|[\u2013\u2014→]|<br|
-    (?:because|since|as|due|but)\b|(?:and\s+)?(?:(?:window|item|w)\s*)?\#?\d{1,4}\W{0,3}[:=|>→]))
-    (?![\w%])"""
-KEY_WORDS = r"(?:windows?|item|row|text|example|passage|sentence|excerpt|number|no|nr|id|w)"
+    [\u2600-\u27bf\U0001f300-\U0001faff]|(?:because|since|as|due|but)\b|
+    (?:and\s+)?(?:(?:window|item|w)\s*)?\#?\d{1,4}\W{0,3}[:=|>→]))(?![^\W_]|%)"""
+KEY_WORDS = (
+    r"(?:windows?|items?|rows?|texts?|examples?|passages?|sentences?|excerpts?|samples?|snippets?|"
+    r"segments?|fragments?|documents?|contexts?|number|no|nr|id|w|fenster|fen[êe]tre|ventana|"
+    r"janela|finestra|окно|窗口|窗|文本|片段|ウィンドウ|テキスト|창)"
+)
 _NUMBER = re.compile(
     rf"\W*(?:{KEY_WORDS}?[\s_#.:-]{{0,3}})??\#?(\d{{1,4}})[\s.:)*_\]`\"']*", re.IGNORECASE
 )
-# One label taken back for another, as in "1: 0 -> 1".
+CORRECTION = (
+    r"(?:wait|actually|correct(?:ion|ed|ing)|on second thought|scratch that|sorry|i mean|hmm+|"
+    r"make (?:it|that)|mistake|mislabel\w*|revis\w+|should (?:be|have been))"
+)
+# One label taken back for another, as in "1: 0 -> 1" or "1: no, wait, yes".
 _CHANGED = re.compile(
-    rf"[\s*_\"'`)]*(?:[-=]>|→|⇒)[\s*_\"'`(]*(?:{WORDS})\b(?!\W*[:=|])",
+    rf"(?:[\s*_\"'`)]*(?:[-=]>|→|⇒)[\s*_\"'`(]*|[^\n]{{0,60}}?\b{CORRECTION}\b[^\w\n]*"
+    rf"(?:(?:it|is|it's|that|to|should|be|no|the|answer)\b[^\w\n]+){{0,5}})"
+    rf"(?:{WORDS})\b(?!\W*[:=|])",
     re.IGNORECASE,
 )
 LEAF = re.compile(rf"[\s*_\"'`(\[]*{LABEL}{AFTER}", re.VERBOSE | re.IGNORECASE | re.MULTILINE)
 KEY_FIELD = re.compile(rf"{KEY_WORDS}(?:_?(?:id|number|index|no))?s?|index|#|n", re.IGNORECASE)
 LABEL_FIELD = re.compile(
     r"(?:is_?)?(?:active|answer|label|value|pred(?:iction)?|result|verdict|judge?ment|decision|"
-    r"fit|match|activat(?:es|ed|ion)|response|output)(?:e?s)?",
+    r"fit|match|activat(?:es|ed|ion)|response|output|present|(?:contains|matches|fits)(?:_\w+)?)"
+    r"(?:e?s)?",
     re.IGNORECASE,
 )
 
@@ -43,6 +54,8 @@ class Block:
     """Number of a window, as it is written, and its label; None for what is no label."""
     unkeyed: list[Label] | None = None
     """A list of labels without numbers, in order."""
+    rest: Label | None = None
+    """What all windows have that no row names, as in "All others: 0"."""
     is_json: bool = False
 
     @property
@@ -71,6 +84,8 @@ class Block:
                 contradicted.add(window)
             else:
                 found[window] = label
+        if self.rest is not None and first == 1 and max(self.numbers) <= n_windows:
+            found = {**dict.fromkeys(range(1, n_windows + 1), self.rest), **found}
         return {n: found[n] for n in sorted(found) if 1 <= n <= n_windows and n not in contradicted}
 
 

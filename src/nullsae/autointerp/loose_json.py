@@ -11,7 +11,8 @@ MAX_DEPTH = 40
 _CLOSING = {"{": "}", "[": "]"}
 _STRING = re.compile(r""""(?:[^"\\]|\\.)*(?:"|\Z)|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
 _BARE = re.compile(r"""[^\s,:{}\[\]"']+|['"]""")
-_BETWEEN = re.compile(r"[\s,]*")
+# Comments are no values.
+_BETWEEN = re.compile(r"(?:[\s,]|//[^\n]*|#\s[^\n]*|/\*.*?\*/)*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ def find_branches(text: str) -> list[Branch]:
         found.append(branch)
         at = max(branch.stop, opening.end())
     return found
+
+
+def branches_within(leaf: Leaf) -> list[Branch]:
+    """The outermost objects and lists of JSON in a string, as tools are called with; else none."""
+    if leaf.text.lstrip()[:1] not in ("{", "["):
+        return []
+    # Quotation marks have backslashes there; places stay what they are.
+    return find_branches(" " * leaf.place + leaf.text.replace('\\"', ' "'))
 
 
 def _branch(text: str, start: int, depth: int) -> Branch:

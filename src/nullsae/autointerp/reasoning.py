@@ -62,11 +62,13 @@ _BARE_ANALYSIS = re.compile(r"\s*(?:analysis|assistantanalysis)(?=[A-Z\"'])")
 
 _ANSWER = r"(?:final[_ ]?)?(?:answer|response|output|solution)|final"
 _OPEN_ANSWER = re.compile(
-    rf"<(?:{_ANSWER})>|\[(?:{_ANSWER})\](?!\s*:)|<\|(?:begin_of_(?:solution|box)|start_response)\|>",
+    rf"<(?:{_ANSWER})>|\[(?:{_ANSWER})\](?!\s*:)|"
+    r"\[BEGIN (?:FINAL )?(?:RESPONSE|ANSWER)\]|<\|(?:begin_of_(?:solution|box)|start_response)\|>",
     re.IGNORECASE,
 )
 _CLOSE_ANSWER = re.compile(
-    rf"</(?:{_ANSWER})>|\[/(?:{_ANSWER})\]|<\|(?:end_of_(?:solution|box)|end_response)\|>",
+    rf"</(?:{_ANSWER})>|\[/(?:{_ANSWER})\]|"
+    r"\[END (?:FINAL )?(?:RESPONSE|ANSWER)\]|<\|(?:end_of_(?:solution|box)|end_response)\|>",
     re.IGNORECASE,
 )
 _SPECIAL = (

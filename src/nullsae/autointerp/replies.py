@@ -12,16 +12,19 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import accumulate
 
-from nullsae.autointerp.label_words import NEGATIVE, POSITIVE
+from nullsae.autointerp.label_forms import plain
+from nullsae.autointerp.label_words import CORRECTION, NEGATIVE, POSITIVE
 from nullsae.autointerp.labels import labels
 from nullsae.autointerp.llm.messages import Reply, without_halves
-from nullsae.autointerp.loose_json import Branch, Leaf, find_branches
+from nullsae.autointerp.loose_json import Branch, Leaf, branches_within, find_branches
 from nullsae.autointerp.reasoning import answer_alone, has_begun
 
 # Words that an explanation and an example begin with, and share of all, to count as the same.
 SAME_WORDS, SAME_SHARE = 6, 0.8
 # Characters before a statement that are looked through for what takes it back.
 MOST_CLAUSE = 200
+# Characters around an object that are looked through for what makes it a part of a sentence.
+MOST_FRAME = 100
 
 _NAME = r"(?:\w+[_ ])?(?:intruders?|odd(?:_one)?(?:_out)?|answer|window|choice|number)(?:[_ ]\w+)?"
 _KEY = re.compile(_NAME, re.IGNORECASE)
@@ -29,8 +32,12 @@ _VALUE = re.compile(r"\W*(?:window[\W_]{0,3})?(?P<number>\d{1,4})(?:\.0)?\W*", r
 # "The intruder is window 3", "Answer: **3**", "Window 3 does not belong"; not "is not window 3".
 _STATEMENTS = re.compile(
     r"""(?:\bintruder|\bodd\ one(?:\ out)?|\banswer|\\boxed|\bdoes\ not\ (?:belong|fit))
-    (?:(?!\bnot\b|n't\b|\bor\b)[^\d.;!?\n]){0,40}?\n?[^\w\n]*(?P<after>\d{1,4})
-    (?!\w|\.\d)(?!\W+or\b)
+    (?:[^\w.;!?\n}\]]{1,8}(?:is|was|be|are|would|must|should|seems?|appears?|to|the|a|here|one|out|in|my|
+    i|think|opinion|most|likely|probably|clearly|definitely|therefore|thus|final|answer|choice|index|
+    id|window|text|example|passage|item|option|number|no|nr|intruder|odd|that|
+    set|of\ (?:the|these|them|all))
+    (?=\W|_)){0,8}?[^\w\n;!?}\]]{0,8}(?:_|\n\n?)?[^\w\n;!?}\]]{0,8}(?P<after>\d{1,4})
+    (?!\w|\.\d|\s*[-\u2013]\s*\d|\W+(?:or|windows|texts|examples|passages|of)\b)
     |\bwindow\W{0,4}(?P<before>\d{1,4})\W{1,4}(?:is\s+(?:clearly\s+)?the\s+(?:intruder|odd)|
     (?:does\ not|doesn't)\ (?:belong|fit))""",
     re.VERBOSE | re.IGNORECASE,
@@ -41,16 +48,42 @@ _ALONE = re.compile(
 _NEGATION = re.compile(
     r"\b(?:not|no|none|neither|nor|never|cannot|unlikely|hardly)\b|n['\u2019]t\b", re.IGNORECASE
 )
+_CORRECTS = re.compile(rf"\b{CORRECTION}\b", re.IGNORECASE)
 _CLAUSE_ENDS = re.compile(r"[.,;:!?\n]")
 _NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w%]|\.\d)")
 
+# A further field of an answer below its explanation, or a rule.
+_NEXT_FIELD = re.compile(
+    r"\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|"
+    r"[*_#> \t-]*(?:confidence|certainty|score|examples?|evidence|"
+    r"reason(?:ing|s)?|rationale|justification|notes?|key ?words?|tokens|label|category|title|"
+    r"strengths?|confidence score|windows)\b[*_ \t]*[:\uff1a])",
+    re.IGNORECASE,
+)
+# Of YAML.
+_BLOCK_SCALAR = re.compile(r"\A[|>][-+]?[ \t]*\n")
+_PLEASANTRY = re.compile(
+    r"\W*(?:let me know|(?:i )?hope (?:this|that|it)|feel free|is there anything|would you like|"
+    r"if you(?:'d| would)? (?:need|want|like|have))\b",
+    re.IGNORECASE,
+)
+_DRAFT = re.compile(r"initial|first|draft|prelim|tentative|old|previous", re.IGNORECASE)
 _LINE_START = re.compile(r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*\Z", re.IGNORECASE)
 _WORD = (
     r"(?:explanation|explication|explicaci[oó]n|explica[cç][aã]o|erkl[aä]rung|spiegazione|"
-    r"解释|解釋|说明|說明|説明|설명|объяснение)"
+    r"解释|解釋|说明|說明|説明|설명|объяснение|التفسير|الشرح|تفسير|a\u00e7\u0131klama|wyjaśnienie|uitleg|"
+    r"verklaring|förklaring|forklaring|giải thích|คำอธิบาย|व्याख्या|penjelasan)"
 )
+_ONLY_TAGS = re.compile(r"<[^<>\n]*>|\[/?\w+\]|```\w*")
+_PAIRS = ('""', "“”", "„“", "„”", "«»", "»«", "「」", "『』", "\u2018\u2019", "''")
 _MARKER = re.compile(
     rf"\[?\b{_WORD}\b(?: is\b)?[^\w\n:\uff1a]{{0,4}}(?:[:\uff1a][\s*_]*|[*_]*\n+)", re.IGNORECASE
+)
+# "Explanation (final):", "Explanation 1:", "Explanation for latent 5:", "Explanation = "
+_DECORATED = re.compile(
+    rf"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*{_WORD}(?:[*_]*\s*\([^()\n]{{1,40}}\)|\s*\#?\d{{1,4}}|"
+    rf"\s+(?:for|of)\s+[^:\n]{{1,40}})?[\]*_]*\s*(?:[:\uff1a=\u2013\u2014]|[-=]>|→|-(?=\s))[\s*_]*",
+    re.IGNORECASE,
 )
 _OTHER_NAME = r"(?:answer|conclusion|summary|description|interpretation)"
 _OTHER_MARKER = re.compile(
@@ -58,10 +91,14 @@ _OTHER_MARKER = re.compile(
     re.IGNORECASE,
 )
 _FIELD = re.compile(rf"(?:\w+_)?(?:explanation|{_OTHER_NAME}|text)", re.IGNORECASE)
-_TAGGED = re.compile(r"<explanation>(?P<text>[^<>]*)(?:</explanation>|\Z)", re.IGNORECASE)
+_TAGGED = re.compile(
+    r"(?:\A|\n)[^\w\n<]*<(?P<tag>(?:\w+[_-])?(?:explanation|label|hypothesis|description|summary|interpretation|result))>"
+    r"(?P<text>[^<>]*)(?:</(?P=tag)>|\Z)",
+    re.IGNORECASE,
+)
 _WRAPPED = re.compile(
     r"\\boxed\{(?:\\text\{(?P<inner>.*)\}|(?P<boxed>.*))\}|\[(?P<bracketed>[^\[\]]*)\]|"
-    r"(?:[-#>\u2022]+|1[.)]) +(?P<item>.*)",
+    r"(?:[-\u2022]+|1[.)]) +(?P<item>.*)",
     re.DOTALL,
 )
 _NOTHING = re.compile(
@@ -116,10 +153,13 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
     number; else 0 for the one that was chosen and 1 for the others. Windows are numbered from 1;
     None if the answer names none of them.
     """
-    named = _named(answer_alone(reply.content))
+    content = plain(answer_alone(reply.content))
+    named = _named(content)
     if named is None:
         return None
     number, place = named
+    if _CORRECTS.search(content, place) and _names_another(content, place, number):
+        return None
     windows = range(1, n_windows + 1)
     if number not in windows or not _is_answer(reply, place):
         return None
@@ -155,6 +195,11 @@ def _named(content: str) -> tuple[int, int] | None:
     return int(numbers[-1][0]), numbers[-1].start()
 
 
+def _names_another(content: str, place: int, number: int) -> bool:
+    """Whether another number stands behind the one that was chosen."""
+    return any(int(other[0]) != number for other in _NUMBER.finditer(content, place))
+
+
 def _clause_before(content: str, place: int) -> str:
     return _CLAUSE_ENDS.split(content[max(0, place - MOST_CLAUSE) : place])[-1]
 
@@ -170,36 +215,49 @@ def explanation(reply: Reply) -> str | None:
     it counts only if the answer had begun: the rest may be thought.
     """
     content = answer_alone(reply.content).rstrip()
-    for branch in find_branches(content)[:1]:
-        if any(c.isalnum() for c in content[: branch.start].replace("```json", "")):
-            break
-        if (field := _field(branch)) is not None:
+    for branch in reversed(find_branches(content)):
+        # Within a sentence it may be what the explanation speaks of.
+        line = content[max(0, branch.start - MOST_FRAME) : branch.start].rpartition("\n")[2]
+        line += content[branch.stop : branch.stop + MOST_FRAME].partition("\n")[0]
+        starts = not any(c.isalnum() for c in _MARKER.sub("", _ONLY_TAGS.sub("", line)))
+        if starts and (field := _field(branch)) is not None:
             return _bare(_unescaped(field.text))
     if tagged := list(_TAGGED.finditer(content)):
         return _bare(tagged[-1]["text"])
     marked = list(_MARKER.finditer(content))
     # In the middle of a line it may be a word of the explanation.
-    marked = [m for m in marked if _LINE_START.search(content, 0, m.start())] or marked
+    at_start = [m for m in marked if _LINE_START.search(content, 0, m.start())]
+    marked = at_start or [*_DECORATED.finditer(content)] or marked
     if marked and not _is_answer(reply, marked[-1].start()):
         return None
     if marked:
-        content = content[marked[-1].end() :].strip().split("\n\n")[0]
+        content = _NEXT_FIELD.split(content[marked[-1].end() :].strip(), maxsplit=1)[0]
+        content = _BLOCK_SCALAR.sub("", content.split("\n\n")[0])
+        if "\n" in marked[-1][0]:
+            content = content.lstrip("#> ")
     elif named := list(_OTHER_MARKER.finditer(content)):
         content = content[named[-1].end() :].strip().split("\n\n")[0]
     elif reply.finish_reason == "length" or _THOUGHT.match(content):
         return None
     else:
-        content = content.removesuffix("```").rstrip().split("\n\n")[-1]
+        paragraphs = content.removesuffix("```").rstrip().split("\n\n")
+        said = [p for p in paragraphs if not _PLEASANTRY.match(p)]
+        content = (said or paragraphs)[-1].lstrip("#> \n")
     return _bare(content)
 
 
 def _field(branch: Branch) -> Leaf | None:
     """The field of an object that holds the explanation: the one of that name, else a like one."""
-    named = [(key.text.lower(), value) for key, value in branch.items if key]
+    named = [(key.text.strip().lower(), value) for key, value in branch.items if key]
     named = [(name, value) for name, value in named if _FIELD.fullmatch(name)]
-    named.sort(key=lambda pair: "explanation" not in pair[0])
+    named.sort(key=lambda pair: ("explanation" not in pair[0], _DRAFT.search(pair[0]) is not None))
     for _, value in named[:1]:
         return value if isinstance(value, Leaf) else _field(value)
+    # As a tool's argument, or the only one of a list.
+    for value in branch.values():
+        inner = branches_within(value) if isinstance(value, Leaf) else [value]
+        if found := next((leaf for one in inner if (leaf := _field(one)) is not None), None):
+            return found
     return None
 
 
@@ -215,8 +273,10 @@ def _bare(text: str) -> str | None:
     text = " ".join(text.split()).strip("*_` ")
     if (match := _WRAPPED.fullmatch(text)) is not None:
         text = str(match[match.lastgroup or 0]).strip("*_` ")
-    if len(text) > 1 and text[0] + text[-1] in ('""', "“”"):
+    if len(text) > 1 and text[0] + text[-1] in _PAIRS and text[-1] not in text[1:-1]:
         text = text[1:-1].strip()
+    elif text.endswith('"') and text.count('"') == 1:
+        text = text[:-1]  # the other one stood before the marker
     if _NOTHING.fullmatch(text) or _REFUSAL.match(text):
         return None
     return text if any(character.isalnum() for character in text) else None

@@ -31,11 +31,13 @@ def run_study(study: Path, options: Sequence[str]) -> NoReturn:
         options: further ones of Snakemake's, and targets.
 
     Raises:
-        UserError: there is no study in the folder.
+        UserError: there is no study in the folder, or it cannot be written to.
     """
     if not any((study / name).is_file() for name in (OVERLAY, BASE)):
         way = f"nullsae init {quote(str(study))} --model PATH_OR_ID"
         raise UserError(f"{study}: no {OVERLAY} here; `{way}` writes one")
+    if not os.access(study, os.W_OK):
+        raise UserError(f"{study}: not writable, and results go there; copy it elsewhere")
     # The rules call `nullsae` by its name, whether or not this environment was activated.
     scripts = sysconfig.get_path("scripts")
     os.environ["PATH"] = os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))

@@ -23,7 +23,8 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML or JSON file.
 
     Raises:
-        UserError: not there, not readable, or larger than any config; names the file.
+        UserError: not there, not readable, larger than any config, or with one key given twice, of
+            which a parser would silently drop the first; names the file.
     """
     try:
         text = read_small(path, MOST_BYTES).decode("utf-8")
@@ -39,6 +40,7 @@ def read_yaml(path: Path) -> Any:
             if node is None:
                 return None
             check_amount(node, str(path))
+            _check_keys(node, str(path))
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -60,6 +62,28 @@ def _check_events(text: str, where: str) -> None:
             raise UserError(f"{where}: nested more than {MOST_DEPTH} times")
         if n > 2 * MOST_VALUES:
             raise UserError(f"{where}: more than {MOST_VALUES:,} values; a config has some hundred")
+
+
+def _check_keys(node: Any, where: str) -> None:
+    """Check that no mapping has a key twice."""
+    pending, seen = [node], set()
+    while pending:
+        one = pending.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        pending += _inside(one)
+        lines: dict[str, int] = {}
+        for key, _ in one.value if isinstance(one, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(
+                    f"{where}: {key.value[:80]!r} is given twice, in lines {lines[key.value]} and "
+                    f"{line}; only the last would count"
+                )
+            lines[key.value] = line
 
 
 def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:

@@ -40,12 +40,21 @@ def read_merged_config(files: list[Path], more: Mapping[str, Any] | None = None)
     """
     merged: Any = {}
     for file in files:
-        given = read_yaml(file)
-        if not isinstance(given, dict):
-            raise UserError(f"{file}: not a config; it has keys such as `subjects:`")
-        merged = merge(merged, given)
+        merged = merge(merged, read_config(file))
     merged = merge(merged, more or {})
     return resolve_subjects(parse_config(merged))
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The content of one config file; nothing of an empty one.
+
+    Raises:
+        UserError: it cannot be read, or holds no keys.
+    """
+    given = read_yaml(file)
+    if given is not None and not isinstance(given, dict):
+        raise UserError(f"{file}: not a config; it has keys such as `subjects:`")
+    return given or {}
 
 
 def merge(below: Any, above: Any) -> Any:

@@ -70,6 +70,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):  # it would hide why nothing could be written
             temporary.unlink(missing_ok=True)

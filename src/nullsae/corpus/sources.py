@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import codecs
 import glob
 import importlib
 import importlib.metadata
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
 from nullsae.core.errors import UserError, first_line
+from nullsae.corpus.encodings import START_BYTES, encoding_of
 from nullsae.corpus.hub import check_repository
 
 Source = BuiltinSource | HubSource | FilesSource
@@ -34,18 +34,8 @@ PIECE_CHARACTERS = 1_500
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
-# Of a file without a mark, its encoding is told from so many.
-START_BYTES = 4096
 # Of a Parquet file, held at once.
 READ_BYTES = 2**24
-# Byte order marks; that of UTF-32 starts with that of UTF-16.
-MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 
 
 def documents(source: Source, *, where: str = "source") -> Iterator[str]:
@@ -240,25 +230,6 @@ def _jsonl(file: Path, column: str, where: str) -> Iterator[str]:
             yield _text_of(record, column, at, where)
 
 
-def _encoding(start: bytes) -> str:
-    """What a byte order mark says; without one UTF-8, or what the places of zero bytes show.
-
-    In UTF-16, spaces and line feeds have a zero byte in any script, always the same one of two. In
-    UTF-32 the first or the last one of four is zero.
-    """
-    if marked := [name for mark, name in MARKS if start.startswith(mark)]:
-        return marked[0]
-    zeros = [start[at::4].count(0) for at in range(4)]
-    even, odd, least = zeros[0] + zeros[2], zeros[1] + zeros[3], 2 + len(start) // 100
-    if odd > least and even * 10 <= odd:
-        return "utf-16-le"
-    if even > least and odd * 10 <= even:
-        return "utf-16-be"
-    if min(even, odd) > least and len(start) // 4 in (zeros[0], zeros[3]):
-        return "utf-32-be" if zeros[0] > zeros[3] else "utf-32-le"
-    return "utf-8"
-
-
 @contextmanager
 def _opened(file: Path) -> Iterator[TextIO]:
     """A text file, decompressed, in the encoding that its first bytes say: UTF-8 if nothing else.
@@ -269,7 +240,7 @@ def _opened(file: Path) -> Iterator[TextIO]:
     try:
         with pa.input_stream(str(file), compression=compression) as raw:
             start = raw.read(START_BYTES)
-        encoding = _encoding(start)
+        encoding = encoding_of(start)
         with (
             pa.input_stream(str(file), compression=compression) as raw,
             io.TextIOWrapper(raw, encoding=encoding) as stream,

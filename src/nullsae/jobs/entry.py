@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from nullsae import __version__
-from nullsae.config.read import BASE, merge, study_files
+from nullsae.config.read import BASE, merge, read_config, study_files
 from nullsae.core.errors import UserError
 
 # A job that is told to end keeps what it has first; its shell must not end before it.
@@ -26,11 +27,21 @@ _NOT_SHARED = (
 def config_files(workflow: Any) -> list[str]:
     """The configs that others are merged into, in their order.
 
-    They are those of the working folder (`study_files`). A module has the checkout's, where the
-    importer gives none: files of the working folder are the importer's.
+    They are those of the working folder (`study_files`) that are not empty. A module has the
+    checkout's, where the importer gives none: files of the working folder are the importer's.
+    Snakemake would read each file without a look at what is given twice, and name none that it
+    cannot read: so that ends here, in one line.
     """
     if workflow.modifier.is_main_snakefile():
-        return list(map(str, study_files(Path())))
+        own = study_files(Path())
+        try:
+            held = [str(file) for file in own if read_config(file)]
+            for file in map(Path, workflow.config_settings.configfiles):
+                if file.is_file():  # and no pipe, which is empty by now
+                    read_config(file)
+        except UserError as error:
+            sys.exit(str(error))
+        return held
     checkout = workflow.current_basedir.get_path_or_uri(secret_free=True)
     return [str(Path(checkout, BASE))]
 

@@ -42,7 +42,7 @@ def study_options(workflow: Any) -> str:
     for pair in [args] if isinstance(args, str) else args:
         found += ["--config", pair]
     if workflow.overwrite_workdir is not None:
-        found += ["--root", str(Path(workflow.workdir_init, workflow.overwrite_workdir))]
+        found += ["--root", workflow.workdir_init]
     return shlex.join(found)
 
 
@@ -52,7 +52,8 @@ def _options(workflow: Any, arguments: Sequence[str]) -> Iterator[str]:
     if found is None or found.resolve() != main:
         yield from ("-s", str(main))
     if workflow.overwrite_workdir is not None:
-        yield from ("--directory", str(Path(start, workflow.overwrite_workdir)))
+        # Snakemake is there before it makes its workflow, so that this is no place to start from.
+        yield from ("--directory", workflow.workdir_init)
     settings = workflow.config_settings
     if settings.configfiles:
         yield from ("--configfile", *map(str, settings.configfiles))

@@ -236,9 +236,10 @@ def _nodes(there: tuple[str, ...]) -> list[Nodes]:
     found = []
     for line in _ask("sinfo", *there, "-h", "-o", "%P|%a|%l|%m|%G|%f").splitlines():
         # Of several clusters, the name of each stands before its lines.
-        if line.count("|") < 5:
+        if line.count("|") < 4:
             continue
-        name, available, limit, megabytes, gres, features = line.split("|", 5)
+        # Some versions of sinfo leave out what is empty.
+        name, available, limit, megabytes, gres, features, *_ = f"{line}||".split("|", 6)
         found.append(
             Nodes(
                 partition=name.removesuffix("*"),

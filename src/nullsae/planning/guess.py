@@ -82,7 +82,7 @@ def guess(model: str, *, sae: str | None, corpus: str, sites: tuple[str, ...]) -
         size=size,
         source=source | more,
         tokenizer=tokenizer,
-        corpus=_corpus(corpus),
+        corpus=corpus_source(corpus),
         prepend_bos="auto" if made_on.prepend_bos is None else made_on.prepend_bos,
         context_tokens=made_on.context_tokens or min(CONTEXT_TOKENS, limit),
         sites=sites or told or _sites(size.n_layers),
@@ -144,7 +144,7 @@ def _sites(n_layers: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"resid_post.{n_layers * n // 4}" for n in (2, 3)))
 
 
-def _corpus(corpus: str) -> dict[str, Any]:
+def corpus_source(corpus: str) -> dict[str, Any]:
     """The source of a corpus."""
     if corpus in BUILTIN:
         return {"kind": "builtin", "name": corpus}

@@ -47,8 +47,10 @@ from nullsae.core.files import checksum, write_json
 from nullsae.core.randomness import numpy_generator, torch_generator
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import collect_latents, draw_sample, sort_firings
+from nullsae.latents.collect import collect_latents, draw_sample
 from nullsae.latents.describe import describe
+from nullsae.latents.skipped import Skipped
+from nullsae.latents.sorting import Sorting
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, deal_documents, pools_of
 from nullsae.sae.autoencoder import Autoencoder
@@ -150,16 +152,21 @@ def ours(folder: Path, threads: int) -> dict[str, float]:
             reader = SiteReader.open(folder / "activations/manifest.json", SITE)
             reader.check()
             split = Split.open(folder / "corpus/manifest.json")
-            found, _ = sort_firings(sae, reader, split, SETTINGS, Path(scratch))
+            skipped = Skipped.of(split, SETTINGS, reader)
+            sorting = Sorting(sae, skipped, Path(scratch))
+            for x, at in reader.batches():
+                sorting.add(x, at)
+            found = sorting.sorted()
         with timed(row, "describe_s"):
             grid = Grid.cut(split.document.reshape(-1, CONTEXT_TOKENS), WINDOW_TOKENS)
             dealt = deal_documents(grid, numpy_generator(0, "pools"))
             pools = pools_of(grid.document, dealt)
-            known = describe(found, split, grid, pools, dealt, SETTINGS, Path(scratch))
+            each = (grid, pools, dealt, SETTINGS, Path(scratch), reader.n_tokens)
+            known = describe(found, split, *each)
         enough = (known.active >= 100).all(axis=0) & (known.silent >= 50).all(axis=0)
         latents = np.flatnonzero(enough)[: SETTINGS.n_sampled]
         with timed(row, "draw_s"):
-            rows, _ = draw_sample(latents, found, known, split, pools, dealt, params(threads))
+            rows, _ = draw_sample(latents, found, known, skipped, pools, dealt, params(threads))
             n_rows = rows.table().num_rows
     return {**row, "n_latents": len(latents), "n_rows": n_rows, "n_firings": len(found.position)}
 

@@ -10,9 +10,10 @@ what verbs do, and watched; verbs that load little in processes of their own. Pr
     held      the most that the job held beside: anonymous memory, and files of the study that are
               mapped and in memory
 
-for each job, and for each rule the lowest and the highest ratio. `--work FOLDER` keeps what was
-measured, so that a changed formula is compared at once. Some minutes of one core, 2 GB of memory
-and of disk; Linux only.
+for each job, and for each rule the lowest and the highest ratio. A copy shares pages of libraries
+that only the work touches; with `--alone`, jobs of the RULEs have processes of their own, as on a
+cluster. `--work FOLDER` keeps what was measured, so that a changed formula is compared at once.
+Some minutes of one core, 2 GB of memory and of disk; Linux only.
 """
 
 from __future__ import annotations
@@ -361,8 +362,13 @@ def kept(folder: Path, name: str, find: Callable[[], Seen]) -> Seen:
     return Seen(**found[name])
 
 
-def measure(study: Study, work: Path, rules: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Run a study as far as the rules want; (rule, asked to found) of each of their jobs."""
+def measure(
+    study: Study, work: Path, rules: Sequence[str], *, apart: bool = False
+) -> Iterator[tuple[str, float]]:
+    """Run a study as far as the rules want; (rule, asked to found) of each of their jobs.
+
+    `apart` gives these jobs processes of their own.
+    """
     folder = study.folder(work)
     jobs = jobs_of(folder, study.targets())
     last = max((i for i, job in enumerate(jobs) if job.rule in rules), default=-1)
@@ -372,8 +378,9 @@ def measure(study: Study, work: Path, rules: Sequence[str]) -> Iterator[tuple[st
         counted = job_work(needs._study, job.rule, job.cells)
         run = partial(watched, partial(run_verb, job.command, folder), folder)
         # What loads little is soon loaded, and loads the rest late.
-        light = counted.imports == "light"
-        seen = kept(folder, job.log, partial(alone, job.command, folder) if light else run)
+        own = counted.imports == "light" or (apart and job.rule in rules)
+        name = job.log + " alone" * (apart and job.rule in rules)
+        seen = kept(folder, name, partial(alone, job.command, folder) if own else run)
         if job.rule not in rules:
             continue
         start = kept(work, counted.imports, partial(bare, counted.imports)).resident
@@ -393,6 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("rules", nargs="*", help="all by default")
     parser.add_argument("--sizes", type=int, default=len(STUDIES), help="how many studies")
+    parser.add_argument("--alone", action="store_true", help="no copies of one process")
     parser.add_argument("--work", type=Path, help="folder that keeps the studies, to go on there")
     parser.add_argument("--jobs-of", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -408,7 +416,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for study in STUDIES[: given.sizes]:
             work = (given.work or Path(folder)).absolute()
-            for rule, ratio in measure(study, work, given.rules or list(WORK)):
+            rules = given.rules or list(WORK)
+            for rule, ratio in measure(study, work, rules, apart=given.alone):
                 ratios.setdefault(rule, []).append(ratio)
     print("\n| rule | jobs | asked / found |\n|---|---|---|")
     for rule, found in ratios.items():

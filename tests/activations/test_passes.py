@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nullsae.activations.capture import cache_activations
-from nullsae.activations.passes import batches_together, open_site
+from nullsae.activations.passes import _live, batches_together, open_site
 from nullsae.activations.sampling import sample_gaussian
 from nullsae.activations.store import SiteReader
 from nullsae.config.activations import Exclude
@@ -21,7 +21,8 @@ from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.jobs.activations import SampleGaussianParams
-from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.keys import CellKeys, ModelKeys
+from nullsae.jobs.latents import CollectLatentsParams, SaeBeside
 from nullsae.jobs.metrics import (
     CrossEvaluateParams,
     EvaluatedModel,
@@ -29,12 +30,12 @@ from nullsae.jobs.metrics import (
     EvaluateSaesParams,
 )
 from nullsae.jobs.saes import SaeCell, TrainSaeParams
+from nullsae.latents.collect_all import collect_all
 from nullsae.metrics.cross import cross_evaluate
 from nullsae.metrics.evaluate_all import evaluate_saes
 from nullsae.sae.train_sae import train_sae
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import randomize_model
-from run_stages import collected
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -212,19 +213,43 @@ def evaluate(of: Captured, variant: str, saes: Path, output: Path, **keys: Any) 
     )
 
 
+def collect(
+    of: Captured, variant: str, saes: Path, output: Path, *, apart: bool = False, **files: Any
+) -> dict[str, bytes]:
+    """The latents of all SAEs, by one job or by one for each; all that is made, byte by byte."""
+    first, *others = (SaeBeside(site=s, sae=name, seed=0) for s in TWO for name in RECIPES)
+    few = Latents(n_sampled=8, min_firings=20, window_tokens=8, min_pool_windows=1)
+    params = CollectLatentsParams(
+        seed=0,
+        keys=CellKeys(subject="tiny", variant=variant, draw=0, **first.model_dump()),
+        beside=tuple(others),
+        latents=few,
+        compute=COMPUTE,
+        eval_activations_key="key",
+    )
+    folder = output / "collected" / variant / "{site}/{sae}"
+    tables = ("latents", "windows", "coverage")
+    for one in params.each() if apart else (params,):
+        collect_all(
+            one,
+            sae=saes / variant / "{site}/{sae}/{seed}/cfg.json",
+            activations=of.manifest(variant, "eval"),
+            tokens=of.chain.eval_tokens,
+            firings=folder / "firings.safetensors",
+            **{name: folder / f"{name}.parquet" for name in tables},
+            **files,
+        )
+    made = [file for file in (output / "collected").rglob("*") if file.is_file()]
+    return {str(file.relative_to(output)): file.read_bytes() for file in made}
+
+
 def measure(of: Captured, saes: Path, output: Path) -> dict[str, bytes]:
-    """All tables that read activations, byte by byte; of SAEs that were trained on them."""
+    """All files that are made of activations, byte by byte; of SAEs that were trained on them."""
     for variant in ("trained", "gaussian"):
         evaluate(of, variant, saes, output)
+        collect(of, variant, saes, output, model=of.recipes.get(variant))
     own = {"keys": cell(TWO[1]), "compute": COMPUTE}
     sae = saes / "trained" / TWO[1] / "topk/0/cfg.json"
-    few = Latents(n_sampled=8, min_firings=20, window_tokens=8, min_pool_windows=1)
-    collected(
-        output,
-        **{"latents": few, "eval_activations_key": "key", **own, "sae": sae},
-        **{"activations": of.manifest("trained", "eval"), "tokens": of.chain.eval_tokens},
-        model=of.chain.recipe,
-    )
     variants: tuple[Any, ...] = ("trained", "noise_embeddings")
     others = tuple(ModelKeys(subject="tiny", variant=variant, draw=0) for variant in variants)
     cross_evaluate(
@@ -234,7 +259,8 @@ def measure(of: Captured, saes: Path, output: Path) -> dict[str, bytes]:
         tokens=of.chain.eval_tokens,
         output=output / "cross.parquet",
     )
-    return {str(f.relative_to(output)): f.read_bytes() for f in output.rglob("*.parquet")}
+    made = [file for file in output.rglob("*") if file.is_file()]
+    return {str(f.relative_to(output)): f.read_bytes() for f in made}
 
 
 def test_saes_and_all_tables_are_the_same_bytes(
@@ -249,7 +275,7 @@ def test_saes_and_all_tables_are_the_same_bytes(
         assert len(weights) == 2 * len(TWO) * len(RECIPES)
         found.append((weights, measure(of, saes, tmp_path / name / "tables")))
     assert found[0] == found[1]
-    assert len(found[0][1]) == 3 * 2 * len(TWO) * len(RECIPES) + 4
+    assert len(found[0][1]) == (3 + 4) * 2 * len(TWO) * len(RECIPES) + 1
 
 
 def test_one_pass_over_each_split_evaluates_all_saes_at_all_sites(
@@ -274,6 +300,27 @@ def test_one_pass_over_each_split_evaluates_all_saes_at_all_sites(
     # On disk, nothing is run.
     passes.clear()
     evaluate(both[0], "trained", tmp_path / "saes", tmp_path / "kept")
+    assert passes == []
+
+
+@pytest.mark.parametrize("variant", ["trained", "gaussian"])
+def test_one_pass_over_eval_collects_the_latents_of_all_saes_at_all_sites(
+    both: tuple[Captured, Captured], variant: str, tmp_path: Path, passes: list[int]
+) -> None:
+    of, saes = both[1], tmp_path / "saes"
+    train(of, variant, saes)
+    found = []
+    # Without a model nothing else runs it. Gaussians are fitted to passes.
+    n_eval, n_fitted = (60, 0) if variant == "trained" else (0, 64 * len(TWO))
+    for name, n_passes in (("together", 1), ("apart", len(TWO) * len(RECIPES))):
+        passes.clear()
+        _live.cache_clear()
+        found.append(collect(of, variant, saes, tmp_path / name, apart=name == "apart"))
+        assert sum(passes) == n_passes * n_eval + n_fitted
+    assert found[0] == found[1]
+    assert len(found[0]) == 4 * len(TWO) * len(RECIPES)
+    passes.clear()
+    collect(both[0], variant, saes, tmp_path / "kept")
     assert passes == []
 
 

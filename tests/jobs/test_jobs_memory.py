@@ -1,4 +1,4 @@
-"""What jobs ask for, beside what they held: real trainings, each in a process that is watched."""
+"""What jobs ask for: closed forms, and real trainings, each in a process that is watched."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nullsae.config.model_size import neox_size
 from nullsae.config.read import read_merged_config
 from nullsae.jobs.resources import Needs
+from nullsae.jobs.work import job_work
+from nullsae.jobs.work.amounts import CorpusSize, SizedStudy
 
 REPOSITORY = Path(__file__).parents[2]
 D_MODEL, TOKENS, BATCH, SITE = 256, 4_096, 1_024, "resid_post.1"
+M, K, SUBJECT = 8_192, 16, neox_size(1, D_MODEL, 40_000, "float32")
+# Two matrices and two vectors in float32.
+ONE = 4 * (2 * M * D_MODEL + M + D_MODEL)
 # Trains an SAE of each width in a copy of a process that has imported all; prints the most that was
 # resident in each, libraries included, in megabytes.
 TRAINED = """
@@ -86,3 +93,46 @@ def test_trainings_of_two_widths_hold_what_they_ask_for_and_three_quarters_of_it
         asked = Needs(config).asked("train_sae", [{**cell, "sae": "topk", "seed": "0"}])
         assert asked.known
         assert 1.0 <= asked.megabytes / held <= 1.3, (width, asked.megabytes, held)
+
+
+def held(rule: str, n_eval: int, variant: str = "trained", **recipe: Any) -> float:
+    """By the formula of a rule, of one SAE of a subject with one block."""
+    given = {"k": K, "n_latents": M, "batch_tokens": BATCH, "heldout_tokens": BATCH, **recipe}
+    changes = {
+        "subjects": {"small": {"sites": [SITE]}},
+        "activations": {"sae_train_tokens": TOKENS, "shard_tokens": TOKENS // 2},
+        "variants": ["trained", "gaussian"],
+        "saes": {"topk": given},
+        "compute": {"device": "cpu"},
+    }
+    config = read_merged_config([REPOSITORY / "config.yaml"], changes)
+    corpora = {"sotu": CorpusSize(TOKENS, n_eval, TOKENS + n_eval, counted=True)}
+    cell = {"subject": "small", "variant": variant, "draw": "0", "site": SITE, "sae": "topk"}
+    study = SizedStudy(config, {"small": SUBJECT}, corpora)
+    return job_work(study, rule, [{**cell, "seed": "0"}]).held_bytes
+
+
+def test_a_training_counts_a_step_in_which_all_latents_are_dead() -> None:
+    weights, chunk = 2 * M * D_MODEL + M + D_MODEL, TOKENS // 2
+    step = 16 * weights + 4 * M * D_MODEL + 5 * 256 * M + BATCH * (20 * D_MODEL + 56 * K)
+    data = 4 * D_MODEL * (chunk + BATCH) + 2 * 2 * D_MODEL * chunk
+    kept = 2 * (ONE / 2)
+    assert held("train_sae", TOKENS, auxk_coefficient=0.0) == step + data + kept
+    # By default half as many as there are dimensions model the residual.
+    auxk = 4 * M * D_MODEL + BATCH * 56 * D_MODEL / 2
+    assert held("train_sae", TOKENS) == step + auxk + data + kept
+
+
+def test_collecting_latents_holds_one_thing_after_the_other_and_little_of_each_token() -> None:
+    n = 2**18
+    always = ONE + 350 * M + 66 * n / 32
+    # Whatever the number of firings, a piece of them is described at a time; then tables are
+    # written, the windows above all.
+    windows = 2 * 50 * (40 + 40 + 100 + 100) * (12 * 32 + 60)
+    assert held("collect_latents", n, "gaussian") == always + max(150 * 2**19, 8e7 + windows)
+    # Of what asks the subject, ranks take the most: those of 2^18 of 2^21 effects of three rows of
+    # each latent, with the map to the logits and what follows each token.
+    ranks = 4 * D_MODEL * 40_000 + ONE / 2 + 12 * 2**21 + 250 * 2**18
+    asking = SUBJECT.weight_bytes + 40 * n + ranks
+    assert held("collect_latents", n) == always + 8e7 + windows + asking
+    assert held("collect_latents", 2 * n) - held("collect_latents", n) == n * (40 + 66 / 32)

@@ -14,7 +14,8 @@ from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.jobs.autointerp import free_explainers, free_pairs, is_free
 from nullsae.jobs.grid import cell_files, sae_cells, variant_cells
-from nullsae.jobs.of_models import ModelRule, evaluation_rules, free_rules
+from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.jobs.of_models import ModelRule, collecting_rules, evaluation_rules, free_rules
 from nullsae.jobs.rules import job_code, rule_params
 from nullsae.jobs.shared_training import rule_of
 
@@ -99,6 +100,40 @@ def test_explanations_and_scores_come_from_a_shared_job_or_one_that_asks(config:
     wanted = cell_files(config)
     expected = [f for name in ("explanations", "predictions", "scores") for f in wanted[name]]
     assert Counter(files) + Counter(asking) == Counter(expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "job_is_of"),
+    [
+        (study(), "model"),
+        (study("config/paper-plus.yaml"), "model"),
+        (study("config/paper.yaml"), "site"),
+        (changed(activations={"shared_pass": False, "keep": False}), "model"),
+        (changed(activations={"shared_pass": True, "keep": True}), "sae"),
+    ],
+    ids=["default", "plus", "paper", "not kept", "kept"],
+)
+def test_latents_of_saes_that_share_a_pass_are_collected_by_one_job(
+    config: Config, job_is_of: str
+) -> None:
+    rules = collecting_rules(config)
+    if job_is_of == "sae":
+        assert rules == []
+        return
+    files = files_made(config, rules, (paths.LATENTS,))
+    assert Counter(files) == Counter(paths.LATENTS.format(**cell) for cell in sae_cells(config))
+    assert len({rule.name for rule in rules}) == len(rules)
+    for rule in rules:
+        sites = {cell["site"] for cell in rule.cells}
+        assert sites == {rule.site} if job_is_of == "site" else rule.site is None
+        # Params name the SAEs whose files the rule declares.
+        keys = {"subject": rule.subjects[0], "variant": rule.variants[0], "draw": "0"}
+        of_site = {"site": rule.site} if rule.site else {}
+        given = CollectLatentsParams.model_validate_json(
+            rule_params(config, "collect_latents", {**keys, **of_site})
+        )
+        made = [paths.LATENTS.format(**one.keys.model_dump()) for one in given.each()]
+        assert made == [file.format(**keys) for file in rule.files(paths.LATENTS)]
 
 
 def test_models_that_differ_in_sites_or_floors_have_rules_of_their_own() -> None:

@@ -23,9 +23,10 @@ from nullsae.core.files import read_json, write_json
 from nullsae.core.randomness import numpy_generator
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import collect_latents, sort_firings
+from nullsae.latents.collect import collect_latents
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.skipped import Skipped
+from nullsae.latents.sorting import Sorting
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid
 from nullsae.sae.autoencoder import Autoencoder
@@ -349,8 +350,10 @@ def test_a_code_holds_at_most_k_latents(chain: Chain, tiny_sae: Path, tmp_path: 
     sae, _ = load_sae(tiny_sae)
     reader = SiteReader.open(chain.eval_activations, SITE)
     split = Split.open(chain.eval_tokens)
-    skipped = Skipped.of(split, settings(), reader)
-    firings, _ = sort_firings(sae, reader, split, skipped, tmp_path)
+    sorting = Sorting(sae, Skipped.of(split, settings(), reader), tmp_path)
+    for x, at in reader.batches():
+        sorting.add(x, at)
+    firings = sorting.sorted()
     per_token = np.bincount(firings.position, minlength=reader.n_tokens)
     assert per_token.max() == sae.k
     assert (firings.value > 0).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,9 @@ from nullsae.config.latents import Latents
 from nullsae.core.kept import Kept
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.latents import CollectLatentsParams, SaeBeside
+from nullsae.latents import collect
 from nullsae.latents import collect_all as module
-from nullsae.latents.collect import collect_latents
+from nullsae.latents.collect import OneSae, collect_latents, collect_together
 from nullsae.sae.files import load_sae, save_sae
 from small_chain import COMPUTE, Chain
 
@@ -86,14 +88,34 @@ def test_only_a_new_sae_is_read(
 ) -> None:
     read: list[int] = []
 
-    def counted(given: CollectLatentsParams, **files: Path) -> None:
-        read.append(given.keys.seed)
-        collect_latents(given, **files)
+    def counted(saes: list[OneSae], **files: Any) -> None:
+        read.extend(one.params.keys.seed for one in saes)
+        collect_together(saes, **files)
 
-    monkeypatch.setattr(module, "collect_latents", counted)
+    monkeypatch.setattr(module, "collect_together", counted)
     first = run(chain, folder, 2, "first")
     second = run(chain, folder, 3, "second")
     assert read == [0, 1, 2]
     assert first.items() <= second.items()
     run(chain, folder, 1, "third", code="other")
     assert read == [0, 1, 2, 0]
+
+
+def test_what_is_written_of_one_sae_is_kept_though_the_job_fails_at_the_next(
+    chain: Chain, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(chain, folder, 3, "whole", code="other")
+    monkeypatch.setattr(module, "group_of", lambda *_: ())  # as if no activation were on disk
+    plain, described = collect.describe_all, list[int]()
+
+    def fails_at_the_second(given: CollectLatentsParams, *others: Any) -> Any:
+        described.append(given.keys.seed)
+        if described == [0, 1]:
+            raise KeyboardInterrupt
+        return plain(given, *others)
+
+    monkeypatch.setattr(collect, "describe_all", fails_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(chain, folder, 3, "again")
+    assert run(chain, folder, 3, "again") == whole
+    assert described == [0, 1, 1, 2]

@@ -45,11 +45,12 @@ def by_loops(
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("piece", [1, 30, 2**21])
+@pytest.mark.parametrize(("piece", "ranked"), [(1, 1), (30, 10), (30, 30), (2**21, 20)])
 def test_aurocs_are_those_of_loops_whatever_is_computed_together(
-    seed: int, ties: bool, piece: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, ties: bool, piece: int, ranked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(next_token, "PIECE", piece)
+    monkeypatch.setitem(next_token.RANKED, "cpu", ranked)
     dense, split = random_case(seed)
     latents = np.array([0, 2, 3, 4, 5])
     own, path = effects(seed, len(latents), ties=ties)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nullsae.config.read import read_merged_config
 from nullsae.config.saes import Sae
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
-from nullsae.jobs.work import NOT_PLANNED, WORK
+from nullsae.jobs.work import NOT_PLANNED, WORK, job_work
 from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, encoding, forward, sae_bytes
 from nullsae.jobs.work.making import train_saes, training
 from nullsae.planning.dag import Job, by_rule, planned_jobs
@@ -180,6 +181,34 @@ def test_a_shared_job_sums_its_saes(tmp_path: Path) -> None:
     single, both = train_saes(found, [one]), train_saes(found, [one, {**one, "seed": "1"}])
     assert both.product_flops == 2 * single.product_flops
     assert both.written_bytes == 2 * single.written_bytes
+
+
+def test_latents_of_saes_that_share_a_pass_cost_it_once(tmp_path: Path) -> None:
+    text = "activations: {mode: stream, fitted_tokens: 50_000, shared_pass: false}\n"
+    found = study(text + "saes: {topk: {seeds: [0, 1], k: 16}}", tmp_path)
+    size, n = Size(3, 128, 2048, 12 * 128**2, 0, 128, 512, "float32"), 99_968
+    to_first, to_last = (forward(size, n, 128, blocks=b).forward_flops for b in (2, 3))
+    keys = {"subject": "small", "variant": "trained", "draw": "0", "sae": "topk"}
+    cells = [
+        {**keys, "site": site, "seed": seed}
+        for site in ("resid_post.1", "resid_post.2")
+        for seed in "01"
+    ]
+    together = job_work(found, "collect_latents", cells)
+    alone = [job_work(found, "collect_latents", [cell]) for cell in cells]
+    saved = sum(one.forward_flops for one in alone) - together.forward_flops
+    assert saved == pytest.approx(2 * to_first + to_last)
+    assert together.product_flops == sum(one.product_flops for one in alone)
+    # A pass for each site.
+    apart = found.config.activations.model_copy(update={"sites_together": False})
+    config = found.config.model_copy(update={"activations": apart})
+    by_site = job_work(replace(found, config=config), "collect_latents", cells)
+    assert by_site.forward_flops - together.forward_flops == pytest.approx(to_first)
+    # The others wait with a run of firings while one is described, which takes the most.
+    waiting = sae_bytes(128, 1024) + 10 * 2**20
+    assert together.held_bytes == alone[0].held_bytes + 3 * waiting
+    # All firings are on disk, 8 bytes each, and those of one SAE twice.
+    assert [one.work_bytes for one in (*alone[:1], together)] == [2 * 8 * 16 * n, 5 * 8 * 16 * n]
 
 
 def test_every_rule_of_the_workflow_has_a_formula_or_is_named_as_having_none() -> None:

@@ -54,4 +54,4 @@ def test_nulls_of_a_finished_study_get_verdicts_and_leave_its_latents_as_they_ar
     assert copied.jobs(cell(paths.LATENTS, sae="topk.pca")) == {"collect_latents": 1}
     copied.make(cell(paths.LATENTS, sae="topk.pca"))
     log = copied.folder / "results/logs/collect_latents/subject=small/variant=trained/draw=0.log"
-    assert log.read_text().count("collected before, its tables are copied") == 5
+    assert log.read_text().count("made before, its files are copied") == 5

@@ -41,7 +41,8 @@ def expected(sites: int, saes_per_site: int, *, explainers: int = 3, models: int
         "cache_activations": models * N_VARIANTS * 2,
         "train_sae": sites * N_VARIANTS,
         "evaluate_sae": models * N_VARIANTS,
-        "collect_latents": saes,
+        # All SAEs of a site share the passes over `eval`.
+        "collect_latents": sites * N_VARIANTS,
         "match_dictionaries": sites * saes_per_site,
         "explain_latents": saes,
         "score_latents": saes * (explainers - 1) * 2,
@@ -85,7 +86,7 @@ STUDIES: dict[str, tuple[list[str], dict[str, int]]] = {
             "train_sae": 2 * 23,
             # A job has all 21 SAEs of a model, and their 20 floors.
             "evaluate_sae": 23,
-            "collect_latents": 23 * 21,
+            "collect_latents": 23,
             "match_dictionaries": 4 * 11,
             "explain_latents": 23 * 21,
             "score_latents": 23 * 21 * 2,

@@ -1,8 +1,10 @@
 COLLECTING = collecting_rules(STUDY)
 
-# Where the config says so, one job has all SAEs of a model.
+# Where the config says so, or activations are not kept, one job has all SAEs of a model or a site.
 for job in COLLECTING:
     resources_as_set_for("collect_latents", job)
+    of_site = {"site": job.site} if job.site else {}
+    keys = paths.MODEL_KEYS + "".join(f"/site={site}" for site in of_site.values())
 
     rule:
         name:
@@ -16,9 +18,9 @@ for job in COLLECTING:
         output:
             job.files(paths.LATENTS, paths.WINDOWS, paths.COVERAGE, paths.FIRINGS),
         log:
-            paths.LOG.format(rule="collect_latents", keys=paths.MODEL_KEYS),
+            paths.LOG.format(rule="collect_latents", keys=keys),
         benchmark:
-            paths.BENCHMARK.format(rule="collect_latents", keys=paths.MODEL_KEYS)
+            paths.BENCHMARK.format(rule="collect_latents", keys=keys)
         wildcard_constraints:
             subject=any_of(job.subjects),
             variant=any_of(job.variants),
@@ -32,6 +34,7 @@ for job in COLLECTING:
             config=job_params(
                 *("collect_latents", *ACTIVATIONS, "variants", "draws", "saes"),
                 "latents",
+                **of_site,
             ),
             code=job_code("collect_latents"),
             activations=left_open(paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval")),
@@ -44,7 +47,9 @@ for job in COLLECTING:
             # Undeclared: an SAE whose latents were collected before is not read again beside a new one.
             kept=paths.COLLECTED,
         message:
-            "Latents of all SAEs of {wildcards.subject}, {wildcards.variant}, draw {wildcards.draw}"
+            "Latents of all SAEs of {wildcards.subject}, {wildcards.variant},"
+            " draw {wildcards.draw}"
+            + "".join(f", {site}" for site in of_site.values())
         shell:
             "nullsae collect_latents --params {params.config:q} --sae {params.sae:q}"
             " --activations {params.activations} --tokens {input.tokens} {params.model}"

@@ -24,7 +24,7 @@ from nullsae.activations.layout import shard_contexts, shard_order
 from nullsae.activations.store import BATCH_TOKENS, SiteReader
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.subjects.loading import DTYPES, Subject, shared_subject
 
 K = TypeVar("K")
@@ -159,6 +159,23 @@ def _live(folder: Path, text: str, device: torch.device) -> ShardRows:
         source = ModelRows(source_file, device, ids, split, of["batch_contexts"], dtype)
     shards = shard_contexts(corpus, of["max_tokens"], of["shard_tokens"])
     return ShardRows(source, of["seed"], split, length, shards)
+
+
+def group_of(
+    manifest: Path, keys: CellKeys, key: str, *, sites_together: bool = True
+) -> tuple[str, ...]:
+    """What SAEs have in common that share passes; those that read shards from disk share nothing.
+
+    Args:
+        manifest: of the split.
+        keys: of the SAE.
+        key: as for `open_site`, which has the errors.
+        sites_together: whether all sites of a model share passes.
+    """
+    of_site = (keys.variant, keys.site)
+    if "made_from" not in SiteReader.open(manifest, keys.site, key=key).manifest:
+        return (*of_site, keys.sae, str(keys.seed))
+    return of_site[:1] if sites_together else of_site
 
 
 def stored_together(

@@ -33,9 +33,9 @@ class Activations(Section):
     """`stream`: tokens of `sae_train` that are captured all the same, for what is fitted rather
     than trained: token-lookup floor, principal components, the `gaussian` variant."""
     sites_together: bool = True
-    """`stream`: one job for all SAEs of a variant, whose weights and optimizers must then fit in
-    memory together; false for a job per site, each with forward passes of its own, to the same
-    bits."""
+    """`stream`: one job trains all SAEs of a variant, whose weights and optimizers must then fit in
+    memory together, and one collects their latents; false for a job per site, each with forward
+    passes of its own, to the same bits."""
     shared_pass: Literal["model"] | bool = False
     """Train all SAEs of a site in one job that reads its activations once, to the same bits.
     `model` is for small studies, whose jobs take little longer than to start: one job trains the

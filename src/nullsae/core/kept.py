@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from nullsae.core.files import atomic_path, checksum, content_key, write_json
 
+log = logging.getLogger(__name__)
 # Beside the copies: their key and checksums.
 MADE = "made.json"
 
@@ -27,6 +30,9 @@ class OfCell(Plain, Protocol):
     @property
     def keys(self) -> Plain:
         """Of its cell."""
+
+
+P = TypeVar("P", bound=OfCell)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,51 @@ class Copies:
             _copy(path, self.folder / path.name)
         checksums = {name: checksum(path) for name, path in outputs.items()}
         write_json(self.folder / MADE, {"key": self.key, "checksums": checksums})
+
+
+@dataclass(frozen=True)
+class Unmade(Generic[P]):
+    """An SAE whose files are to be made."""
+
+    params: P
+    sae: Path
+    """Its `cfg.json`."""
+    outputs: dict[str, Path]
+    copies: Copies | None
+
+    def keep(self) -> None:
+        """Copy the files, now that they are made, for the next job."""
+        if self.copies:
+            self.copies.keep(self.outputs)
+
+
+def unmade(
+    each: Iterable[P],
+    sae: str,
+    outputs: dict[str, str],
+    kept: Kept | None,
+    group: Callable[[P], Hashable],
+) -> list[list[Unmade[P]]]:
+    """Take the copies that there are, and return the other SAEs in groups.
+
+    Args:
+        each: params of each SAE.
+        sae: path of each `cfg.json`, in which keys of the cell are filled in.
+        outputs: paths of the files that are made, the same.
+        kept: where copies lie, if anywhere.
+        group: what SAEs of one group have in common.
+    """
+    groups: dict[Hashable, list[Unmade[P]]] = {}
+    for params in each:
+        own = params.keys.model_dump()
+        config = Path(sae.format(**own))
+        files = {name: Path(path.format(**own)) for name, path in outputs.items()}
+        copies = kept.copies(params, config) if kept and config.is_file() else None
+        if copies and copies.take(files):
+            log.info("%s: made before, its files are copied", config.parent)
+        else:
+            groups.setdefault(group(params), []).append(Unmade(params, config, files, copies))
+    return list(groups.values())
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -61,12 +61,10 @@ def _columns(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
     things=_columns,
 )
 def collect_latents(config: Config, wildcards: Wildcards) -> CollectLatentsParams:
-    """The latents of an SAE, or, where the keys are those of a model, of all of its SAEs."""
-    of_model = ModelKeys.of(wildcards)
-    own = of_model.model_dump(mode="json")
-    cells = [wildcards]
+    """The latents of an SAE, or of all SAEs that have the keys of a model, or of a site of it."""
+    of_model, cells = ModelKeys.of(wildcards), [wildcards]
     if "sae" not in wildcards:
-        cells = [c for c in sae_cells(config) if all(c[n] == str(v) for n, v in own.items())]
+        cells = [cell for cell in sae_cells(config) if wildcards.items() <= cell.items()]
     keys, *others = map(CellKeys.of, cells)
     names = {"site", "sae", "seed"}
     return CollectLatentsParams(

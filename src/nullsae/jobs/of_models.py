@@ -32,6 +32,8 @@ class ModelRule:
     """What a job makes; `{subject}`, `{variant}` and `{draw}` stand for its own."""
     writer: str | None = None
     """The explainer that asks a model, whose explanations the job exchanges."""
+    site: str | None = None
+    """The site of all SAEs, where there is a job for each site of a model."""
 
     def files(self, *patterns: str) -> list[str]:
         """Patterns of `nullsae.paths` filled in for each cell that is one of theirs."""
@@ -55,10 +57,19 @@ def evaluation_rules(config: Config) -> list[ModelRule]:
 
 
 def collecting_rules(config: Config) -> list[ModelRule]:
-    """The rules that collect latents, where one job does so for all SAEs of a model."""
-    if config.activations.shared_pass != "model":
+    """The rules that collect latents, where one job does so for all SAEs of a model, or of a site.
+
+    It does if the config says so, or if activations are computed again: one pass serves them all.
+    """
+    settings, cells = config.activations, list(sae_cells(config))
+    if settings.kept and settings.shared_pass != "model":
         return []
-    return _rules("collect_latents", ((of_model(cell), cell) for cell in sae_cells(config)))
+    apart = not (settings.kept or settings.sites_together)
+    found: list[ModelRule] = []
+    for site in dict.fromkeys(cell["site"] for cell in cells) if apart else (None,):
+        own = ((of_model(cell), cell) for cell in cells if site in (None, cell["site"]))
+        found += _rules("collect_latents", own, first=len(found), site=site)
+    return found
 
 
 def free_rules(config: Config) -> list[ModelRule]:
@@ -81,6 +92,7 @@ def _rules(
     cells: Iterable[tuple[Keys, Keys]],
     writer: str | None = None,
     first: int = 0,
+    site: str | None = None,
 ) -> list[ModelRule]:
     """Models that have the same files but for their keys in one rule."""
     by_model: dict[tuple[str, ...], list[tuple[tuple[str, str], ...]]] = {}
@@ -101,6 +113,7 @@ def _rules(
             variants=tuple(dict.fromkeys(model[1] for model in models)),
             cells=tuple(map(dict, own)),
             writer=writer,
+            site=site,
         )
         for index, (own, models) in enumerate(alike.items(), start=first)
     ]

@@ -25,10 +25,9 @@ from nullsae.latents.split import Split
 from nullsae.latents.store import Firings, offsets_of
 from nullsae.subjects.interventions import CUT_TOKENS, Interventions
 
-# Tokens of contexts that are captured, and of contexts with an edit that are passed, together.
-CAPTURED_TOKENS, PASSED_TOKENS = 2**14, 2**13
-# Logits of a pass.
-LOGITS = 2**23
+# Tokens of contexts that are captured, and of contexts with an edit that are passed, together, and
+# logits of such a pass: on a CPU, and so many times as many elsewhere.
+CAPTURED_TOKENS, PASSED_TOKENS, LOGITS, ELSEWHERE = 2**12, 2**11, 2**21, 4
 
 
 class Changes(NamedTuple):
@@ -146,11 +145,11 @@ def _passes(
     """
     device, kinds = directions.device, directions.shape[1]
     none = directions.new_zeros(1, directions.shape[2])
-    for contexts, mine in _by_context(split, places):
+    for contexts, mine in _by_context(split, places, device):
         ids = torch.from_numpy(context_ids(split, contexts))
         states = interventions.states(ids, contexts.tolist())
-        most = max(1, LOGITS // (interventions.vocab_size * (1 + kinds)))
-        for part, length in cut_batches(split, places.position[mine], 1 + kinds, most):
+        each = {"passes": 1 + kinds, "vocab_size": interventions.vocab_size}
+        for part, length in cut_batches(split, places.position[mine], device, **each):
             index = mine[part]
             context, offset = np.divmod(places.position[index], split.context_tokens)
             rows = torch.from_numpy(np.searchsorted(contexts, context)).repeat_interleave(1 + kinds)
@@ -168,39 +167,54 @@ def _passes(
             yield index, log_p.reshape(len(index), 1 + kinds, -1)
 
 
-def _by_context(split: Split, places: Places) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _by_context(
+    split: Split, places: Places, device: torch.device
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Contexts that are captured together (int64, ascending), and the places in them (int64)."""
     context = places.position // split.context_tokens
     order = np.argsort(context, kind="stable")
     distinct, first = np.unique(context[order], return_index=True)
     first = np.append(first, len(order))
-    step = max(1, CAPTURED_TOKENS // split.context_tokens)
+    step = max(1, _at_once(CAPTURED_TOKENS, device) // split.context_tokens)
     for start in range(0, len(distinct), step):
         contexts = distinct[start : start + step]
         yield contexts, order[first[start] : first[start + len(contexts)]]
 
 
+def _at_once(n: int, device: torch.device) -> int:
+    return n if device.type == "cpu" else ELSEWHERE * n
+
+
 def cut_batches(
-    split: Split, position: np.ndarray, passes: int = 1, most: int = PASSED_TOKENS
+    split: Split,
+    position: np.ndarray,
+    device: torch.device,
+    *,
+    passes: int = 1,
+    vocab_size: int = 1,
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Places in batches of about equal offset, and how long their contexts must be.
 
     Args:
         split: whose contexts are cut behind the places.
         position: int64 [n], flat.
+        device: that computes.
         passes: rows of a batch for each place.
-        most: places of a batch, which has `PASSED_TOKENS` at most, or one place.
+        vocab_size: logits that are read of each row. A batch has `PASSED_TOKENS` and `LOGITS` at
+            most, or one place.
 
     Yields:
         Indices of places, int64 [m], and the length in tokens, rounded up to `CUT_TOKENS`.
     """
+    tokens, logits = _at_once(PASSED_TOKENS, device), _at_once(LOGITS, device)
     offset = position % split.context_tokens
     lengths = np.minimum(-(-(offset + 1) // CUT_TOKENS) * CUT_TOKENS, split.context_tokens)
     order = np.argsort(lengths, kind="stable")
     _, first = np.unique(lengths[order], return_index=True)
     for start, stop in pairwise([*first.tolist(), len(order)]):
         length = int(lengths[order[start]])
-        step = max(1, min(most, PASSED_TOKENS // (length * passes)))
+        rows = min(tokens // length, logits // vocab_size)
+        step = max(1, rows // passes)
         for low in range(start, stop, step):
             yield order[low : min(low + step, stop)], length
 

@@ -7,7 +7,10 @@ Memory, beside the SAE and what its encoder holds for `BATCH_TOKENS`: docs/laten
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +20,13 @@ import pyarrow as pa
 import torch
 
 from nullsae import tables
-from nullsae.activations.passes import open_site
+from nullsae.activations.passes import batches_together, open_site
+from nullsae.activations.store import SiteReader
 from nullsae.config.latents import Latents
 from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
+from nullsae.core.memory import give_back
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.causal_effects import causal_columns
@@ -31,8 +36,9 @@ from nullsae.latents.promoted import Lists
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
 from nullsae.latents.skipped import Activations, Skipped
+from nullsae.latents.sorting import Sorting
 from nullsae.latents.split import Split
-from nullsae.latents.store import Firings, FiringSorter, empty_folder
+from nullsae.latents.store import Firings, empty_folder
 from nullsae.latents.windows import Grid, deal_documents, draw_windows, pools_of, top_windows
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
@@ -45,48 +51,119 @@ REASONS = ("n_too_rare", "n_few_active_windows", "n_few_silent_windows")
 PASSES = len(REASONS)
 
 
+@dataclass(frozen=True)
+class OneSae:
+    """An SAE whose latents are collected, and where what is known of them goes."""
+
+    params: CollectLatentsParams
+    sae: Path
+    """Its `cfg.json`."""
+    latents: Path
+    """Table, every latent."""
+    windows: Path
+    """Table, of the sampled ones."""
+    coverage: Path
+    """Table, one row."""
+    firings: Path
+    """Those of the sampled latents (`latents.sample`)."""
+    written: Callable[[], None] = lambda: None
+    """Called when they are there, while other SAEs still wait."""
+
+
 def collect_latents(
     params: CollectLatentsParams,
     *,
     sae: Path,
-    activations: Path,
-    tokens: Path,
-    model: Path | None = None,
     latents: Path,
     windows: Path,
     coverage: Path,
     firings: Path,
+    **files: Any,
+) -> None:
+    """`collect_together` of one SAE."""
+    collect_together([OneSae(params, sae, latents, windows, coverage, firings)], **files)
+
+
+def collect_together(
+    saes: Sequence[OneSae],
+    *,
+    activations: Path,
+    tokens: Path,
+    model: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the tables `latents` (every latent), `windows` (sampled ones) and `coverage`.
+    """Write the tables and firings of each SAE.
 
-    `firings` is written too, those of the sampled latents (`latents.sample`). `sae` is the SAE's
-    `cfg.json`, `activations` the manifest of the variant's `eval` activations, `tokens` that of the
-    corpus' `eval` split, `model` the variant's `recipe.json` where it has
-    weights. `progress` is called with (tokens done, tokens in all). Temporary files, 16 bytes per
-    firing and at most 24 per active window, lie in a folder beside `latents`. A `UserError` names
-    an input that is missing, damaged or of another config, or says that the disk is full.
+    All are of one model, and one pass over the activations serves them all. Temporary files, 16
+    bytes per firing and at most 24 per active window, lie in a folder beside `latents`.
+
+    Args:
+        saes: at any sites.
+        activations: manifest of the variant's `eval` activations.
+        tokens: manifest of the corpus' `eval` split.
+        model: the variant's `recipe.json`, where it has weights.
+        progress: called with (tokens done, tokens in all), over all sites.
+
+    Raises:
+        UserError: an input is missing, damaged or of another config, or the disk is full.
     """
-    torch.set_num_threads(params.compute.threads)
-    coder, _ = load_sae(sae)
-    key, device = params.eval_activations_key, device_of(params.compute.device)
-    reader = open_site(activations, params.keys.site, key=key, device=device)
+    torch.set_num_threads(saes[0].params.compute.threads)
+    device, split = device_of(saes[0].params.compute.device), Split.open(tokens)
+    readers: dict[str, SiteReader] = {}
+    with ExitStack() as folders:
+        left = []
+        for one in saes:
+            settings, site = one.params.latents, one.params.keys.site
+            coder, _ = load_sae(one.sae)
+            if site not in readers:
+                readers[site] = _opened(one.params, activations, split, device)
+            folder = one.latents.with_name(f".{one.latents.stem}.partial")
+            folder = folders.enter_context(empty_folder(folder))
+            skipped = Skipped.of(split, settings, readers[site])
+            left.append((one, Sorting(coder.to(device), skipped, folder)))
+        of_site: dict[str, list[Sorting]] = {}
+        for one, sorting in left:
+            of_site.setdefault(one.params.keys.site, []).append(sorting)
+        done, total = 0, sum(reader.n_tokens for reader in readers.values())
+        for site, counts, x, _, at in batches_together({s: (r, r) for s, r in readers.items()}):
+            if not counts:
+                continue
+            for sorting in of_site[site]:
+                sorting.add(x, at)
+            done += len(at)
+            if progress is not None:
+                progress(done, total)
+        del of_site
+        while left:  # each SAE's memory is free before the next is described
+            one, sorting = left.pop(0)
+            reader = readers[one.params.keys.site]
+            _write(one, describe_all(one.params, sorting, reader, model, reader.manifest["dtype"]))
+            give_back()
+            shutil.rmtree(sorting.folder, ignore_errors=True)
+            one.written()
+
+
+def _opened(
+    params: CollectLatentsParams, manifest: Path, split: Split, device: torch.device
+) -> SiteReader:
+    """The activations of an SAE's site, which are those of the split."""
+    key = params.eval_activations_key
+    reader = open_site(manifest, params.keys.site, key=key, device=device)
     reader.check()
-    split = Split.open(tokens)
     n_captured = reader.n_tokens + reader.n_excluded
     if n_captured != split.n_tokens:
         raise UserError(
-            f"{activations}: activations of {n_captured} tokens, and {tokens} has "
-            f"{split.n_tokens}; rebuild them with: {rebuild_command(activations)}"
+            f"{manifest}: activations of {n_captured} tokens, and {split.manifest} has "
+            f"{split.n_tokens}; rebuild them with: {rebuild_command(manifest)}"
         )
-    with empty_folder(latents.with_name(f".{latents.stem}.partial")) as folder:
-        coder = coder.to(device)
-        dtype = reader.manifest["dtype"]
-        found = collect(params, coder, reader, split, model, folder, dtype, progress)
-        tables.write_table(windows, found.windows, tables.cell_schema("windows"))
-        write_firings(firings, found.sampled, found.firings)
-        tables.write_table(latents, found.latents, tables.cell_schema("latents"))
-    tables.write_table(coverage, [found.coverage], tables.cell_schema("coverage"))
+    return reader
+
+
+def _write(one: OneSae, found: Collected) -> None:
+    tables.write_table(one.windows, found.windows, tables.cell_schema("windows"))
+    write_firings(one.firings, found.sampled, found.firings)
+    tables.write_table(one.latents, found.latents, tables.cell_schema("latents"))
+    tables.write_table(one.coverage, [found.coverage], tables.cell_schema("coverage"))
 
 
 class Collected(NamedTuple):
@@ -112,16 +189,29 @@ def collect(
     model: Path | Subject | None,
     folder: Path,
     dtype: str,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
     """Collect latents in one pass over the activations of a split; writes no table.
 
     `coder` lies on the device that computes, `model` is as for `subject_for_effects`, `dtype` is
     that of the activations, and `folder` is for temporary files, which the caller deletes.
     """
-    settings = params.latents
-    skipped = Skipped.of(split, settings, reader)
-    found, n_skipped = sort_firings(coder, reader, split, skipped, folder, progress)
+    sorting = Sorting(coder, Skipped.of(split, params.latents, reader), folder)
+    for x, at in reader.batches():
+        sorting.add(x, at)
+    return describe_all(params, sorting, reader, model, dtype)
+
+
+def describe_all(
+    params: CollectLatentsParams,
+    sorting: Sorting,
+    reader: Activations,
+    model: Path | Subject | None,
+    dtype: str,
+) -> Collected:
+    """Describe the latents whose firings are sorted; arguments as of `collect`."""
+    settings, skipped, coder = params.latents, sorting.skipped, sorting.coder
+    split, folder, found = skipped.split, sorting.folder, sorting.sorted()
+    give_back()
     grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
     # The same pools for every variant: they depend on the corpus alone.
     dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
@@ -133,9 +223,11 @@ def collect(
     size = min(settings.n_sampled, len(candidates))
     sampled = np.sort(sampler.choice(candidates, size=size, replace=False))
     rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
+    give_back()
     numbers, lists, why_none = _effects(
         *(params, model, coder, dtype, found, known, skipped, candidates, sampled)
     )
+    give_back()
     described = _latent_columns(
         *({**known.statistics, **numbers}, known.active, coder, reader.n_tokens),
         *(reasons == PASSES, sampled, entropy, lists),
@@ -149,9 +241,9 @@ def collect(
         "n_sampled": size,
         "n_windows": int((pools >= 0).sum()),
         "n_windows_across_documents": int((pools < 0).sum()),
-        "n_tokens_skipped": int(n_skipped[0]),
+        "n_tokens_skipped": int(sorting.n_skipped[0]),
         "n_tokens_excluded": reader.n_excluded,
-        "n_firings_skipped": int(n_skipped[1]),
+        "n_firings_skipped": int(sorting.n_skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
         **why_none,
@@ -178,6 +270,7 @@ def _effects(
     direct = effect_columns(
         *(params, subject, coder.w_dec, firings, skipped.split, passing, sampled), site=site
     )
+    give_back()
     causal, no_causal = causal_columns(
         params,
         subject=subject,
@@ -205,42 +298,6 @@ def _reasons(known: Described, settings: Latents) -> np.ndarray:
     )
     first: np.ndarray = np.argmax([*wrong, np.ones(len(known.active[0]), dtype=bool)], axis=0)
     return first
-
-
-def sort_firings(
-    sae: Autoencoder,
-    reader: Activations,
-    split: Split,
-    skipped: Skipped,
-    folder: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Firings, np.ndarray]:
-    """Sort all firings of an SAE over a split, in files in `folder`.
-
-    Those on tokens that the settings skip are left out: the first of each context, BOS, and the
-    ends of documents. The array counts such tokens and their firings: int64 [2]. A `UserError` says
-    that a shard cannot be read, or that the disk is full.
-    """
-    n_skipped = np.zeros(2, dtype=np.int64)
-    sorter = FiringSorter(folder, n_latents=sae.n_latents, n_tokens=split.n_tokens)
-    done = 0
-    with torch.no_grad():
-        for x, at in reader.batches():
-            position = at.numpy()
-            ids = split.ids[position]
-            codes = sae.encode(x.to(sae.w_dec.device), torch.from_numpy(ids.astype(np.int64)))
-            values, indices = (t.cpu().numpy() for t in codes)
-            fires = values > 0
-            skip = skipped.by_settings(position)
-            n_skipped += skip.sum(), fires[skip].sum()
-            fires[skip] = False
-            hit = np.flatnonzero(fires)
-            where = np.repeat(position, np.count_nonzero(fires, axis=1))
-            sorter.add(indices.reshape(-1)[hit], where, values.reshape(-1)[hit])
-            done += len(position)
-            if progress is not None:
-                progress(done, reader.n_tokens)
-    return sorter.sorted(), n_skipped
 
 
 def draw_sample(

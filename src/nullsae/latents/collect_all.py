@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from nullsae.core.kept import Kept
+from nullsae.activations.passes import group_of
+from nullsae.core.kept import Kept, unmade
 from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import collect_latents
-
-log = logging.getLogger(__name__)
+from nullsae.latents.collect import OneSae, collect_together
 
 
 def collect_all(
@@ -27,46 +25,37 @@ def collect_all(
     kept: Kept | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """`collect_latents` of each SAE of the params, one after the other.
+    """Collect the latents of each SAE of the params as `collect_together` does.
 
     Args:
         params: the rule's slice of the config.
-        sae: as for `collect_latents`, like all paths; {site}, {sae} and {seed} are filled in.
-        activations: of the model, the same for all.
-        tokens: the same.
-        model: the same.
-        latents: of each SAE.
+        sae: path of each `cfg.json`, in which {site}, {sae} and {seed} are filled in.
+        activations: manifest of the model's `eval` activations. Where they are not kept, all SAEs
+            share the passes that compute them; else one SAE comes after the other.
+        tokens: manifest of the corpus' `eval` split.
+        model: the variant's `recipe.json`, where it has weights.
+        latents: of each SAE, as `sae`.
         windows: the same.
         coverage: the same.
         firings: the same.
         kept: where copies of these four lie. An SAE whose copies are there, of the same params,
             code and weights, is not read again.
-        progress: called with (tokens done, tokens in all) of each SAE.
+        progress: called with (tokens done, tokens in all) of each pass.
 
     Raises:
-        UserError: as `collect_latents`.
+        UserError: as `collect_together`.
     """
+
+    def group(one: CollectLatentsParams) -> tuple[str, ...]:
+        return group_of(activations, one.keys, one.eval_activations_key)
+
     outputs = {"latents": latents, "windows": windows, "coverage": coverage, "firings": firings}
-    for one in params.each():
-        own = one.keys.model_dump()
-        config = _filled(sae, own)
-        files = {name: _filled(path, own) for name, path in outputs.items()}
-        copies = kept.copies(one, config) if kept and config.is_file() else None
-        if copies and copies.take(files):
-            log.info("%s: collected before, its tables are copied", config.parent)
-            continue
-        collect_latents(
-            one,
-            sae=config,
+    paths = {name: str(path) for name, path in outputs.items()}
+    for members in unmade(params.each(), str(sae), paths, kept, group):
+        collect_together(
+            [OneSae(one.params, one.sae, **one.outputs, written=one.keep) for one in members],
             activations=activations,
             tokens=tokens,
             model=model,
-            **files,
             progress=progress,
         )
-        if copies:
-            copies.keep(files)
-
-
-def _filled(path: Path, keys: dict[str, str | int]) -> Path:
-    return Path(str(path).format(**keys))

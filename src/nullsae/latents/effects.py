@@ -14,7 +14,7 @@ from nullsae.core.devices import exact_device
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents import promoted
-from nullsae.latents.next_token import Successors, next_token_aurocs
+from nullsae.latents.next_token import Rows, Successors, next_token_aurocs
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
 from nullsae.subjects.loading import Subject, shared_subject
@@ -109,16 +109,16 @@ def effect_columns(
     return Effects(columns, lists, None)
 
 
-def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> dict[str, Tensor]:
+def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> dict[str, Rows]:
     """A row for each passing latent, [n, d_model], by the names of `ROWS`."""
     keys = params.keys.parts()
     order = numpy_generator(params.seed, "another_latent", *keys).permutation(len(passing))
     other = np.empty(len(passing), dtype=np.int64)
     other[order] = passing[np.roll(order, 1)]
     return {
-        "own": w_dec[torch.from_numpy(passing)],
-        "swapped": w_dec[torch.from_numpy(other)],
-        "random": random_directions(params, w_dec.shape)[passing],
+        "own": Rows(w_dec, passing),
+        "swapped": Rows(w_dec, other),
+        "random": Rows(random_directions(params, w_dec.shape), passing),
     }
 
 

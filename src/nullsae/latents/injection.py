@@ -155,7 +155,7 @@ def _fires(
     Returns bool [n, m].
     """
     fires = np.zeros(latents.shape, dtype=bool)
-    for index, length in cut_batches(split, position):
+    for index, length in cut_batches(split, position, subject.device):
         context, offset = np.divmod(position[index], split.context_tokens)
         ids = context_ids(split, context)[:, :length]
         ids[np.arange(len(index)), offset] = written[index]

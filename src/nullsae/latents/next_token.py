@@ -9,7 +9,7 @@ and counted, not drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from nullsae.latents.split import Split
-from nullsae.latents.store import Firings, changes
+from nullsae.latents.store import Firings, changes, offsets_of, ranges
 
-# Effects (latents x tokens of the vocabulary), or successors, that are sorted together: < 2^22.
-PIECE = 2**21
+# Effects (latents x tokens of the vocabulary) that one product computes; and so many of them, or
+# successors, are ranked together, < 2^22: on a CPU a few, which stay in its cache.
+PIECE, RANKED = 2**21, {"cpu": 2**18}
 PLACE_BITS = 22
 # What float32 leaves of effects that cancel, as a share of their terms.
 ROUNDING = 1e-6
@@ -64,8 +65,20 @@ class Aurocs(NamedTuple):
     """Against those that follow the same token."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a matrix, copied when some are asked for."""
+
+    matrix: Tensor
+    index: np.ndarray
+    """int64 [n]."""
+
+    def __getitem__(self, some: slice) -> Tensor:
+        return self.matrix[torch.from_numpy(self.index[some])]
+
+
 def next_token_aurocs(
-    rows: Sequence[Tensor],
+    rows: Sequence[Tensor | Rows],
     path: Tensor,
     firings: Firings,
     latents: np.ndarray,
@@ -73,8 +86,8 @@ def next_token_aurocs(
 ) -> list[Aurocs]:
     """What rows of a decoder say of the tokens that follow the firings of latents.
 
-    Memory: about 100 bytes x `PIECE` for each entry of `rows`, and 50 bytes per firing of as many
-    latents as `PIECE` effects are of.
+    Memory: 4 bytes x `PIECE` for each entry of `rows`; about 250 bytes x what is ranked together,
+    or 50 bytes per firing of one latent.
 
     Args:
         rows: [n, d_model] each, a row for each of `latents`: its own, or others as placebos.
@@ -88,21 +101,24 @@ def next_token_aurocs(
     """
     table = _Table.of(successors, len(path), path.device)
     found = [Aurocs(*np.full((2, len(latents)), np.nan)) for _ in rows]
-    step = max(1, PIECE // len(path))
+    most, step = RANKED.get(path.device.type, PIECE), max(1, PIECE // len(path))
     for start in range(0, len(latents), step):
         some = slice(start, start + step)
-        fired = _Fired.of_latents(firings, latents[some], successors, path.device)
-        total = np.bincount(fired.of.cpu(), fired.n.cpu(), minlength=len(latents[some]))
-        known = total > 0
-        ranks = [_ranks(of_latents[some].to(path), path) for of_latents in rows]
-        for shares, into in (
-            ([_among_all(rank, fired, table) for rank in ranks], 0),
-            (_among_successors(ranks, fired, table), 1),
-        ):
-            for one, share in zip(found, shares, strict=True):
-                weighed = (share * fired.n).cpu().numpy()
-                sums = np.bincount(fired.of.cpu(), weighed, minlength=len(total))
-                one[into][some][known] = sums[known] / total[known]
+        effects = [_effects(of_latents[some].to(path), path) for of_latents in rows]
+        for part in _parts(firings.counts[latents[some]], max(1, most // len(path)), most):
+            mine = latents[some][part]
+            fired = _Fired.of_latents(firings, mine, successors, path.device)
+            total = np.bincount(fired.of.cpu(), fired.n.cpu(), minlength=len(mine))
+            known = total > 0
+            ranks = [_ranks(own[part]) for own in effects]
+            for shares, into in (
+                ([_among_all(rank, fired, table) for rank in ranks], 0),
+                (_among_successors(ranks, fired, table, most), 1),
+            ):
+                for one, share in zip(found, shares, strict=True):
+                    weighed = (share * fired.n).cpu().numpy()
+                    sums = np.bincount(fired.of.cpu(), weighed, minlength=len(mine))
+                    one[into][some][part][known] = sums[known] / total[known]
     return found
 
 
@@ -163,10 +179,22 @@ def spread_of(effects: Tensor, rows: Tensor, path: Tensor) -> Tensor:
     return torch.where(spread > rounding, spread, 0.0)
 
 
-def _ranks(rows: Tensor, path: Tensor) -> Tensor:
-    """By row and token, the place of its effect among all: int64 [n, vocab], ties equal."""
+def _parts(counts: np.ndarray, step: int, most: int) -> Iterator[slice]:
+    """Latents some at a time: `step` of them, with `most` of their firings (int64 [n]), or one."""
+    for first, end in ranges(offsets_of(counts), most):
+        for start in range(first, end, step):
+            yield slice(start, min(start + step, end))
+
+
+def _effects(rows: Tensor, path: Tensor) -> Tensor:
+    """Effects of rows on tokens, float32 [n, vocab]; 0 where nothing reads a row."""
     effects = rows @ path.T
     effects[spread_of(effects, rows, path) == 0] = 0
+    return effects
+
+
+def _ranks(effects: Tensor) -> Tensor:
+    """By row and token, the place of its effect among all: int64 [n, vocab], ties equal."""
     values, order = effects.sort(dim=1)
     new = torch.ones_like(order)
     new[:, 1:] = values[:, 1:] != values[:, :-1]
@@ -179,8 +207,12 @@ def _among_all(rank: Tensor, fired: _Fired, table: _Table) -> Tensor:
     return _middle(mass)[fired.of, rank[fired.of, table.second[fired.pair]]] / table.unigram.sum()
 
 
-def _among_successors(ranks: Sequence[Tensor], fired: _Fired, table: _Table) -> list[Tensor]:
-    """The same share of those that follow the same token, for each of several rankings."""
+def _among_successors(
+    ranks: Sequence[Tensor], fired: _Fired, table: _Table, most: int
+) -> list[Tensor]:
+    """The same share of those that follow the same token, for each of several rankings; so many
+    successors are ranked together.
+    """
     leading = fired.begin[:-1]
     of, token = fired.of[leading], table.first[fired.pair[leading]]
     sizes = table.start[token + 1] - table.start[token]
@@ -188,7 +220,7 @@ def _among_successors(ranks: Sequence[Tensor], fired: _Fired, table: _Table) -> 
     found = [torch.empty(len(fired.of), dtype=torch.float64, device=of.device) for _ in ranks]
     low, done = 0, 0
     while low < len(ends):
-        stop = max(low + 1, int(np.searchsorted(ends, done + PIECE, side="right")))
+        stop = max(low + 1, int(np.searchsorted(ends, done + most, side="right")))
         groups = slice(low, stop)
         mine = slice(int(fired.begin[low]), int(fired.begin[stop]))
         # Successors of the groups in a row, and where those that were seen stand among them.

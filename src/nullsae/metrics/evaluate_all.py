@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from nullsae.activations.store import SiteReader
+from nullsae.activations.passes import group_of
 from nullsae.config.variants import is_floor
-from nullsae.core.kept import Copies, Kept
+from nullsae.core.kept import Kept, unmade
 from nullsae.jobs.metrics import EvaluateSaeParams, EvaluateSaesParams
 from nullsae.metrics.evaluate import OneSae, evaluate_together
 
-log = logging.getLogger(__name__)
 TABLES = ("reconstruction", "documents", "geometry")
 
 
@@ -47,42 +45,29 @@ def evaluate_saes(
     Raises:
         UserError: as `evaluate_together`.
     """
-    each, done = list(params.each()), 0
-    groups: dict[tuple[str, ...], list[tuple[OneSae, Copies | None]]] = {}
-    for one in each:
-        own = one.keys.model_dump()
-        config = Path(sae.format(**own))
-        outputs = {name: Path(output.format(**own)) / f"{name}.parquet" for name in TABLES}
-        copies = kept.copies(one, config) if kept and config.is_file() else None
-        if copies and copies.take(outputs):
-            log.info("%s: evaluated before, its tables are copied", config.parent)
-            done += 1
-            progress(done, len(each))
-            continue
-        group = _group(params, one, Path(eval_activations.format(**own)))
-        groups.setdefault(group, []).append((OneSae(one, config, **outputs), copies))
-    for members in groups.values():
-        keys = members[0][0].params.keys
+
+    def group(one: EvaluateSaeParams) -> tuple[str, ...]:
+        manifest = Path(eval_activations.format(**one.keys.model_dump()))
+        key, together = one.eval_activations_key, params.sites_together
+        return group_of(manifest, one.keys, key, sites_together=together)
+
+    each = list(params.each())
+    outputs = {name: f"{output}/{name}.parquet" for name in TABLES}
+    groups = unmade(each, sae, outputs, kept, group)
+    done = len(each) - sum(map(len, groups))
+    progress(done, len(each))
+    for members in groups:
+        keys = members[0].params.keys
         own = keys.model_dump()
         evaluate_together(
-            [one for one, _ in members],
+            [OneSae(one.params, one.sae, **one.outputs) for one in members],
             model=None if is_floor(keys.variant) else model,
             train_activations=Path(train_activations.format(**own)),
             eval_activations=Path(eval_activations.format(**own)),
             train_tokens=train_tokens,
             eval_tokens=eval_tokens,
         )
-        for member, copies in members:
-            if copies:
-                copies.keep({name: getattr(member, name) for name in TABLES})
+        for one in members:
+            one.keep()
         done += len(members)
         progress(done, len(each))
-
-
-def _group(params: EvaluateSaesParams, one: EvaluateSaeParams, manifest: Path) -> tuple[str, ...]:
-    """SAEs of one group share passes. Where activations are on disk, each reads them by itself."""
-    keys = one.keys
-    key = one.eval_activations_key
-    if SiteReader.open(manifest, keys.site, key=key).manifest.get("made_from") is None:
-        return (keys.variant, keys.site, keys.sae, str(keys.seed))
-    return (keys.variant,) if params.sites_together else (keys.variant, keys.site)

@@ -21,6 +21,7 @@ from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.core import provenance
 from nullsae.core.checkpoint import DAMAGED
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.memory import give_back
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.saes import Aim
@@ -257,6 +258,7 @@ class Run:
         if look or not self.lags or len(self._unread) == STEPS_PER_READING:
             self.read_losses()
         if look:
+            give_back()  # tensors of a step have other sizes than what follows
             found = evaluate(trainer.sae, self.heldout)
             trainer.history.append(
                 {

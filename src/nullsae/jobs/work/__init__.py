@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nullsae.jobs.grid import Keys
-from nullsae.jobs.work import making, measuring
+from nullsae.jobs.work import latents, making, measuring
 from nullsae.jobs.work.amounts import SizedStudy, Work
 
 # In the order in which data flows.
@@ -17,7 +17,7 @@ _FORMULAS: tuple[Callable[[SizedStudy, Keys], Work], ...] = (
     *(making.capture_portion, making.cache_activations, making.sample_gaussian),
     *(making.train_sae, making.derive_sae, making.take_checkpoint),
     *(measuring.evaluate_sae, measuring.cross_evaluate, measuring.match_dictionaries),
-    *(measuring.collect_latents, measuring.explain_shard, measuring.explain_latents),
+    *(latents.collect_latents, measuring.explain_shard, measuring.explain_latents),
     *(measuring.prepare_judge, measuring.score_shard, measuring.score_latents),
     *(measuring.explain_and_score, measuring.aggregate, measuring.report),
 )
@@ -26,7 +26,7 @@ WORK = {formula.__name__: formula for formula in _FORMULAS}
 JOINT: dict[str, Callable[[SizedStudy, list[Keys]], Work]] = {
     "train_sae": making.train_saes,
     "evaluate_sae": measuring.evaluate_saes,
-    "collect_latents": measuring.collect_latents_of_all,
+    "collect_latents": latents.collect_latents_of_all,
     "explain_and_score": measuring.explain_and_scores,
 }
 # Rules that no study of SAEs needs: `snakemake toy` alone runs them, in minutes on one core.

@@ -13,6 +13,10 @@ from nullsae.jobs.grid import Keys
 
 # Passes over the logits of a token in float32, for a loss.
 LOGIT_PASSES = 6
+# An SAE's batch outside training, and the entries of its pre-activations at once.
+BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS, GPU_CHUNK_ENTRIES = 4096, 2**20, 256, 2**28
+# What a block holds of a token at once, about, in numbers for each dimension.
+BLOCK_NUMBERS = 20.0
 # What a job may load first, from the quickest on.
 IMPORTS = ("light", "torch", "optimizer", "transformers", "all")
 # What adds up over the parts of a job.
@@ -133,7 +137,7 @@ class SizedStudy:
         return min(self.config.activations.shard_tokens, kept)
 
     def pass_bytes(self, keys: Keys, n_contexts: int, *, head: bool) -> float:
-        """A subject and one batch through it: a block's tensors, about 20 d numbers a token.
+        """A subject and one batch through it: a block's tensors, `BLOCK_NUMBERS` d a token.
 
         What is not read of a file that is mapped takes no memory.
         """
@@ -141,12 +145,24 @@ class SizedStudy:
         number = size.d_model * BYTES[size.dtype]
         logits = tokens * size.logit_bytes if head else 0.0
         unread = size.vocab_size * number if self.on_cpu and not head else 0.0
-        return size.weight_bytes - unread + tokens * 20.0 * number + logits
+        return size.weight_bytes - unread + tokens * BLOCK_NUMBERS * number + logits
 
     def width(self, keys: Keys, recipe: Sae) -> int:
         """Latents of an SAE; 16 times the site's width for a pretrained one, which alone knows."""
         d, size = self.site_width(keys), self.sizes[keys["subject"]]
         return recipe.width(d, size.vocab_size) or 16 * d
+
+
+def sharing_passes(study: SizedStudy, cells: Sequence[Keys]) -> list[list[Keys]]:
+    """SAEs of a job in groups that share what computes activations; each alone if they are kept."""
+    settings = study.config.activations
+    if settings.kept:
+        return [[cell] for cell in cells]
+    groups: dict[tuple[str, str], list[Keys]] = {}
+    for cell in cells:
+        site = "" if settings.sites_together else cell["site"]
+        groups.setdefault((cell["variant"], site), []).append(cell)
+    return list(groups.values())
 
 
 def forward(
@@ -210,3 +226,15 @@ def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
 def sae_bytes(d: int, m: int, dtype: str = "float32") -> float:
     """sae.safetensors: two matrices, and two vectors in float32."""
     return BYTES[dtype] * 2.0 * m * d + 4.0 * (m + d)
+
+
+def coding_bytes(recipe: Sae, d: int, m: int) -> float:
+    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
+    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
+    return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)
+
+
+def coding_gpu_bytes(recipe: Sae, d: int, m: int) -> float:
+    """The same on a GPU, which takes more tokens' pre-activations at once."""
+    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
+    return 1.5 * sae_bytes(d, m) + batch + 8.0 * min(BATCH_TOKENS * m, GPU_CHUNK_ENTRIES)

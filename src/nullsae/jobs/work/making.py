@@ -19,6 +19,8 @@ from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys, captured_sites
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 
+# The largest block that glibc keeps when it is freed, for others of its size or less.
+KEPT_BLOCK = 2.0**25
 # Bytes beside each stored activation: its position, int64, and its norm, float32.
 ROW_BYTES = 8 + 4
 # A token in a corpus: its id and its document, int32 each.
@@ -51,8 +53,6 @@ CHUNK_COPIES = 4
 SAMPLE_TOKENS, MEDIAN_BYTES = 32_768, 50 * 24.0
 # Of a latent, while gates compare products of its row with 256 others: five numbers in float64.
 GATED_BYTES = 5 * 8.0 * 256
-# What the C library keeps of tensors that a step has freed.
-FREED_BYTES = 3e7
 
 
 def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
@@ -301,13 +301,13 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     Held on the CPU: a step of all SAEs or, between steps, their weights, gradients and moments, and
     a copy of one, which is scaled when it is written, or what is held out, in float64 three times;
     a GPU has these in its own memory, but for the copy. Beside them the start of the data, and
-    blocks of it.
+    blocks of it; and two matrices that the C library keeps. All latents count as dead, for the data
+    decide how many are: a job without any holds a quarter less; a kill costs more.
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
     n, cached = study.trained_tokens(keys), study.cached(keys, "sae_train")
-    written = kept = on_device = states = copy = fitting = 0.0
-    stepwise = False
+    written = kept = on_device = states = copy = fitting = block = 0.0
     for cell in cells:
         recipe, d, m = study.sae(cell)
         one = sae_bytes(d, m)
@@ -321,18 +321,19 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             on_device += bytes_of(recipe, d_model=d, n_latents=m, k=recipe.kept, device=kind)
             measured = 24.0 * d * min(recipe.heldout_tokens, study.cached(cell, "eval"))
             states, copy = states + 4 * one, max(copy, one, one / 2 + measured)
+            block = max(block, one / 2)
         if elsewhere or not recipe.origin.trained:
             fitted = recipe.origin.fit_flops(d, cached)
             parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
             parts += anew(study, keys, [cell["site"]], 0 if elsewhere else cached)
             continue
-        stepwise = True
         kept += 3 * one
         parts.append(training(recipe, d, m, n))
         parts.append(Work(tokens=n * recipe.epochs, moved_bytes=20.0 * n * d * recipe.epochs))
     sites = list(dict.fromkeys(cell["site"] for cell in cells))
     widths = [float(size.width(site)) for site in sites]
     recipes, stream = [study.recipe(cell) for cell in cells], settings.streams
+    stepwise = kept > 0
     if stream and stepwise:
         epochs = max(recipe.epochs for recipe in recipes)
         if not has_model(keys["variant"]):
@@ -349,7 +350,7 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     heldout = min(max(r.heldout_tokens for r in recipes), study.cached(keys, "eval"))
     start = sum(widths) * 4.0 * (sampled + heldout)
     held = max(on_device, states + copy, fitting) if study.on_cpu else max(copy, fitting)
-    held += start + FREED_BYTES * stepwise
+    held += start + 2.0 * min(KEPT_BLOCK, block)
     held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
     passes = 0.0
     if (stream and has_model(keys["variant"])) or not settings.kept:

@@ -6,32 +6,31 @@ latents of an SAE.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from nullsae.config.saes import Sae
-from nullsae.config.sites import site_layer
 from nullsae.config.variants import has_model, is_null
 from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells, sae_cells
 from nullsae.jobs.work.amounts import (
+    BATCH_TOKENS,
     SizedStudy,
     Work,
+    coding_bytes,
+    coding_gpu_bytes,
     encoding,
     forward,
     in_turn,
     sae_bytes,
+    sharing_passes,
     together,
 )
-from nullsae.jobs.work.making import FREED_BYTES, LOSS_LOGIT_BYTES, anew, anew_bytes
+from nullsae.jobs.work.latents import window_bytes
+from nullsae.jobs.work.making import LOSS_LOGIT_BYTES, anew, anew_bytes
 
+# What the C library keeps of tensors that were freed.
+FREED_BYTES = 3e7
 # Of a logit while predictions are compared, beside `Size.logit_bytes`.
 COVARIANCE_TOKENS, FIDELITY_CONTEXTS, COMPARED_LOGITS = 65_536, 16, 12.0
 # Of an entry of the matrix of costs; and to import SciPy's solver.
 ASSIGNMENT_SECONDS, SCIPY_SECONDS, SCIPY_BYTES = 8e-8, 0.65, 5e7
-FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
-LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
-# Firings that are sorted at once, and what the search for silent windows holds.
-SORTED_BYTES, CO_OCCURRING_BYTES = 150 * 2**19, 30.0 * 2**19
 # The windows of an SAE as Python objects, over what they take in a table.
 EXPLANATION_SECONDS, JUDGED_SECONDS, SHOWN_COPIES = 4e-3, 4.5e-5, 8.0
 METRICS_PER_SAE, METRICS_PER_SCORE = 16, 8
@@ -41,12 +40,6 @@ METRICS_RANKED, RANKED_SECONDS, RANKED_BYTES, RANKED_FILE_BYTES = 5, 1.5e-6, 170
 FIGURES, FIGURE_SECONDS = 30, 0.25
 # What statistics, and what draws figures, load and hold of any study.
 STATISTICS_BYTES, DRAWING_BYTES = 2.1e8, 1.65e8
-# Tokens that are captured at once to take latents away, rows of a pass, and log-probabilities of
-# these; then ranks of effects, or of successors, of three directions.
-CAUSAL_TOKENS, CAUSAL_ROWS, CAUSAL_LOGITS, CAUSAL_LOGIT_BYTES = 2**14, 2**9, 2**23, 60.0
-RANKED_EFFECTS, EFFECT_BYTES, PAIR_BYTES = 2**21, 250.0, 40.0
-# An SAE's batch outside training, and the entries of its pre-activations at once.
-BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS, GPU_CHUNK_ENTRIES = 4096, 2**20, 256, 2**28
 # Of each dimension while a batch is summed in float64: what goes in and comes out, twice each, and
 # three terms.
 SUMMED_BYTES = 56.0 * BATCH_TOKENS
@@ -58,15 +51,10 @@ def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     Held, of those: all SAEs, means of each token at each site, and a shard of all sites.
     """
     each = in_turn([evaluate_sae(study, cell) for cell in cells])
-    settings = study.config.activations
-    if settings.kept:
+    if study.config.activations.kept:
         return each
-    groups: dict[tuple[str, str], list[Keys]] = {}
-    for cell in cells:
-        site = "" if settings.sites_together else cell["site"]
-        groups.setdefault((cell["variant"], site), []).append(cell)
     passes, held, on_gpu = [], 0.0, 0.0
-    for group in groups.values():
+    for group in sharing_passes(study, cells):
         keys, sites = group[0], dict.fromkeys(cell["site"] for cell in group)
         n_tokens = study.cached(keys, "eval") + study.cached(keys, "sae_train")
         passes += anew(study, keys, sites, n_tokens)
@@ -160,84 +148,6 @@ def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
         held_bytes=2.0 * sae_bytes(d, m) + 8.0 * matched * m + SCIPY_BYTES,
         imports="torch",
     )
-
-
-def collect_latents(study: SizedStudy, keys: Keys) -> Work:
-    """Encode `eval`, sort all firings, cut windows for the sampled latents; passes of the subject.
-
-    Held: the table of docs/latents.md: what sorts, or the subject and what asks it.
-    """
-    (recipe, d, m), settings = study.sae(keys), study.config.latents
-    size = study.sizes[keys["subject"]]
-    passes, site = causal_passes(study, keys), [keys["site"]]
-    n, n_eval = study.cached(keys, "eval"), study.corpus(keys).eval_tokens
-    rows = settings.n_sampled * windows_of(study)
-    kinds = {"nearest": 25.0 * n_eval / 2, "co_occurring": CO_OCCURRING_BYTES}
-    silent = sum(kinds.get(kind, 0.0) for kind in settings.silent_windows)
-    one = sae_bytes(d, m)
-    sorting = coding_bytes(recipe, d, m) - one + SORTED_BYTES + anew_bytes(study, keys, site)
-    effects = 0.0
-    if passes:
-        n_contexts = -(-min(CAUSAL_TOKENS, n_eval) // study.context_tokens(keys))
-        logits = CAUSAL_LOGIT_BYTES * min(CAUSAL_LOGITS, CAUSAL_ROWS * size.vocab_size)
-        passing = min(m, n * recipe.kept // settings.min_firings)
-        ranks = EFFECT_BYTES * min(RANKED_EFFECTS, passing * size.vocab_size) + PAIR_BYTES * n_eval
-        effects = study.pass_bytes(keys, n_contexts, head=False) + max(logits, ranks)
-    live = anew(study, keys, site, n)
-    held = one + 350.0 * m + 66.0 * n_eval / settings.window_tokens + silent + window_bytes(study)
-    return together(
-        encoding(recipe, d, m, n),
-        *live,
-        *passes,
-        tokens=n + sum(part.tokens for part in passes),
-        host_seconds=n * recipe.kept * FIRING_SECONDS + rows * WINDOW_SECONDS + m * LATENT_SECONDS,
-        written_bytes=m * LATENT_BYTES + rows * settings.window_tokens * WINDOW_TOKEN_BYTES,
-        held_bytes=held + max(sorting, effects),
-        gpu_bytes=coding_gpu_bytes(recipe, d, m) + max(effects, anew_bytes(study, keys, site)),
-        imports="transformers" if passes or live else "torch",
-        gpu=True,
-    )
-
-
-def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
-    """The SAEs of a job, one after the other."""
-    return in_turn([collect_latents(study, cell) for cell in cells])
-
-
-def causal_passes(study: SizedStudy, keys: Keys) -> list[Work]:
-    """Passes in which a direction is taken away, or added, or a token is written; none without any.
-
-    Contexts are cut behind the change, in the middle on average. Passes with a direction begin at
-    the site, four for each place; the head reads one token of each.
-    """
-    settings, size = study.config.latents, study.sizes[keys["subject"]]
-    if not has_model(keys["variant"]) or keys["site"] == "embed":
-        return []
-    context = study.context_tokens(keys)
-    places = settings.n_sampled * settings.causal_places
-    before = min(size.n_layers, site_layer(keys["site"]) + 1)
-    captured = 2.0 * min(places * context, study.corpus(keys).eval_tokens)
-    changed = 2 * 4 * places
-    head = replace(forward(size, changed, context, blocks=0, head=True), tokens=0)
-    return [
-        forward(size, captured, context, blocks=before),
-        forward(size, changed * context / 2, context // 2, blocks=size.n_layers - before),
-        forward(size, places * context / 2, context // 2, blocks=before),
-        head,
-    ]
-
-
-def windows_of(study: SizedStudy) -> int:
-    """Windows that are cut for a latent."""
-    s = study.config.latents
-    silent = s.score_silent_windows * len(s.silent_windows)
-    return s.explain_active_windows + s.explain_silent_windows + s.score_active_windows + silent
-
-
-def window_bytes(study: SizedStudy) -> float:
-    """The windows of an SAE in memory."""
-    settings = study.config.latents
-    return settings.n_sampled * windows_of(study) * (12.0 * settings.window_tokens + 60)
 
 
 def explain_latents(study: SizedStudy, keys: Keys) -> Work:
@@ -355,15 +265,3 @@ def n_ranked(study: SizedStudy) -> int:
     widths = [study.sae(cell)[2] for cell in trained if cell["sae"] in config.saes]
     nulls = sum(map(is_null, config.variants))
     return METRICS_RANKED * sum(widths) * (nulls + 1 if nulls else 0)
-
-
-def coding_bytes(recipe: Sae, d: int, m: int) -> float:
-    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
-    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
-    return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)
-
-
-def coding_gpu_bytes(recipe: Sae, d: int, m: int) -> float:
-    """The same on a GPU, which takes more tokens' pre-activations at once."""
-    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
-    return 1.5 * sae_bytes(d, m) + batch + 8.0 * min(BATCH_TOKENS * m, GPU_CHUNK_ENTRIES)

@@ -44,14 +44,14 @@ class RevivingSae(TrainedSae[A]):
     def step_bytes(
         cls, recipe: A, *, d_model: int, n_latents: int, k: int, device: str = "cpu"
     ) -> int:
-        """As for all, and with AuxK, if all latents are dead, 8 d n + B max(56 a, 9 min(n, 4a))
-        more for a = min(auxk_k, n).
+        """As for all, and with AuxK 4 d n + B max(56 a, 9 min(n, 4a)) more for a = min(auxk_k, n):
+        rows of the encoder, and hits, if all latents are dead. How many are depends on the data.
         """
         total = super().step_bytes(recipe, d_model=d_model, n_latents=n_latents, k=k, device=device)
         if recipe.auxk_coefficient:
             chosen = min(recipe.auxk_latents(d_model), n_latents)
             few = min(n_latents, DENSE_PER_CHOSEN * chosen)
-            total += 8 * d_model * n_latents + recipe.batch_tokens * max(56 * chosen, 9 * few)
+            total += 4 * d_model * n_latents + recipe.batch_tokens * max(56 * chosen, 9 * few)
         return total
 
     def add_auxk(

@@ -4,7 +4,7 @@ COLLECTING = collecting_rules(STUDY)
 for job in COLLECTING:
     resources_as_set_for("collect_latents", job)
     of_site = {"site": job.site} if job.site else {}
-    keys = paths.MODEL_KEYS + "".join(f"/site={site}" for site in of_site.values())
+    keys = str(Path(paths.MODEL_KEYS, hive(of_site)))
 
     rule:
         name:

@@ -17,10 +17,12 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 # Each job is a process of its own: what is not kept compiled is compiled anew, 10 s a job.
 unexport PYTHONDONTWRITEBYTECODE
+# pip would compile on one core; failures are templates that are no Python.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
 export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-slow test-llm test-slurm check formats types docs notebooks site schema lock clean
+.PHONY: run test test-slow test-weekly test-llm test-slurm check formats types docs notebooks site schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason --logger nullsae
@@ -32,7 +34,11 @@ test: .venv/installed-dev
 
 # Every kind of edit, control and endpoint, by whole studies; files exchanged with other packages.
 test-slow: .venv/installed-dev .venv-peers/installed
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not weekly"
+
+# The same for more studies: each grid of the paper, models from a hub, pip's package.
+test-weekly: .venv/installed-dev
+	$(PYTEST) -m weekly
 
 # A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.
 test-llm: .venv-llm/installed
@@ -70,8 +76,9 @@ schema: .venv/installed
 	$(BIN)/python -m nullsae.config.parse > workflow/schemas/config.schema.json
 
 .venv/installed: requirements.lock pyproject.toml setup.py .venv/torch-$(TORCH)
-	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	$(COMPILE)
 	touch .venv/installed
 
 # PyPI's PyTorch for Linux has CUDA's libraries in it, 3 GB. That for CPUs is in an index of its own,
@@ -81,7 +88,7 @@ schema: .venv/installed
 	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "nullsae needs Python 3.11, 3.12 or 3.13")'
 	@echo 'PyTorch $(PYTORCH) for $(TORCH); TORCH=cpu or TORCH=cuda takes the other'
 ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
-	@$(BIN)/python -m pip install --retries 0 --timeout 5 --no-deps --index-url $(CPU_INDEX) torch==$(PYTORCH)+cpu 2> .venv/torch.log || echo 'no answer from $(CPU_INDEX): PyTorch comes from where pip finds it'
+	@$(BIN)/python -m pip install --no-compile --retries 0 --timeout 5 --no-deps --index-url $(CPU_INDEX) torch==$(PYTORCH)+cpu 2> .venv/torch.log || echo 'no answer from $(CPU_INDEX): PyTorch comes from where pip finds it'
 else
 	if $(BIN)/python -m pip freeze | grep -q '^torch==.*+cpu'; then $(BIN)/python -m pip uninstall --yes torch; fi
 endif
@@ -89,7 +96,8 @@ endif
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
-	$(BIN)/python -m pip install -r requirements-dev.lock
+	$(BIN)/python -m pip install --no-compile -r requirements-dev.lock
+	$(COMPILE)
 	touch .venv/installed-dev
 
 # SAELens and sparsify, for the tests that exchange files with them, and Triton, for those of our

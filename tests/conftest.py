@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from small_chain import Chain
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole studies first: what takes long must not begin last, where processes share the tests."""
+    for item in items:
+        if item.get_closest_marker("weekly"):
+            item.add_marker("slow")
     items.sort(key=lambda item: "workflow" not in item.path.parts)
 
 

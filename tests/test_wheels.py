@@ -48,7 +48,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip(f"no package index answers: {answer.stderr.strip()[:200]}")
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("python", pythons())
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_pin_has_a_wheel(system: str, python: str, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_every_pin_has_a_wheel(system: str, python: str, tmp_path: Path) -> None
     assert found.returncode == 0, found.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_pin_without_a_wheel_is_found(tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text("torch==2.13.0\n")

@@ -163,6 +163,7 @@ def test_ctrl_c_ends_snakemake_itself_and_frees_the_folder(installed: Installed)
     assert not [*(study / ".snakemake").glob("locks/*")]
 
 
+@pytest.mark.weekly
 def test_a_local_model_is_answered_in_two_commands(installed: Installed) -> None:
     """The model is that of the quick study, saved with its tokenizer as a user would have one."""
     folder = installed.folder

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +147,13 @@ def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int]
     return jobs, done.stdout
 
 
-# Those that take long, with `make test-slow`.
-def slow(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+def slow(names: Iterable[str], *, but_weekly: Container[str] = ()) -> list[Any]:
+    """Those that take long: with `make test-slow`, or with `make test-weekly`."""
+    marks = {name: pytest.mark.weekly if name in but_weekly else pytest.mark.slow for name in names}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 
 
-@pytest.mark.parametrize("name", slow(STUDIES))
+@pytest.mark.parametrize("name", slow(STUDIES, but_weekly={*STUDIES} - {"seeds"}))
 def test_a_grid_has_the_jobs_counted_by_hand_and_needs_no_hub(
     name: str, folder: Path, nowhere: str
 ) -> None:
@@ -163,7 +164,7 @@ def test_a_grid_has_the_jobs_counted_by_hand_and_needs_no_hub(
     assert "ambiguous" not in printed
 
 
-@pytest.mark.parametrize("name", ["seeds", *slow(["plus"])])
+@pytest.mark.parametrize("name", ["seeds", *slow(["plus"], but_weekly=["plus"])])
 def test_a_plan_of_a_grid_has_the_jobs_counted_by_hand(name: str, tmp_path: Path) -> None:
     overlays, counted = STUDIES[name]
     config = read_merged_config([REPOSITORY / f for f in ("config.yaml", *overlays)])
@@ -184,7 +185,7 @@ ON_THIS_MACHINE = {
 }
 
 
-@pytest.mark.parametrize("name", slow(ON_THIS_MACHINE))
+@pytest.mark.parametrize("name", slow(ON_THIS_MACHINE, but_weekly=["all controls", "replicated"]))
 def test_a_plan_has_the_jobs_that_snakemake_would_run(
     name: str, folder: Path, nowhere: str, tmp_path: Path
 ) -> None:

@@ -103,7 +103,7 @@ def twin_pythias(cache: Path, documents: list[str]) -> None:
             add_revision(repository, "step0", "c" * 40, model, tokenizer)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_the_config_of_pythia_14m_runs_on_models_of_that_shape_in_the_hubs_cache(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

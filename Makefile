@@ -1,8 +1,10 @@
 # `make run` and `make test` install what they need into .venv; both may be repeated at will.
 PYTHON ?= python3
 BIN := .venv/bin
+# One more than there are cores: tests of servers and of kills mostly wait.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := $(BIN)/python -m pytest --ignore tests/llm --ignore tests/slurm \
-  --numprocesses auto --dist loadfile --no-loadscope-reorder
+  --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
 ACTIVATE := . .venv/bin/activate &&
 

@@ -51,6 +51,6 @@ def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Itera
 def study(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
     """A finished study, its jobs run two at a time. Tests that change something take a copy."""
     folder = made_once(
-        tmp_path_factory, "study", lambda new: new_study(new, tree, cold=True).make(gpu=2)
+        tmp_path_factory, "study", lambda new: new_study(new, tree).make(gpu=2)
     )
     return Study(folder, tree)

@@ -128,6 +128,8 @@ class Metric:
     """What its figure says of how to read it."""
     values: str = ""
     """The range of values, for docs/metrics.md."""
+    is_usual: bool = False
+    """Whether papers on SAEs report it: of metrics that do not tell, sentences name such first."""
     sites_share_scale: bool = True
     """Whether values of different sites can stand on one axis."""
     along_training: int | None = None

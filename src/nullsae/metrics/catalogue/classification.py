@@ -30,6 +30,7 @@ class Auroc(_OfScores):
         "Explanations help where the score is above 0.5; the metric sees what training made only "
         "where trained scores above the nulls."
     )
+    is_usual = True
     along_training = 2
 
 

@@ -30,6 +30,7 @@ class CeScore(Metric):
         "activations than without."
     )
     values = "(-∞, ∞)"
+    is_usual = True
 
     def value(self, columns: Mapping[str, Numbers]) -> tuple[Numbers, ...]:
         """Return the harm of zeros that the SAE recovers, and that harm, in nats."""

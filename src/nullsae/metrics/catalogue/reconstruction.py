@@ -43,6 +43,7 @@ class ExplainedVariance(_OfDocuments):
     )
     floor_is = "the mean"
     values = "(-∞, 1]"
+    is_usual = True
     along_training = 1
 
 

@@ -22,7 +22,7 @@ from nullsae.sae.files import load_sae
 
 # Matched latents count as shared from this cosine on (Paulo and Belrose 2025).
 SHARED_COSINE = 0.7
-BLOCK_COLUMNS = 8192
+BLOCK_COLUMNS = 2048
 
 
 def match_dictionaries(
@@ -134,7 +134,7 @@ def matched_cosines(a: Tensor, b: Tensor) -> NDArray[np.float64]:
     costs = np.empty((len(a), len(b)))
     for start in range(0, len(b), BLOCK_COLUMNS):
         columns = slice(start, start + BLOCK_COLUMNS)
-        costs[:, columns] = -(a @ b[columns].t()).numpy()
+        np.negative((a @ b[columns].t()).numpy(), out=costs[:, columns])
     cosines: NDArray[np.float64] = -costs[linear_sum_assignment(costs)]
     return cosines
 

@@ -27,8 +27,7 @@ from nullsae.jobs.work.making import LOSS_LOGIT_BYTES, anew, anew_bytes
 
 # What the C library keeps of tensors that were freed.
 FREED_BYTES = 3e7
-# Of a logit while predictions are compared, beside `Size.logit_bytes`.
-COVARIANCE_TOKENS, FIDELITY_CONTEXTS, COMPARED_LOGITS = 65_536, 16, 12.0
+COVARIANCE_TOKENS, FIDELITY_CONTEXTS = 65_536, 16
 # Of an entry of the matrix of costs; and to import SciPy's solver.
 ASSIGNMENT_SECONDS, SCIPY_SECONDS, SCIPY_BYTES = 8e-8, 0.65, 5e7
 # The windows of an SAE as Python objects, over what they take in a table.
@@ -82,8 +81,7 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         fidelity = min(study.config.evaluation.fidelity_tokens, n)
         parts += 4 * [forward(size, fidelity, study.context_tokens(keys), head=True)]
         parts.append(encoding(recipe, d, m, fidelity))
-        compared = FIDELITY_CONTEXTS * study.context_tokens(keys) * COMPARED_LOGITS
-        passes = study.pass_bytes(keys, FIDELITY_CONTEXTS, head=True) + compared * size.vocab_size
+        passes = study.pass_bytes(keys, FIDELITY_CONTEXTS, head=True)
     geometry = 16.0 * m * d + 2**24 + 24.0 * d * d
     held = FREED_BYTES + max(geometry, passes, SUMMED_BYTES * d)
     return together(

@@ -11,6 +11,7 @@ from nullsae.activations.store import SiteReader
 from nullsae.core.devices import device_of, exact_device
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key
+from nullsae.core.memory import give_back
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.saes import DeriveSaeParams
 from nullsae.sae.derivation import derive
@@ -69,5 +70,8 @@ def derive_sae(
     made, gates = derive(origin, given.to(device), sample, others, generator, cell.where)
     for gate in gates:
         logger.info("gate %s: %s", gate["gate"], gate["detail"])
+    n_sampled = len(sample)
+    del given, sample, others
+    give_back()
     output.mkdir(parents=True, exist_ok=True)
-    finish_without_steps(cell, made, tokens=len(sample))
+    finish_without_steps(cell, made, tokens=n_sampled)

@@ -210,7 +210,7 @@ def evaluate(
         fired[indices[values > 0]] = True
         active += int((values != 0).sum())
     all_wanted = exact(wanted)
-    variance = float((all_wanted - all_wanted.mean(dim=0)).square().sum())
+    variance = float((all_wanted - all_wanted.mean(dim=0)).square_().sum())
     varies = variance > ROUNDING * float(all_wanted.square().sum())
     return {
         "heldout_explained_variance": 1.0 - error / variance if varies else None,

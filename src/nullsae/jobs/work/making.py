@@ -1,7 +1,6 @@
 """Formulas of the rules that make what is measured: corpora, subjects, activations, SAEs.
 
-Constants in seconds are of one core of the reference CPU. d is the width of a subject, m the
-latents of an SAE.
+Seconds are of one core of the reference CPU; d is the width of a subject, m the latents of an SAE.
 """
 
 from __future__ import annotations
@@ -375,19 +374,20 @@ def train_sae(study: SizedStudy, keys: Keys) -> Work:
 def derive_sae(study: SizedStudy, keys: Keys) -> Work:
     """One SAE from another: both encode the sample and what is held out; the rest is `derive`'s.
 
-    Held: both SAEs, those in float64 that are turned, products of some rows with all in gates, the
-    samples, and what `derive` sorts.
+    Held: the samples, what `derive` sorts, and the most of: both SAEs and those in float64 that are
+    turned; products of some rows with all in gates; the sample in float64.
     """
     recipe, d, m = study.sae(keys)
     made = study.config.saes[keys["sae"]]
     n = min(made.origin.sampled, study.cached(keys, "sae_train"))
     heldout = min(made.heldout_tokens, study.cached(keys, "eval"))
-    one, samples, gates = sae_bytes(d, m), 4.0 * d * (n + heldout), GATED_BYTES * m
+    one, samples = sae_bytes(d, m), 4.0 * d * (n + heldout)
+    held = max(6 * one + 24.0 * d * d, 4 * one + GATED_BYTES * m, 8.0 * d * n)
     return together(
         encoding(recipe, d, m, 2 * n + 3 * heldout),
         product_flops=made.origin.derive_flops(d, m, n),
         written_bytes=one,
-        held_bytes=6 * one + gates + 2 * samples + 48.0 * d * d + made.origin.derive_bytes(m, n),
+        held_bytes=samples + held + made.origin.derive_bytes(m, n),
         imports="torch",
         gpu=True,
     )

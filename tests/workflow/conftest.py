@@ -50,7 +50,5 @@ def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Itera
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
     """A finished study, its jobs run two at a time. Tests that change something take a copy."""
-    folder = made_once(
-        tmp_path_factory, "study", lambda new: new_study(new, tree).make(gpu=2)
-    )
+    folder = made_once(tmp_path_factory, "study", lambda new: new_study(new, tree).make(gpu=2))
     return Study(folder, tree)

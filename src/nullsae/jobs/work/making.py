@@ -375,7 +375,7 @@ def derive_sae(study: SizedStudy, keys: Keys) -> Work:
     """One SAE from another: both encode the sample and what is held out; the rest is `derive`'s.
 
     Held: the samples, what `derive` sorts, and the most of: both SAEs and those in float64 that are
-    turned; products of some rows with all in gates; the sample in float64.
+    turned; products of some rows with all in gates; the sample in float64. Freed blocks are kept.
     """
     recipe, d, m = study.sae(keys)
     made = study.config.saes[keys["sae"]]
@@ -387,7 +387,7 @@ def derive_sae(study: SizedStudy, keys: Keys) -> Work:
         encoding(recipe, d, m, 2 * n + 3 * heldout),
         product_flops=made.origin.derive_flops(d, m, n),
         written_bytes=one,
-        held_bytes=samples + held + made.origin.derive_bytes(m, n),
+        held_bytes=samples + held + made.origin.derive_bytes(m, n) + 1.5 * KEPT_BLOCK,
         imports="torch",
         gpu=True,
     )

@@ -115,8 +115,7 @@ def _measured(card: Card) -> tuple[Checked, Losses]:
     with tempfile.TemporaryDirectory(prefix="nullsae-") as folder:
         tokens = _tokens(card, Path(folder))
         sample = Sample(_subject(card, tokens), tokens, n_tokens=card.asked.n_tokens)
-        bos = bool(tokens.n_bos)
-        given = Feeding(card.site, bos)
+        given = Feeding(card.site, bool(tokens.n_bos), bos=tokens.bos_name)
         checked = check_feeding(sample, card.sae, given, card.expect)
         fidelity = sample.fidelity(card.sae.to(sample.subject.device), given).totals()
     counts = np.bincount(sample.text.flatten().numpy())

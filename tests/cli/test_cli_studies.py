@@ -138,7 +138,7 @@ def test_a_mistake_in_a_verb_for_people_is_one_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("saes: [", r"s/study.yaml: not YAML \(.*line 1"),
+        ("saes: [", r"s/study.yaml: not YAML \(.*line 2"),
         ("seed: 0\nseed: 1\n", "s/study.yaml: 'seed' is given twice"),
         ("saes: {topk: {lr: 3e-4}}", "s/study.yaml: saes.topk.lr: '3e-4' is text, not a number"),
         ("sead: 1", "s/study.yaml: sead: unknown key; did you mean 'seed'"),

@@ -63,8 +63,9 @@ def beating(study: Study) -> Beating | None:
     title, of_places = rows[0]
     total = sum(of_places, Counts())
     sentence = (
-        f"At a false-discovery rate of {LEVEL:.0%}, {total.n_beating:,} of {total.n_tested:,} "
-        f"latents of trained beat those of the nulls that fire as often, by {title}."
+        f"At a false-discovery rate of {100 * LEVEL:g} %, {total.n_beating:,} of "
+        f"{total.n_tested:,} latents of trained beat those of the nulls that fire as often, by "
+        f"{title}."
     )
     return Beating(sentence, [place_title(study, *place) for place in places], rows)
 

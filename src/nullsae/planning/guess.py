@@ -26,7 +26,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 NULLS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embeddings")
 # With further seeds by PolyPythias (van der Wal et al. 2025, arXiv 2503.09543).
 RESEEDED = ("pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m", "pythia-410m")
-# Of an SAE's nulls, where it has no k of its own.
 
 
 @dataclass(frozen=True)

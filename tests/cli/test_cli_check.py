@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from fed_models import N_LATENTS, K, activations, sink_model, subject_of, trained_on
@@ -199,6 +199,28 @@ def test_what_is_wrong_is_said_and_the_study_is_that_which_fits(made: Made, tmp_
     assert config.subjects["subject"].sites == ("resid_post.1",)
     assert config.corpora["text"].prepend_bos is True
     assert config.saes["published"].expect.explained_variance == 0.9  # type: ignore[union-attr]
+
+
+def test_eos_stands_for_a_bos_that_the_tokenizer_lacks(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(made.model)
+    tokenizer.bos_token, tokenizer.eos_token = None, EOS
+    tokenizer.save_pretrained(tmp_path / "model")
+    # EOS ends documents too: few of them, so that nothing but its place before contexts matters.
+    texts = tmp_path / "long.jsonl"
+    parts = documents()
+    long = [" ".join(parts[i : i + 25]) for i in range(0, len(parts), 25)]
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in long))
+    overlay = tmp_path / "study.yaml"
+    given = ("--model", str(tmp_path / "model"), "--corpus", str(texts))
+    given = (*given, "--expect", "explained_variance=0.8")
+    found = made.check(*given, "--no-bos", "--overlay", str(overlay))
+    assert found.exit_code == 1, found.output
+    said = " ".join(found.output.split())
+    assert "it fits with EOS, for want of a BOS, before each context" in said
+    config = read_merged_config([made.root / "config.yaml", overlay])
+    assert config.corpora["text"].prepend_bos is True
+    assert made.check(*given, "--bos").exit_code == 0
 
 
 def test_no_study_is_written_for_an_sae_that_nothing_makes_fit(made: Made, tmp_path: Path) -> None:

@@ -222,5 +222,10 @@ def test_shares_of_latents_that_beat_placebo_count_all_seeds_together(
     where = ["small", "embed", "topk", "next_token_auroc"]
     assert [*where, "trained", "80%", ""] in cells
     assert [*where, "retrained", "33%", ""] in cells
+    assert "latents_ranked" not in "".join(lines)
+    write(tmp_path, "latents_ranked", [])
     print_verdicts(tmp_path)
-    assert "next_token_auroc" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "next_token_auroc" not in said
+    table = tmp_path / paths.TABLE.format(table="latents_ranked")
+    assert f"Each latent with its q against placebo: {table}" in said.splitlines()

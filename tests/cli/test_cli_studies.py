@@ -15,7 +15,12 @@ from typer.testing import CliRunner
 
 from nullsae import __version__, paths, tables
 from nullsae.cli.main import PANELS, STUDIES, app
-from nullsae.cli.print_difference import are_apart, changed_keys, print_difference
+from nullsae.cli.print_difference import (
+    are_apart,
+    changed_keys,
+    print_difference,
+    why_none_is_common,
+)
 from nullsae.cli.run_study import arguments
 from nullsae.config.read import study_files
 from nullsae.core.errors import UserError
@@ -129,6 +134,46 @@ def test_a_mistake_in_a_verb_for_people_is_one_line(
     assert "\n" not in str(result.exception)
 
 
+@pytest.mark.parametrize("verb", ["plan", "prune", "fetch"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("saes: [", r"s/study.yaml: not YAML \(.*line 2"),
+        ("seed: 0\nseed: 1\n", "s/study.yaml: 'seed' is given twice"),
+        ("saes: {topk: {lr: 3e-4}}", "s/study.yaml: saes.topk.lr: '3e-4' is text, not a number"),
+        ("sead: 1", "s/study.yaml: sead: unknown key; did you mean 'seed'"),
+        ("subjects: {small: {sites: [resid_post.9]}}", r"s/study.yaml: subjects.small.sites: "),
+    ],
+)
+def test_a_mistake_in_a_study_s_config_names_the_file_with_its_folder(
+    verb: str, text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("s/study.yaml"), text)
+    error = CliRunner().invoke(app, [verb, "s"]).exception
+    assert isinstance(error, UserError)
+    assert re.match(said, str(error)), error
+
+
+def test_a_mistake_in_an_overlay_names_the_overlay_and_one_in_place_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("s/study.yaml"), "saes: {a.b: {k: 16, n_latents: 64}}")
+    write_text(Path("more.yaml"), "saes: {a.b: {k: 0}}")
+    error = CliRunner().invoke(app, ["plan", "s", "--configfile", "more.yaml"]).exception
+    assert str(error).startswith(f"{tmp_path / 'more.yaml'}: saes.a.b.k: ")
+    monkeypatch.chdir("s")
+    error = CliRunner().invoke(app, ["plan", "--configfile", "../more.yaml"]).exception
+    assert str(error).startswith("config: saes.a.b.k: ")
+
+
+def test_a_config_that_cannot_be_read_is_named_before_snakemake_begins(tmp_path: Path) -> None:
+    write_text(tmp_path / "study.yaml", "saes: [")
+    error = CliRunner().invoke(app, ["run", str(tmp_path)]).exception
+    assert str(error).startswith(f"{tmp_path / 'study.yaml'}: not YAML")
+
+
 def test_a_study_that_cannot_be_written_to_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +254,40 @@ def test_two_studies_differ_in_what_is_printed_and_in_nothing_else(
         *("Config: the same.", "Provenance: the same.", "Verdicts: the same."),
         "3 of 3 comparisons of both have the same verdict; the intervals of 0 do not overlap.",
     ]
+
+
+def test_studies_without_a_comparison_in_common_are_not_called_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(Path("one"), {}, "2.13.0", {"auroc": ("separates", 0.1, 0.3)})
+    made(Path("other"), {}, "2.13.0", dict.fromkeys("abcde", ("separates", 0.1, 0.3)))
+    made(Path("none"), {}, "2.13.0", {})
+
+    def told(a: str, b: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["diff", a, b])
+        return result.exit_code, result.output.splitlines()[-1]
+
+    nothing = "Verdicts: nothing to compare, no comparison is in both. "
+    assert told("one", "other") == (
+        1,
+        f"{nothing}metric: auroc in one and a, b, c, 2 more in other.",
+    )
+    assert told("none", "other") == (1, f"{nothing}none has none.")
+    assert told("one", "one")[0] == 0
+
+
+def test_what_keeps_comparisons_apart_may_be_no_key_alone() -> None:
+    def of(*sites_and_saes: tuple[str, str]) -> dict[tuple[str, ...], dict[str, str]]:
+        rest = ("metric", "step0", "trained", "step0")
+        return {("model", "s", *one, "", "", *rest): {} for one in sites_and_saes}
+
+    a, b = of(("x", "topk"), ("y", "wide")), of(("x", "wide"), ("y", "topk"))
+    (said,) = why_none_is_common(["one", "other"], [a, b])
+    assert said.startswith("No key alone (stage, subject, site, sae, ")
+    b = {tuple("step1" if v == "step0" else v for v in key): row for key, row in a.items()}
+    found = why_none_is_common(["one", "other"], [a, b])
+    assert found == ["variant: step0 in one and step1 in other"]
 
 
 def test_intervals_are_apart_only_if_no_value_is_in_both() -> None:

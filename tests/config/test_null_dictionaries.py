@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from nullsae.config.parse import parse_config, resolve_subjects
+from nullsae.config.read import merge, read_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import derived_recipes, floor_cells, recipe_cells, sae_cells
@@ -43,6 +44,22 @@ def test_the_default_study_has_them_for_trained_at_the_last_site() -> None:
     # What the tables are made from holds them already.
     again = parse_config(config.model_dump(mode="json"))
     assert resolve_subjects(again) == config
+
+
+@pytest.mark.parametrize(
+    ("overlay", "real"), [("published", ("published",)), ("all-controls", ("topk",))]
+)
+def test_the_answer_speaks_of_no_null_dictionary_that_stands_on_every_variant(
+    overlay: str, real: tuple[str, ...]
+) -> None:
+    config = parse_config(merge(*map(read_config, (BASE, BASE.parent / f"config/{overlay}.yaml"))))
+    assert config.answering_saes == real
+    assert len(config.saes) > len(real)
+
+
+def test_the_answer_of_a_study_of_null_dictionaries_alone_speaks_of_them() -> None:
+    config = study(pca={"dictionary": "pca", "k": 8}, identity={"dictionary": "identity", "k": 8})
+    assert config.answering_saes == ("pca", "identity")
 
 
 def test_they_have_the_seeds_and_the_k_of_their_sae() -> None:

@@ -109,6 +109,16 @@ def test_what_is_wrong_is_found_with_and_without_published_figures(
         assert (found.remedy.explained_variance or 0) > 0.9
 
 
+def test_eos_is_tried_where_the_tokenizer_has_no_bos(fed: Fed) -> None:
+    heldout, without = tokens(128, seed=2, prepend_bos=False), replace(GOOD, prepend_bos=False)
+    for eos, said in ((BOS, "it fits with EOS, for want of a BOS, before each"), (None, "neither")):
+        manifest = {"prepend_bos": False, "bos_token_ids": [], "eos_token_id": eos}
+        own = replace(heldout, manifest=manifest)
+        sample = Sample(fed.subject, own, n_tokens=2048)
+        found = check_feeding(sample, fed.sae, replace(without, bos=own.bos_name), PUBLISHED)
+        assert said in reason(found)
+
+
 def test_figures_that_are_not_reached_are_named(fed: Fed) -> None:
     found = check_feeding(fed.sample, fed.sae, GOOD, Expect(l0=40, explained_variance=0.999))
     ev = found.given.explained_variance

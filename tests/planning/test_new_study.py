@@ -119,8 +119,12 @@ def test_an_sae_says_where_and_on_what_it_was_trained(
         bos,
     )
     config = parsed(found)
-    assert list(config.saes) == ["given"]
+    # Itself on every variant, placebos where they are compared with it; nothing is trained.
+    assert list(config.saes) == ["given", "rotated", "rate_matched_random"]
     assert config.saes["given"].pretrained == f"{tmp_path}/saes::layers.1"
+    assert [sae.variants for sae in config.saes.values()] == [None, ("trained",), ("trained",)]
+    assert not any(sae.origin.trained for sae in config.saes.values())
+    assert not config.evaluation.gaussian_floors
     # One for each site is told by its path alone.
     each = guessed(model, sae=f"{tmp_path}/saes::layers.{{layer}}", sites=("resid_post.1",))
     assert each.sites == ("resid_post.1",)

@@ -146,7 +146,9 @@ def write_study(root: Path, config: Config) -> None:
         latents = _latents(cell, odd, rng)
         rows["latents"] += latents
         if cell["variant"] == "trained" and "@" not in cell["sae"]:
-            rows["latents_ranked"] += _ranked(cell, latents, config)
+            ranked = _ranked(cell, latents, config)
+            rows["latents_ranked"] += ranked
+            rows["beating_placebo"] += _beating(cell, ranked)
         sampled = [row for row in latents if row["sampled"]]
         rows["coverage"].append(_coverage(cell, latents))
         windows = [w for row in sampled for w in _windows(row, ids, odd, rng)]
@@ -160,7 +162,7 @@ def write_study(root: Path, config: Config) -> None:
     _add_floors(rows, config, rng)
     _add_overlap(rows, config)
     _add_statistics(rows, config, rng)
-    for name in (*COLUMNS, "latents_ranked"):
+    for name in (*COLUMNS, "latents_ranked", "beating_placebo"):
         _write(root, name, rows[name])
     words = [row["verdict"] for row in rows["verdicts"]]
     write_answer(config, root, rows["contrasts"], words)
@@ -388,6 +390,20 @@ def _ranked(
         for row in latents
         if row["passes_filter"] and row[metric] is not None
     ]
+
+
+def _beating(cell: dict[str, Any], ranked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What these come to; by the second metric nothing could be tested against all nulls."""
+    rows = []
+    for metric, null in dict.fromkeys((row["metric"], row["null"]) for row in ranked):
+        own = [row["q"] for row in ranked if (row["metric"], row["null"]) == (metric, null)]
+        tested = [] if (metric, null) == ("token_entropy_bits", "all") else own
+        n = sum(q <= 0.05 for q in tested)
+        counts = {"n_latents": len(own), "n_tested": len(tested), "n_beating": n}
+        share = n / len(tested) if tested else None
+        named = {"metric": metric, "null": null, "direction": 1 if tested else None}
+        rows.append(cell | named | counts | {"share_beating_placebo": share})
+    return rows
 
 
 def _effects(cell: dict[str, Any], odd: list[int] | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ NAME = "small.training"
 SHARES = [0.1, 0.3]
 VARIANTS = ["trained", "step0", "rerandomized"]
 # Tables without rows about SAEs along their training.
-WHOLE = ("contrasts", "verdicts", "geometry", "overlap", "latents_ranked")
+WHOLE = ("contrasts", "verdicts", "geometry", "overlap", "latents_ranked", "beating_placebo")
 
 
 def along(**sections: Any) -> Config:

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 
 from nullsae import paths, tables
 from nullsae.config.study import Config
+from nullsae.report.beating import beating
 from nullsae.report.browser import browser
+from nullsae.report.build import build_report
 from nullsae.report.study import load_study
 
 MOST_BYTES = 5_000_000
@@ -276,6 +278,56 @@ def test_sampled_latents_come_first_and_others_fill_the_room(built: Path) -> Non
     )
 
 
+def test_the_page_says_how_many_latents_beat_placebo_and_sorts_them_by_q_from_a_click(
+    built: Path, page: str, tmp_path: Path
+) -> None:
+    ranked = rows_of(built, "latents_ranked", metric="next_token_auroc", null="all")
+    n = sum(row["q"] <= 0.05 for row in ranked)
+    assert 0 < n < len(ranked)
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
+    assert (
+        f"At a false-discovery rate of 5 %, {n} of {len(ranked)} latents of trained beat those of "
+        f"the nulls that fire as often, by AUROC of the next token by direct effect."
+    ) in text
+    assert "results/tables/latents_ranked.parquet" in text
+    (counts,) = re.findall(r"By metric and site</summary>(.*?)</details>", page, re.DOTALL)
+    here = [row for row in ranked if row["site"] == "resid_post.1"]
+    n_here = sum(row["q"] <= 0.05 for row in here)
+    assert counts.count("<tbody>") == 1
+    assert f"{n_here} of {len(here)}<" in counts
+    assert "Token entropy" not in counts  # untested against all
+    shown, q = ask(
+        page,
+        1280,
+        tmp_path,
+        f"{ALL} {LEFT}.querySelector('[data-key=q]').click(); return [{SHOWN.format(side=LEFT)},"
+        f"[...{LEFT}.querySelectorAll('tbody tr')].map(tr => tr.lastChild.textContent)]",
+    )
+    of_step0 = rows_of(
+        built, "latents_ranked", site="resid_post.1", metric="next_token_auroc", null="step0"
+    )
+    values: dict[int, float | None] = dict.fromkeys(shown)
+    values |= {row["latent"]: row["q"] for row in of_step0}
+    assert shown == order(values, down=False)
+    assert q[0] == f"{min(row['q'] for row in of_step0):.3f}"
+
+
+def test_latents_that_beat_placebo_are_counted_on_a_page_without_a_browser(
+    built: Path, tmp_path: Path
+) -> None:
+    own = built / "results"
+    (tmp_path / "results").mkdir()
+    for folder in ("latents", "corpus", "tables"):
+        (tmp_path / "results" / folder).symlink_to(own / folder)
+    build_report(
+        default_config(report={"figure_formats": ["svg"], "n_example_latents": 0}), tmp_path
+    )
+    page = (tmp_path / paths.REPORT).read_text(encoding="utf-8")
+    assert '<h2 id="latents">Latents</h2>' in page
+    assert "latents_ranked.parquet" in page
+    assert "Choose q below" not in page
+
+
 def test_a_study_without_ranked_latents_has_no_q(
     built: Path, config: Config, tmp_path: Path
 ) -> None:
@@ -284,9 +336,10 @@ def test_a_study_without_ranked_latents_has_no_q(
         (tmp_path / "results" / folder).symlink_to(built / "results" / folder)
     (tmp_path / "results/tables").mkdir()
     for file in (built / "results/tables").iterdir():
-        if file.stem != "latents_ranked":
+        if file.stem not in ("latents_ranked", "beating_placebo"):
             (tmp_path / "results/tables" / file.name).symlink_to(file)
     found = browser(load_study(config, tmp_path))
     assert found is not None
     assert found["metrics"] == []
+    assert beating(load_study(config, tmp_path)) is None
     assert all(not cell["q"] for place in found["places"] for cell in place["cells"].values())

@@ -26,7 +26,7 @@ from nullsae.report.drawings.token_lookup import _floors
 from nullsae.report.names import figure_names
 from nullsae.report.render import inline_svg
 from nullsae.report.study import load_study
-from nullsae.statistics.answer import TIERS, Finding, Tier
+from nullsae.statistics.findings import TIERS, Finding, Tier
 from nullsae.tables.study import PROVENANCE, SUMMARIES
 
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<svg"}

@@ -28,10 +28,12 @@ from nullsae.config.variants import VARIANTS
 from nullsae.report import sections, style
 from nullsae.report.build import build_report
 from nullsae.report.controls import controls
+from nullsae.report.drawings.answer import positions
 from nullsae.report.drawings.cross_entropy import CLEAN
 from nullsae.report.matrix import NONE, differences, shares, short
 from nullsae.report.names import figure_names
 from nullsae.report.study import Study, thin
+from nullsae.statistics.answer import answer
 
 MOST_BYTES = 9_000_000
 GROUND = r'<path[^>]*fill="({})"'
@@ -261,6 +263,24 @@ def test_health_of_activations_is_the_same_for_every_sae_and_stands_once() -> No
         cell = row["sites"]["mlp_out.1"]
         assert cell["n"] == (row["variant"], row["draw"])
         assert cell["sae"] == "learned"
+
+
+def test_the_figure_of_the_answer_leaves_null_dictionaries_out_as_its_sentences_do() -> None:
+    config = all_controls_config()
+    keys = {"subject": "small", "site": "mlp_out.1", "variant": "step0", "metric": "cosine"}
+    keys |= {"stage": "model", "explainer": None, "scorer": None}
+    arms = {"real_l0": 16.0, "l0": 16.0, "n_draws": 1, "n_seeds": 1}
+    arms |= {"real_training_tokens": 1e5, "training_tokens": 1e5, "real_value": 1.0, "margin": 0.1}
+    rows = [
+        keys | arms | {"sae": sae, "value": 0.25 if sae in config.answering_saes else 0.75}
+        for sae in config.saes
+    ]
+    assert config.answering_saes == ("learned", "elsewhere")
+    words = ["separates"] * len(rows)
+    (finding,) = answer(rows, words, saes=config.answering_saes).findings
+    assert finding.against[0].verdicts == {"separates": 2}
+    study = study_of(config, contrasts=rows)
+    assert [row["x"] for row in positions(study, "small", finding)] == [0.25]
 
 
 @pytest.mark.slow

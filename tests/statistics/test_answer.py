@@ -234,6 +234,24 @@ def test_a_study_in_which_no_metric_tells_the_only_null_dictionary_says_so() -> 
     ) in found.sentences
 
 
+def test_null_dictionaries_on_every_variant_are_compared_within_trained_and_count_no_more() -> None:
+    real = (rows("cosine", "ssss"), of_dictionaries("cosine", pca="ss", rotated="se"))
+    of_nulls = [rows("cosine", "eeee", sae=name, real_l0=3.0) for name in ("pca", "rotated")]
+    found = of(*real, *of_nulls, saes={"topk"})
+    assert found == of(*real)
+    assert [one.tier for one in found.findings] == ["tells"]
+    assert of(*real, *of_nulls).findings[0].tier == "does_not_tell"
+
+
+def test_a_study_of_trained_alone_answers_about_dictionaries() -> None:
+    found = of(of_dictionaries("cosine", pca="ss", rotated="ss"))
+    assert found.sentences == (
+        "Within trained at embed and resid_post.0, one of 1 metric tells the learned dictionary "
+        "from each of the two null dictionaries: Cosine similarity.",
+        "It says nothing of models: no other one was compared with trained.",
+    )
+
+
 def test_an_answer_reads_back_as_it_was_written() -> None:
     variants = (*NULLS, "retrained")
     found = of(

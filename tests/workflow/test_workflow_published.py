@@ -19,6 +19,7 @@ from workflow_study import REPOSITORY, Study, cell, new_study
 
 from nullsae import paths
 from nullsae.activations.store import SiteReader
+from nullsae.aggregation.answer import read_answer
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from peers import PEERS, need_peers, run_with_peers
@@ -185,6 +186,20 @@ def test_one_sae_serves_every_variant_through_all_stages(twin: Twin) -> None:
         assert {*rows.variant} == {"trained", "rerandomized"}
     of_models = twin.table("contrasts").query("stage == 'model' and sae == 'published'")
     assert {"explained_variance", "auroc"} <= set(of_models.metric)
+
+
+def test_the_answer_speaks_of_it_alone_and_its_latents_are_ranked(twin: Twin) -> None:
+    answer = read_answer(twin.study.folder)
+    (finding,) = [one for one in answer.findings if one.metric == "explained_variance"]
+    # One comparison at the one site, though three SAEs stand on the null.
+    assert [sum(one.verdicts.values()) for one in finding.against] == [1]
+    own = twin.table("reconstruction").query("sae == 'published' and variant == 'trained'")
+    assert (finding.low, finding.high) == pytest.approx((own.explained_variance.item(),) * 2)
+    assert {one.variant for found in answer.dictionaries for one in found.against} == {*NULLS}
+    ranked = twin.table("latents_ranked").query("sae == 'published' and null == 'all'")
+    assert "next_token_auroc" in {*ranked.metric}
+    page = (twin.study.folder / paths.REPORT).read_text(encoding="utf-8")
+    assert "results/tables/latents_ranked.parquet" in page
 
 
 def test_the_page_says_what_each_is(twin: Twin) -> None:

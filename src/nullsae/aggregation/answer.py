@@ -20,7 +20,8 @@ def write_answer(
     """Write the answer of a study; `words` are the verdicts of its contrasts, of any stage."""
     placebos = {name for name, one in config.explainers.items() if one.exchanges is not None}
     controls = set(filter(is_positive_control, config.variants))
-    found = answer(contrasts, words, controls=controls, placebos=placebos)
+    saes = config.answering_saes
+    found = answer(contrasts, words, controls=controls, placebos=placebos, saes=saes)
     write_json(root / paths.ANSWER, found.as_json())
 
 

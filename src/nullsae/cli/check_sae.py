@@ -20,7 +20,6 @@ from nullsae import paths
 from nullsae.cli.sae_card import CORPUS, SAE, SUBJECT, Asked, Card, corpus_of, source_of
 from nullsae.config.compute import DEVICE, DEVICES
 from nullsae.config.corpora import Corpus
-from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.model_files import from_anywhere
 from nullsae.config.parse import check_sites, parse_config, parse_section
 from nullsae.config.plain import read_yaml
@@ -39,13 +38,13 @@ from nullsae.jobs.corpus import PrepareCorpusParams
 from nullsae.metrics.feeding import AS_THEY_ARE, Checked, Feeding, Measured, Sample
 from nullsae.metrics.gate import changes, doubt, figures, reason
 from nullsae.metrics.remedies import check_feeding
+from nullsae.planning.new_study import placebos_of
 from nullsae.planning.show import print_plan
 from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import Subject, fetch
 from nullsae.subjects.publish import check_tokens
 
-# What the study that is written adds to the SAE, and takes of a data set of the hub.
-PLACEBOS = ("rotated", "rate_matched_random")
+# What the study that is written takes of a data set of the hub.
 HUB_TOKENS = 1_000_000
 # So much worse than the frequencies of tokens a model is that is read in the wrong way.
 WORSE_NATS = 0.5
@@ -115,8 +114,7 @@ def _measured(card: Card) -> tuple[Checked, Losses]:
     with tempfile.TemporaryDirectory(prefix="nullsae-") as folder:
         tokens = _tokens(card, Path(folder))
         sample = Sample(_subject(card, tokens), tokens, n_tokens=card.asked.n_tokens)
-        bos = bool(tokens.n_bos)
-        given = Feeding(card.site, bos)
+        given = Feeding(card.site, bool(tokens.n_bos), bos=tokens.bos_name)
         checked = check_feeding(sample, card.sae, given, card.expect)
         fidelity = sample.fidelity(card.sae.to(sample.subject.device), given).totals()
     counts = np.bincount(sample.text.flatten().numpy())
@@ -267,11 +265,9 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
     }
     if not card.sae.transcodes:
         # No training: SAEs that are trained on nulls here would have other tokens than this one
-        # had, and so no verdict. Placebos on nulls would only be compared with themselves.
+        # had, and so no verdict.
         recipe["dictionary"] = "given"
-        placebos = [n for n in PLACEBOS if not (is_object and DICTIONARIES[n].needs_encoder)]
-        own = {"from": SAE, "variants": ["trained"]}
-        new["saes"] |= {name: {"dictionary": name, **own} for name in placebos}
+        new["saes"] |= placebos_of(SAE, shows_encoder=not is_object)
     for key in new:
         new[key] = {**dict.fromkeys(base.get(key) or {}), **new[key]}
     # All placebos stand above.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from shlex import quote
@@ -82,17 +82,40 @@ SomePortion = Annotated[str | None, Option(help="This job's share of the shards,
 
 
 @contextmanager
-def in_study(folder: Path) -> Iterator[None]:
+def in_study(folder: Path, overlays: Sequence[Path] = ()) -> Iterator[None]:
     """Work in a study's folder, as its jobs do: paths in its config are relative to that.
 
+    Args:
+        folder: as it was given on the command line.
+        overlays: what its config is merged with, as `seen_from` has them.
+
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or what is done in it ends so. Its lines name files as
+            they are seen from where the command was given, and of the config the file.
     """
     if not folder.is_dir():
         way = f"nullsae init {quote(str(folder))}"
         raise UserError(f"{folder}: no such folder; `{way}` makes a study there")
-    with chdir(folder):
-        yield
+    try:
+        with chdir(folder):
+            yield
+    except UserError as error:
+        if folder == Path():
+            raise
+        said = (_from_outside(line, folder, overlays) for line in str(error).splitlines())
+        raise UserError("\n".join(said)) from None
+
+
+def _from_outside(line: str, folder: Path, overlays: Sequence[Path]) -> str:
+    """A line that begins with a file of a folder or with a key of its config."""
+    from nullsae.config.read import giver, study_files
+
+    name, _, rest = line.partition(": ")
+    if name == "config":
+        key = rest.partition(":")[0].partition(",")[0]
+        return f"{giver(study_files(folder, overlays), key)}: {rest}"
+    is_inside = name == Path(name).name and (folder / name).exists()
+    return f"{folder / name}: {rest}" if is_inside or name.startswith("results/") else line
 
 
 def seen_from(folder: Path, *files: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -26,10 +26,15 @@ MAKERS = (
     *("device", "device_kind", "host", "dtype", "threads", "revisions"),
 )
 ABSENT = "absent"
+# Values of a key that a line names; it counts the rest.
+MOST_NAMED = 3
 
 
-def print_difference(a: Path, b: Path) -> None:
+def print_difference(a: Path, b: Path) -> bool:
     """Print what differs between the studies in two folders: config, provenance, verdicts.
+
+    Returns:
+        Whether any comparison is in both, so that verdicts could be compared.
 
     Raises:
         UserError: one of them was never run, is not finished, or is damaged.
@@ -43,6 +48,15 @@ def print_difference(a: Path, b: Path) -> None:
         _print(console, Table(title, *heads), found)
     verdicts = [_verdicts(study) for study in (a, b)]
     both = verdicts[0].keys() & verdicts[1].keys()
+    if not both:
+        why = "; ".join(why_none_is_common([str(study) for study in (a, b)], verdicts))
+        console.print(
+            f"Verdicts: nothing to compare, no comparison is in both. {why}.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return False
     changed = {key: (x, y) for key, x, y in _pairs(*verdicts) if x["verdict"] != y["verdict"]}
     shown = {_named(key): (_said(x), _said(y)) for key, (x, y) in changed.items()}
     _print(console, Table("Verdicts", *heads), shown)
@@ -59,6 +73,34 @@ def print_difference(a: Path, b: Path) -> None:
                 markup=False,
                 highlight=False,
             )
+    return True
+
+
+def why_none_is_common(studies: Sequence[str], verdicts: Sequence[Mapping[Key, Row]]) -> list[str]:
+    """What keeps the comparisons of two studies apart, a phrase for each key.
+
+    Args:
+        studies: their names.
+        verdicts: of each, by the values of `KEYS`; none stands in both.
+    """
+    if empty := [study for study, own in zip(studies, verdicts, strict=True) if not own]:
+        return [f"{study} has none" for study in empty]
+    found: dict[str, str] = {}
+    for i, key in enumerate(KEYS):
+        values = [dict.fromkeys(each[i] for each in own) for own in verdicts]
+        if values[0].keys().isdisjoint(values[1]):
+            named = [f"{_some(own)} in {study}" for own, study in zip(values, studies, strict=True)]
+            # The null of a model is its variant: once is enough.
+            found.setdefault(" and ".join(named), key)
+    otherwise = f"No key alone ({', '.join(KEYS)}) keeps them apart, but their combination does"
+    return [f"{key}: {said}" for said, key in found.items()] or [otherwise]
+
+
+def _some(values: Collection[Any]) -> str:
+    """The first few values."""
+    shown = [str(value) for value in values][:MOST_NAMED]
+    more = [f"{len(values) - len(shown)} more"] if len(values) > len(shown) else []
+    return ", ".join([*shown, *more])
 
 
 def changed_keys(a: Any, b: Any) -> dict[str, tuple[str, str]]:

@@ -56,7 +56,6 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
         _print_all(console, rows, tables.read_whole(root, "discriminating_power").to_pylist())
         if beating := tables.read_whole(root, "beating_placebo").to_pylist():
             console.print(_beating(beating))
-            console.print("Each latent with its q: results/tables/latents_ranked.parquet")
     for sentence in answer.sentences:
         console.print(sentence, markup=False, highlight=False)
     warnings = sorted({(row["subject"], row["warning"]) for row in rows if row["warning"]})
@@ -79,6 +78,9 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
         study = "" if root == Path() else f"{quote(str(root))} "
         each = f"Each verdict: nullsae verdicts {study}--all"
         console.print(each, markup=False, highlight=False, soft_wrap=True)
+    if (ranked := root / paths.TABLE.format(table="latents_ranked")).is_file():
+        said = f"Each latent with its q against placebo: {ranked}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     page = (root / paths.REPORT).resolve()
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import NoReturn
 
-from nullsae.config.read import BASE, OVERLAY
+from nullsae.config.read import BASE, OVERLAY, read_config, study_files
 from nullsae.core.errors import UserError
 from nullsae.planning.dag import snakefile_of
 
@@ -31,13 +31,16 @@ def run_study(study: Path, options: Sequence[str]) -> NoReturn:
         options: further ones of Snakemake's, and targets.
 
     Raises:
-        UserError: there is no study in the folder, or it cannot be written to.
+        UserError: there is no study in the folder, it cannot be written to, or a file of its config
+            cannot be read.
     """
     if not any((study / name).is_file() for name in (OVERLAY, BASE)):
         way = f"nullsae init {quote(str(study))} --model PATH_OR_ID"
         raise UserError(f"{study}: no {OVERLAY} here; `{way}` writes one")
     if not os.access(study, os.W_OK):
         raise UserError(f"{study}: not writable, and results go there; copy it elsewhere")
+    for file in study_files(study):
+        read_config(file)  # Snakemake would name it without the folder
     # The rules call `nullsae` by its name, whether or not this environment was activated.
     scripts = sysconfig.get_path("scripts")
     os.environ["PATH"] = os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))

@@ -71,7 +71,11 @@ def diff(
     a: Annotated[Path, Argument(help="Folder of a study.", show_default=False)],
     b: Annotated[Path, Argument(help="Folder of another study.", show_default=False)],
 ) -> None:
-    """Compare two studies: config, provenance, verdicts."""
+    """Compare two studies: config, provenance, verdicts.
+
+    Exit code: 0 if verdicts were compared, whatever differs; 1 if no comparison is in both.
+    """
     from nullsae.cli.print_difference import print_difference
 
-    print_difference(a, b)
+    if not print_difference(a, b):
+        raise typer.Exit(1)

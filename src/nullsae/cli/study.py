@@ -61,7 +61,7 @@ def report(
         from nullsae.cli.write_bundle import write_bundle
 
         overlays, output = seen_from(study, *configfile or ()), seen_from(study, bundle)[0]
-        with in_study(study):
+        with in_study(study, overlays):
             write_bundle(Path(), overlays, output)
         return
     if params is not None:

@@ -156,7 +156,7 @@ def fetch(
 
     overlays = seen_from(study, *configfile or ())
     hub = seen_from(study, into)[0] if into else None
-    with in_study(study):
+    with in_study(study, overlays):
         fetch_study(Path(), overlays, into=hub, models=model or [])
 
 
@@ -245,7 +245,7 @@ def plan(
         print(f"written to {measure(print)}")
     overlays = seen_from(study, *configfile or ())
     file = seen_from(study, json)[0] if json else None
-    with in_study(study):
+    with in_study(study, overlays):
         print_plan(Path(), overlays, device=device, gpus=gpus, cores=cores, json_file=file)
 
 
@@ -263,7 +263,7 @@ def prune(
     from nullsae.planning.prune import prune
 
     overlays = seen_from(study, *configfile or ())
-    with in_study(study):
+    with in_study(study, overlays):
         prune(Path(), overlays, yes=yes, llm_cache=llm_cache)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,26 @@ def read_config(file: Path) -> dict[str, Any]:
     if given is not None and not isinstance(given, dict):
         raise UserError(f"{file}: not a config; it has keys such as `subjects:`")
     return given or {}
+
+
+def giver(files: Sequence[Path], key: str) -> Path:
+    """The one of several merged files that gives a key, or most of the way to it: the last one.
+
+    Args:
+        files: in the order in which they are merged; at least one.
+        key: dotted. The names of entries may have dots, too.
+    """
+    return max(reversed(files), key=lambda file: _given_characters(read_config(file), key))
+
+
+def _given_characters(section: Any, key: str) -> int:
+    """How much of a dotted key a section has."""
+    names = section if isinstance(section, Mapping) else ()
+    found = [n for n in map(str, names) if key == n or key.startswith(f"{n}.")]
+    return max(
+        (len(n) + 1 + _given_characters(section.get(n), key[len(n) + 1 :]) for n in found),
+        default=0,
+    )
 
 
 def merge(below: Any, above: Any) -> Any:

@@ -190,6 +190,14 @@ class Config(Section):
                 )
         return self
 
+    @property
+    def answering_saes(self) -> tuple[str, ...]:
+        """The SAEs by which a study's answer speaks of models: those that are no null dictionary
+        and made from no other. All, where there are none.
+        """
+        real = [name for name, sae in self.saes.items() if sae.is_real]
+        return tuple(real or self.saes)
+
     def writer(self, explainer: str) -> Explainer | None:
         """Who wrote an explainer's explanations: itself, or whose it exchanges; None for none."""
         if explainer == NO_EXPLAINER:

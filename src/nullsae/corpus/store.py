@@ -40,6 +40,19 @@ class Tokens:
         return found
 
     @property
+    def before_text(self) -> list[int]:
+        """What `prepend_bos: true` puts before each context: BOS, or EOS of a tokenizer without;
+        empty if it has neither.
+        """
+        eos = self.manifest.get("eos_token_id")
+        return self.bos_token_ids or ([] if eos is None else [eos])
+
+    @property
+    def bos_name(self) -> str:
+        """What that is, in words."""
+        return "BOS" if self.bos_token_ids else "EOS, for want of a BOS,"
+
+    @property
     def first_predicted(self) -> int:
         """Position of the first token of a context that a model's loss counts."""
         return max(1, self.n_bos)

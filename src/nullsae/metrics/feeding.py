@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,8 @@ class Feeding:
     """Whether BOS stands before each context."""
     input: str = AS_THEY_ARE
     """What was done to activations: nothing, or one of `SCALED` or `NORMALIZED`."""
+    bos: str = field(default="BOS", compare=False)
+    """What stands there in the place of BOS, in words: `Tokens.bos_name`."""
 
     def changes(self, other: Feeding) -> list[str]:
         """Return the names of the fields in which another one differs."""
@@ -186,12 +188,12 @@ class Sample:
 
         Args:
             subject: the trained one.
-            tokens: with or without BOS; `bos_token_ids` of its manifest are what is prepended.
+            tokens: with or without BOS; its `before_text` is what is prepended.
             n_tokens: how many to take, in whole contexts.
             exclude: which tokens count, besides BOS itself, which does not.
         """
         self.subject, self.exclude = subject, exclude or Exclude()
-        self.bos = torch.tensor(tokens.bos_token_ids, dtype=torch.int32)
+        self.bos = torch.tensor(tokens.before_text, dtype=torch.int32)
         ids = tokens.input_ids
         rows = ids[spread(len(ids), n_tokens, ids.shape[1])]
         # The same text in both ways, and no context longer than those of the split.

@@ -31,9 +31,10 @@ def figures(found: Measured) -> str:
 
 def changes(given: Feeding, other: Feeding) -> list[str]:
     """Describe how another feeding differs, one phrase each."""
+    bos = f"with {other.bos}" if other.prepend_bos else "without BOS"
     words = {
         "site": f"at {other.site}",
-        "prepend_bos": f"{'with' if other.prepend_bos else 'without'} BOS before each context",
+        "prepend_bos": f"{bos} before each context",
         "input": f"on activations {other.input}",
     }
     return [words[name] for name in given.changes(other)]
@@ -92,7 +93,7 @@ def require_fit(
         return
     rule = {name: heldout.manifest["excluded"][name] for name in Exclude.model_fields}
     sample = Sample(subject, tokens, exclude=Exclude(**rule))
-    given = Feeding(keys.site, bool(tokens.n_bos))
+    given = Feeding(keys.site, bool(tokens.n_bos), bos=tokens.bos_name)
     checked = check_feeding(sample, sae, given, expect or Expect())
     log.info("%s at %s: %s", keys.sae, keys.site, figures(checked.given))
     if checked.fits:

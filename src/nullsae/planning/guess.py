@@ -26,8 +26,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 NULLS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embeddings")
 # With further seeds by PolyPythias (van der Wal et al. 2025, arXiv 2503.09543).
 RESEEDED = ("pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m", "pythia-410m")
-# Of an SAE's nulls, where it has no k of its own.
-DEFAULT_K = 32
 
 
 @dataclass(frozen=True)
@@ -175,11 +173,15 @@ def _sae(sae: str) -> tuple[dict[str, Any], MadeOn, tuple[str, ...]]:
     elif inside and "/" not in path:  # no hub id
         pretrained = FromSaeLens(saelens=SaeLensRelease(release=path, sae_id=inside))
     given = pretrained if isinstance(pretrained, str) else pretrained.model_dump()
-    recipe: dict[str, Any] = {"pretrained": given}
+    # On every variant: SAEs trained here would have other tokens than this one had, so no verdict.
+    recipe: dict[str, Any] = {"dictionary": "given", "pretrained": given}
     if "{" in sae:  # one for each site
         return recipe, MadeOn(), ()
     read = read_with_origin(pretrained, None, where="--sae")
-    if read.sae.k is None:
-        recipe["k"] = DEFAULT_K  # of its nulls: better the SAE's own mean L0
+    if read.sae.transcodes:
+        raise UserError(
+            f"--sae: {sae!r} is a transcoder, whose study names an input and an output site; "
+            f"nullsae check --overlay writes it"
+        )
     site = None if read.made_on.hook is None else site_of_hook(read.made_on.hook)
     return recipe, read.made_on, () if site is None else (site,)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import yaml
 
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.read import BASE, OVERLAY, read_merged_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
@@ -28,6 +29,7 @@ from nullsae.planning.sizes import corpus_sizes
 
 # A first run should take an hour at most, and leave half of the disk free.
 MOST_SECONDS, MOST_DISK_SHARE = 3600.0, 0.5
+PLACEBOS = ("rotated", "rate_matched_random")
 # Tokens that SAEs are trained on, and latents for each dimension: Gao et al. 2024 (2406.04093)
 # train wider dictionaries on more tokens.
 RUNGS = (
@@ -222,10 +224,16 @@ def overlay(found: Guess, amounts: Amounts) -> str:
     saes: dict[str, Any] = {
         "topk": {"k": amounts.k, "n_latents": amounts.n_latents, "batch_tokens": batch}
     }
+    tokens_for, of_sae = "that each SAE is trained on", ""
+    evaluation = (
+        "null_dictionaries: []   # such as [rotated, pca], made without training beside topk"
+    )
     if found.sae is not None:
-        saes = {"topk": None, "given": {**found.sae, "batch_tokens": batch}}
+        saes = {"topk": None, "given": found.sae, **placebos_of("given")}
+        tokens_for = "for means and firing rates"
+        of_sae = "   # nothing is trained: it reads every variant, beside placebos made from it"
+        evaluation = "null_dictionaries: []   # they stand above\n  gaussian_floors: false"
     recipes = "\n".join(f"  {name}: {_flow(recipe)}" for name, recipe in saes.items())
-    of_sae = "   # the SAE's nulls are trained here, of its width and k" if found.sae else ""
     return f"""{_head()}# What stands here was guessed by `nullsae init`: change it at will.
 compute:
   device: {"auto" if found.on_gpu else "cpu"}   # {gpu}
@@ -247,18 +255,27 @@ subjects:
     sites: {_flow(list(found.sites))}   # of blocks 0 to {found.size.n_layers - 1}
 variants: {_flow(list(found.variants))}
 activations:
-  sae_train_tokens: {amounts.train_tokens:_}   # that each SAE is trained on
+  sae_train_tokens: {amounts.train_tokens:_}   # {tokens_for}
   shared_pass: false
 saes:{of_sae}
 {recipes}
 evaluation:
   fidelity_tokens: 4096
-  null_dictionaries: []   # such as [rotated, pca], made without training beside topk of trained
+  {evaluation}
 latents:
   min_firings: {amounts.min_firings}
 report:
   title: {_flow(f"Trained and random {found.name}")}
 """
+
+
+def placebos_of(sae: str, *, shows_encoder: bool = True) -> dict[str, dict[str, Any]]:
+    """Recipes of the null dictionaries beside an SAE made elsewhere, which take no training.
+
+    On nulls they would only be compared with themselves. Some need the encoder rows of the SAE.
+    """
+    kinds = [name for name in PLACEBOS if shows_encoder or not DICTIONARIES[name].needs_encoder]
+    return {name: {"dictionary": name, "from": sae, "variants": ["trained"]} for name in kinds}
 
 
 def _flow(value: Any) -> str:

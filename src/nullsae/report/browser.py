@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def browser(study: Study) -> dict[str, Any] | None:
         ],
         "places": [
             {
-                "title": " · ".join(_told(study, *place)),
+                "title": place_title(study, *place),
                 "cells": {
                     variant: _cell(study, latents, ranked, n, texts[place[0]], variant, *place)
                     for variant in study.variants
@@ -190,11 +190,12 @@ def _judges(study: Study) -> list[tuple[str, str]]:
     return [pair for pair in study.config.scored_pairs() if pair[0] == explainer]
 
 
-def _told(study: Study, subject: str, site: str, sae: str) -> Iterable[str]:
-    """What tells a place from the others."""
+def place_title(study: Study, *place: str) -> str:
+    """What tells a subject, site and SAE from the others."""
     config = study.config
     several = (len(config.subjects) > 1, True, len(config.saes) > 1)
-    return (word for word, is_told in zip((subject, site, sae), several, strict=True) if is_told)
+    told = (word for word, is_told in zip(place, several, strict=True) if is_told)
+    return " · ".join(told)
 
 
 def _cell(

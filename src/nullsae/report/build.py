@@ -12,13 +12,15 @@ from nullsae import paths
 from nullsae.aggregation.provenance import differences, in_short
 from nullsae.config.study import Config
 from nullsae.report import sections, style
+from nullsae.report.beating import beating
 from nullsae.report.browser import browser, browser_rule
 from nullsae.report.controls import controls
 from nullsae.report.figures import Figure, draw_figure
 from nullsae.report.names import GROUPS, figure_kinds
 from nullsae.report.page import TEMPLATES, in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
-from nullsae.statistics.answer import TIER_RULE, TIERS
+from nullsae.statistics.findings import TIER_RULE, TIERS
+from nullsae.statistics.ranking import LEVEL
 from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE, replication_note
 
 
@@ -70,6 +72,8 @@ def build_report(config: Config, root: Path) -> None:
         made_by=in_short(study.made_by),
         compact=study.compact,
         tight=sections.is_tight(study),
+        beating=beating(study),
+        beating_level=LEVEL,
         browser=browser(study),
         browser_rule=browser_rule(study),
         # Part of the page, which may load nothing.

@@ -11,7 +11,7 @@ from nullsae.core.registry import lazy
 from nullsae.report import charts, style
 from nullsae.report.kinds import FigureKind
 from nullsae.report.study import Row, Study
-from nullsae.statistics.answer import APART, TIERS, Against, Finding
+from nullsae.statistics.findings import APART, TIERS, Against, Finding
 
 if TYPE_CHECKING:
     import altair as alt
@@ -77,7 +77,8 @@ def positions(study: Study, subject: str, finding: Finding) -> list[Row]:
     """Where the variants stand, each a row, and the margin, by the contrasts of a subject.
 
     `x` is the median of (value - floor) / (trained - floor) over contrasts, and `margin` the
-    median of theirs over |trained - floor|. Contrasts without these numbers are left out.
+    median of theirs over |trained - floor|. Contrasts without these numbers are left out, as are
+    those by SAEs that the answer does not speak of.
     """
     floor = METRICS[finding.metric].floor
     keys = {name: getattr(finding, name) for name in ("metric", "explainer", "scorer")}
@@ -85,6 +86,8 @@ def positions(study: Study, subject: str, finding: Finding) -> list[Row]:
     for one in finding.against:
         shares, margins = [], []
         for row in study.rows("contrasts", subject=subject, variant=one.variant, **keys):
+            if row["sae"] not in study.config.answering_saes:
+                continue
             reach = None if row["real_value"] is None else row["real_value"] - floor
             if reach and row["value"] is not None:
                 shares.append((row["value"] - floor) / reach)

@@ -197,6 +197,22 @@ def test_names_that_hold_commas_are_parted_by_semicolons() -> None:
     )
 
 
+def test_of_metrics_that_do_not_tell_those_that_papers_report_are_named_first() -> None:
+    judged = {"explainer": "lexical", "scorer": "detection"}
+    others = ("l1_ratio", "cosine", "peak_token_share")
+    found = of(
+        *(rows(name, "ssse") for name in others),
+        rows("ce_score", "eeee"),
+        rows("auroc", "iiie", **judged),
+        rows("explained_variance", "eeee"),
+    )
+    fails = next(s for s in found.sentences if "do not" in s)
+    assert fails == (
+        "Six do not: Cross-entropy score; AUROC (lexical, detection); Explained variance; L1 norm "
+        "of the latents over the norm of the activations; and two more."
+    )
+
+
 def test_which_metrics_tell_the_learned_dictionary_is_a_sentence_of_its_own() -> None:
     models = (rows("next_token_auroc", "ssss"), rows("auroc", "eeee"), rows("cosine", "iiii"))
     found = of(

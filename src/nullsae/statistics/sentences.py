@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from nullsae.config.metrics import METRICS
 from nullsae.statistics.findings import TIERS, Against, Arm, Finding, extent
 
 MOST_NAMED = 4
@@ -50,12 +51,12 @@ def sentences_of(
     judged = [one for one in of["does_not_tell"] if one.metric == "auroc"]
     shown = [one for one in (*tells[:1], *judged[:1]) if one.low is not None]
     found += [_values(one) for one in shown[: 1 if dictionaries else 2]]
-    if fails := of["does_not_tell"]:
+    if fails := _usual_first(of["does_not_tell"]):
         found.append(
             f"{_number(len(fails)).capitalize()} {'does' if len(fails) == 1 else 'do'} not: "
             f"{_names(fails)}."
         )
-    if open_ := of["undecided"]:
+    if open_ := _usual_first(of["undecided"]):
         found.append(
             f"{_number(len(open_)).capitalize()} {'is' if len(open_) == 1 else 'are'} not decided, "
             f"for want of {_wanted(open_)}: {_names(open_)}."
@@ -83,6 +84,11 @@ def _of_dictionaries(findings: Sequence[Finding], best: Sequence[Finding], where
                 told = [each.variant for each in one.against if {*each.verdicts} == {"separates"}]
                 said += f", while {one.name} tells it from {_listed(told) if told else 'none'}"
     return f"{said}."
+
+
+def _usual_first(findings: Iterable[Finding]) -> list[Finding]:
+    """What papers report before the rest: it is what a reader looks for."""
+    return sorted(findings, key=lambda one: not METRICS[one.metric].is_usual)
 
 
 def _wanted(findings: Iterable[Finding]) -> str:

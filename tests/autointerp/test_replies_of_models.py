@@ -219,6 +219,7 @@ def test_a_number_beside_the_word_intruder_may_count_something_else(
         "A\u00e7\u0131klama: words for food",
         "Explanation: *words* for **food**",
         "Explanation: words for <<food>>",
+        '{"explanation": ["words for food"]}',
         "Explanation: words for food\n\nWindow 1: <text>a <<pot>></text>\nExplanation: pots",
     ],
 )

@@ -19,12 +19,13 @@ from nullsae.autointerp.label_words import (
     Row,
     blank,
     read_label,
+    without,
 )
 
 _SIGNS = str.maketrans(dict.fromkeys("#\\[]'\"“”", " "))
 # Tags as signs: <window id="1">0</window> as window id="1":0,
-_CLOSING_TAG = re.compile(r"</[^<>\n]*>|<br[ /]*>")
-_OPENING_TAG = re.compile(rf"(?i)<(?!br\b)([^<>\n/][^<>\n]*?)(/?)>((?:\s*(?={WORDS}\s*<))?)")
+_CLOSING_TAG = re.compile(r"</[^<>\n]*>")
+_OPENING_TAG = re.compile(rf"(?i)<([^<>\n/][^<>\n]*?)(/?)>((?:\s*(?={WORDS}\s*<))?)")
 # Text of a window that a line repeats before it answers.
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^“”\n]*”")
 
@@ -88,6 +89,7 @@ def blocks_of_lines(text: str, n_windows: int) -> list[Block]:
     """The blocks in tables, lists and sentences; `text` has JSON blanked."""
     if not re.search(r"\w", text):
         return []
+    text = re.sub(r"<br ?/?>", lambda m: "\n".ljust(len(m[0])), text)
     text = _CLOSING_TAG.sub(lambda m: ",".ljust(len(m[0])), _OPENING_TAG.sub(_with_sign, text))
     text = re.sub(r"[^\n]+", _without_quotes, text).translate(_SIGNS)
     text = _HEADED.sub(_with_colon, text)
@@ -97,11 +99,12 @@ def blocks_of_lines(text: str, n_windows: int) -> list[Block]:
     for is_table, run in groupby(re.finditer(r"[^\n]+", text), lambda line: _is_table(line[0])):
         if is_table and (lines := [(line.start(), line[0]) for line in run]):
             blocks += block_of_table(lines)
-            stop = lines[-1][0] + len(lines[-1][1])
-            text = text[: lines[0][0]] + BLANK * (stop - lines[0][0]) + text[stop:]
+            text = without(text, lines[0][0], lines[-1][0] + len(lines[-1][1]))
     for match in _LIST.finditer(text):
-        blocks.append(Block(match.start(), [(None, label) for label in _items(match)]))
-    text = _LIST.sub(lambda match: BLANK * len(match[0]), text)
+        labels = _items(match)
+        if n_windows == 1 or len(labels) > 1:
+            blocks.append(Block(match.start(), [(None, label) for label in labels]))
+            text = without(text, *match.span())
     return blocks + (_blocks_of_pairs(text) or _block_of_verdicts(text, n_windows))
 
 
@@ -150,9 +153,9 @@ def _blocks_of_pairs(text: str) -> list[Block]:
         elif len(labels) != len(numbers):
             labels = [None] * len(numbers)
         block = Block(match.start(), [*zip(numbers, labels, strict=True)])
-        # The same number at once is answered in two ways.
+        # The same number at once is answered in two ways; 0 begins another count.
         goes_on = blocks and (blocks[-1].may_go_on(block) or numbers == [number])
-        if goes_on and BLANK not in gap and not _ANSWER_STARTS.search(gap):
+        if goes_on and numbers != [0] and BLANK not in gap and not _ANSWER_STARTS.search(gap):
             blocks[-1].rows += block.rows
         else:
             blocks.append(block)

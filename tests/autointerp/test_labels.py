@@ -256,6 +256,6 @@ def test_no_draft_changes_what_is_read(
 
 
 def test_long_answers_are_read_in_time() -> None:
-    parts = ("1: 0 “", '1: 0 "', "1: 0 <text>", "1: 0 -> ", '{"final": {"1": 0}, ')
+    parts = ("1: 0 “", '1: 0 "', "1: 0 <text>", "1: 0 -> ", "1. 0 2: 1 ", '{"final": {"1": 0}, ')
     for part in ("[", '{"1":', "1: 0 ", "Window 1\n", "|1", "yes ", '"', *parts):
         found(part * (20_000 // len(part)), 5)

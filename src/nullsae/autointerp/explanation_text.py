@@ -23,9 +23,10 @@ _OFFER = (
 _PLEASANTRY = re.compile(rf"(?i)\W*{_OFFER}")
 # A further field of an answer below its explanation, a rule, or an offer of help.
 _WHAT_FOLLOWS = re.compile(
-    r"(?i)\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|[*_#> \t-]*(?:certainty|score|"
-    r"confidence(?: score)?|examples?|evidence|reason(?:ing|s)?|rationale|justification|notes?|"
-    rf"key ?words?|tokens|label|category|title|strengths?|windows)\b[*_ \t]*[:\uff1a])|(?<=[.!?])\s+{_OFFER}"
+    r"(?i)\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|[*_#> \t-]*(?:confidence(?: score)?|certainty|"
+    r"score|examples?|evidence|reason(?:ing|s)?|rationale|justification|notes?|key ?words?|tokens|"
+    r"label|category|title|strengths?|windows)\b[*_ \t]*[:\uff1a])|"
+    rf"(?<=[.!?])\s+{_OFFER}"
 )
 # Of YAML.
 _BLOCK_SCALAR = re.compile(r"\A[|>][-+]?[ \t]*\n")

@@ -49,6 +49,8 @@ _PAIR = re.compile(
 )
 _SPAN = re.compile(rf"(?i)(\d+)(?:\s*(?:{_DASH}|\b(?:to|through)\b)\s*(?:{KEY}\s+)?(\d+))?")
 MOST_OF_GROUP = 500
+# Characters before a pair that are looked through for what makes it a part of a sentence.
+MOST_BEFORE = 200
 # A window, what is thought of it, and its label at the end of the line.
 _VERDICT = re.compile(
     rf"""(?imx)^\W*(?:{KEY}\W{{0,3}})?(?P<number>\d{{1,4}})[\s)]*(?:[:.)]|\s{_DASH}\s)[^\n]*?
@@ -141,6 +143,7 @@ def _items(match: re.Match[str]) -> list[Label]:
 def _blocks_of_pairs(text: str) -> list[Block]:
     """The blocks of pairs; one ends where a number comes again, or another answer starts."""
     blocks: list[Block] = []
+    seen: set[int] = set()
     last, number = 0, -1
     for match in _PAIR.finditer(text):
         numbers = [REST] if match["rest"] else _numbers_of(match["group"] or match["number"])
@@ -152,13 +155,13 @@ def _blocks_of_pairs(text: str) -> list[Block]:
             labels = [read_label(match)] * len(numbers)
         elif len(labels) != len(numbers):
             labels = [None] * len(numbers)
-        block = Block(match.start(), [*zip(numbers, labels, strict=True)])
         # The same number at once is answered in two ways; 0 begins another count.
-        goes_on = blocks and (blocks[-1].may_go_on(block) or numbers == [number])
-        if goes_on and numbers != [0] and BLANK not in gap and not _ANSWER_STARTS.search(gap):
-            blocks[-1].rows += block.rows
-        else:
-            blocks.append(block)
+        goes_on = numbers == [number] or (seen.isdisjoint(numbers) and numbers != [0])
+        if not blocks or not goes_on or BLANK in gap or _ANSWER_STARTS.search(gap):
+            blocks.append(Block(match.start(), []))
+            seen.clear()
+        blocks[-1].rows += zip(numbers, labels, strict=True)
+        seen.update(numbers)
         last, number = match.end(), (numbers or [-1])[-1]
     return blocks
 
@@ -179,6 +182,7 @@ def _is_aside(match: re.Match[str], gap: str, is_later: bool, is_next: bool) -> 
         is_next: whether the number is that of the last pair plus 1.
     """
     _, newline, before = gap.rpartition("\n")
+    before = before[-MOST_BEFORE:]
     if match["word"] or match["rest"]:
         return _SPEAKS_OF.search(before) is not None
     before = _PARENTHESES.sub(" ", before)

@@ -52,3 +52,4 @@ include: "workflow/rules/toy.smk"
 
 
 guard_shells(workflow, shell)
+mean_all(workflow, MADE_OF)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -47,6 +49,30 @@ def test_a_place_that_cannot_be_written_to_is_one_line(
     place = tmp_path / "file/within"
     text = failure(["init", str(place), "--from", "quick"], monkeypatch, capsys)
     assert text.splitlines()[-1] == f"nullsae init: error: {place}: Not a directory"
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results/work"), "results/work"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "results/, or TMPDIR"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "results/, or TMPDIR"),
+    ],
+)
+def test_a_full_disk_is_one_line_wherever_it_is_noticed(
+    error: Exception,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work() -> None:
+        raise error
+
+    monkeypatch.setattr("nullsae.cli.main.app", work)
+    said = "the disk is full; make room and run again, what is finished stays"
+    assert failure(["aggregate"], monkeypatch, capsys) == (
+        f"nullsae aggregate: error: {place}: {said}\n"
+    )
 
 
 def test_every_rule_calls_a_verb_that_is_there() -> None:

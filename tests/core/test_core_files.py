@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import (
+    STARTED_WITH,
     atomic_path,
     checksum,
     content_key,
@@ -20,6 +22,7 @@ from nullsae.core.files import (
     write_json,
     write_text,
 )
+from nullsae.core.home import workflow_folder
 from refusing import refused
 
 
@@ -98,6 +101,25 @@ def test_the_rebuild_command_names_the_file() -> None:
     assert rebuild_command("results/a.json") == (
         "snakemake --cores all --resources gpu=1 --forcerun results/a.json -- results/a.json"
     )
+
+
+def test_the_rebuild_command_finds_the_study_of_a_file_that_is_read_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(STARTED_WITH, raising=False)
+    file = tmp_path / "results of mine/results/a.json"
+    place = f"-s {workflow_folder() / 'Snakefile'} --directory {shlex.quote(str(file.parents[1]))}"
+    assert rebuild_command(file) == (
+        f"snakemake --cores all --resources gpu=1 {place} --forcerun results/a.json "
+        f"-- results/a.json"
+    )
+    file.parents[1].mkdir()
+    (file.parents[1] / "Snakefile").touch()
+    assert f"-s {shlex.quote(str(file.parents[1] / 'Snakefile'))} " in rebuild_command(file)
+    monkeypatch.chdir(file.parents[1])
+    assert rebuild_command("results/a.json").count("--directory") == 0
+    monkeypatch.setenv(STARTED_WITH, "--configfile b.yaml")
+    assert rebuild_command("results/a.json").split()[5:7] == ["--configfile", "b.yaml"]
 
 
 values = st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4), max_size=4)

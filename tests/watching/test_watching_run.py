@@ -184,6 +184,7 @@ def test_a_run_whose_snakemake_was_killed_has_ended(tmp_path: Path) -> None:
 
 
 def test_the_newest_run_is_watched_and_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").touch()
     with pytest.raises(UserError, match=r"no run here yet; `nullsae run .*` starts one"):
         newest_run(tmp_path)
     for day in ("02", "03", "01"):

@@ -104,6 +104,17 @@ def test_an_executor_whose_jobs_share_no_files_is_one_line(study: Study, tmp_pat
     assert "docs/cluster.md" in last
 
 
+def test_a_dry_run_from_elsewhere_takes_an_edit_of_the_config_for_no_change_of_code(
+    study: Study, tmp_path: Path
+) -> None:
+    fewer = copy_of(study, tmp_path / "s", linked=True).configure(
+        lambda config: config["scorers"].pop("fuzzing")
+    )
+    found = Study(tmp_path, study.tree).run(fewer.command("-n", "-q", "rules"))
+    assert re.search(r"^report +1$", found.stdout, re.M), found.stdout
+    assert "code of " not in found.stdout
+
+
 def test_a_snakefile_elsewhere_brings_its_config_where_there_is_none(
     study: Study, tmp_path: Path
 ) -> None:
@@ -148,7 +159,8 @@ def test_an_importer_keeps_its_rules_config_and_shells_to_itself(
 def test_every_rule_can_be_forced_when_all_is_done(study: Study) -> None:
     every = study.jobs("--forceall")
     listed = re.findall(r"^[a-z]\w*$", study.make("--list-rules"), re.M)
-    assert {"train_sae", "prepare_corpus", "report"} <= every.keys() <= set(listed)
+    some = {"train_sae", "cache_activations", "prepare_corpus", "report"}
+    assert some <= every.keys() <= set(listed)
     assert study.jobs("--forcerun", *every) == every
 
 

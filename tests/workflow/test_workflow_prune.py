@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     refused = prune(copied, "--yes", rc=2)
     assert refused.count("\n") == 1
     assert "Snakemake is at work here, so nothing was deleted" in refused
-    lock.unlink()
+    unlocked = copied.run(shlex.split(refused.split("`")[1]))
+    assert unlocked.returncode == 0, unlocked.stdout
+    assert not lock.exists()
 
     prune(copied, "--yes")
     after = files(copied)

@@ -8,7 +8,7 @@ if FREE:
 
 
 for job in FREE:
-    resources_as_set_for("explain_and_score", job)
+    made_of("explain_and_score", job)
 
     rule:
         name:

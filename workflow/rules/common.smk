@@ -31,9 +31,11 @@ from nullsae.config.saes import recipe_name
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
 from nullsae.config.variants import is_positive_control, runs_on_trained
 from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
+from nullsae.jobs.named_rules import forced, mean_all
 from nullsae.jobs.of_models import collecting_rules, evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs, n_gpus
 from nullsae.jobs.sae_inputs import (
+    capture_again,
     captured_by,
     captured_for_sae,
     fitted_keys,
@@ -60,15 +62,22 @@ except UserError as error:
 
 
 remember_options(workflow, sys.argv)
+if workflow.is_main_process:
+    named = forced(sys.argv)
+    own = (*jobs.rules(), "capture_portion")
+    capture_again(
+        named
+        and {name for name in own if workflow.modifier.modify_rulename(name) in named}
+    )
 take_absolute_targets(workflow)
 
 
 container: image()
 
 
-def say_changed_code():
+def say_changed_code(root=Path.cwd()):
     """One line, where Snakemake is about to run jobs for their code."""
-    changed, n_jobs = changed_code(workflow.dag)
+    changed, n_jobs = changed_code(workflow.dag, root)
     if changed:
         line = changed_code_line(changed, n_jobs, study_options(workflow))
         print(line, file=sys.stderr, flush=True)
@@ -203,10 +212,15 @@ def shared_folder(job):
     return paths.SAE.format(**{**left_open, **job.keys})
 
 
-def resources_as_set_for(rule, job):
-    """Let `--set-resources` of a rule reach one of its jobs that has a name of its own."""
-    names = map(workflow.modifier.modify_rulename, (rule, job.name))
-    set_as_for(workflow.resource_settings, *names)
+# By rule, those that are made of it, as the command line names both.
+MADE_OF = {}
+
+
+def made_of(rule, job):
+    """Let options of Snakemake's that name a rule reach one of its jobs that has a name of its own."""
+    named, name = map(workflow.modifier.modify_rulename, (rule, job.name))
+    set_as_for(workflow.resource_settings, named, name)
+    MADE_OF.setdefault(named, []).append(name)
 
 
 def hive(keys):

@@ -2,7 +2,7 @@ COLLECTING = collecting_rules(STUDY)
 
 # Where the config says so, or activations are not kept, one job has all SAEs of a model or a site.
 for job in COLLECTING:
-    resources_as_set_for("collect_latents", job)
+    made_of("collect_latents", job)
     of_site = {"site": job.site} if job.site else {}
     keys = str(Path(paths.MODEL_KEYS, hive(of_site)))
 

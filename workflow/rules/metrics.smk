@@ -1,6 +1,6 @@
 # All SAEs of a model, and its floors: what an SAE takes is hardly more than a job's start.
 for job in evaluation_rules(STUDY):
-    resources_as_set_for("evaluate_sae", job)
+    made_of("evaluate_sae", job)
 
     rule:
         name:

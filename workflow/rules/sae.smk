@@ -50,7 +50,7 @@ if not STUDY.activations.shared_pass and not STUDY.activations.streams:
 # One rule per job: which SAEs it makes depends on which ones are there. Those that are whole have a
 # job, too, which Snakemake has no reason to run, but can be told to.
 for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
-    resources_as_set_for("train_sae", job)
+    made_of("train_sae", job)
 
     rule:
         name:

@@ -17,6 +17,7 @@ from nullsae.jobs.code_record import Record, noted_record, read_record
 from nullsae.jobs.entry import typed_entries
 from nullsae.jobs.rules import rules as all_rules_by_name
 from nullsae.planning.accept import Change, Comparison, differing_files
+from nullsae.planning.dag import command_for
 from nullsae.planning.made import made_jobs
 
 SHOWN_JOBS = 6
@@ -66,7 +67,9 @@ def accept_code(
     if found.activations:
         print(f"kept: the keys of {_n(len(found.activations), 'split')} of activations")
     if not codes and not found.activations:
-        raise UserError(_nothing(found, "all rules" if all_rules else ", ".join(rules)))
+        given = ("--configfile", *map(str, overlays)) if overlays else ()
+        dry = command_for(root, "-n", *given, *(("--config", *pairs) if pairs else ()))
+        raise UserError(_nothing(found, "all rules" if all_rules else ", ".join(rules), dry))
     if found.again:
         told = ", ".join(f"{rule} ({n})" for rule, n in found.again.items())
         print(f"By the same code, run again for their params or for what they read: {told}.")
@@ -119,16 +122,19 @@ def _n(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def _nothing(found: Comparison, named: str) -> str:
+def _nothing(found: Comparison, named: str, dry: str) -> str:
     changed = {change.rule for change in found.changes.values() if change.n_lost} & found.accepted
     if changed:
         return (
             f"{', '.join(sorted(changed))}: nothing can be kept: not only the code changed since "
             f"results/ was made, or what these jobs read is made again; "
-            f"{_also(found.others)}`snakemake -n` says why"
+            f"{_also(found.others)}`{dry}` says why"
         )
     hint = f" (it changed for {', '.join(sorted(found.others))})" if found.others else ""
-    return f"{named}: nothing to accept: what is in results/ was made by the present code{hint}"
+    return (
+        f"{named}: nothing to accept: what is in results/ was made by the present code, or by code "
+        f"that was accepted{hint}"
+    )
 
 
 def _also(others: set[str]) -> str:

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from nullsae import __version__
 from nullsae.cli import latents, options, saes, studies, study, subjects, tools, toy
 from nullsae.core.errors import UserError
+from nullsae.core.files import FULL, is_full
 from nullsae.core.visible import show_only_visible
 
 ABOUT = (
@@ -105,10 +106,13 @@ def main() -> None:
         app()
     except UserError as error:
         _end(error)
-    except OSError as error:
-        if error.errno not in OF_PLACES or error.filename is None:
+    except Exception as error:
+        place = getattr(error, "filename", None)
+        if is_full(error):
+            _end(UserError(f"{place or 'results/, or TMPDIR'}: {FULL}"))
+        if not isinstance(error, OSError) or error.errno not in OF_PLACES or place is None:
             raise
-        _end(UserError(f"{error.filename}: {error.strerror}"))
+        _end(UserError(f"{place}: {error.strerror}"))
 
 
 def _end(error: UserError) -> NoReturn:

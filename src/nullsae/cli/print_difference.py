@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from nullsae import paths, tables
 from nullsae.config.plain import read_yaml
+from nullsae.config.read import way_to_run
 from nullsae.core.errors import UserError
 from nullsae.core.visible import visible
 from nullsae.tables.study import PROVENANCE, STAGE_KEYS
@@ -147,7 +147,7 @@ def _pairs(a: dict[Key, Row], b: dict[Key, Row]) -> Iterator[tuple[Key, Row, Row
 def _run_config(study: Path) -> Any:
     file = study / paths.RUN_CONFIG
     if not file.is_file():
-        raise UserError(f"{file}: does not exist; `nullsae run {quote(str(study))}` writes it")
+        raise UserError(f"{file}: does not exist; {way_to_run(study, 'writes it')}")
     return read_yaml(file)
 
 

@@ -13,6 +13,7 @@ from nullsae import paths, tables
 from nullsae.aggregation.answer import read_answer
 from nullsae.aggregation.provenance import differences
 from nullsae.config.metrics import STAGES, is_of_model
+from nullsae.config.read import way_to_run
 from nullsae.config.variants import is_positive_control
 from nullsae.core.errors import UserError
 from nullsae.statistics.ranking import LEVEL
@@ -48,7 +49,7 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
     """
     file = root / paths.TABLE.format(table="verdicts")
     if not file.is_file():
-        raise UserError(f"{file}: not there; `nullsae run {quote(str(root))}` writes it")
+        raise UserError(f"{file}: not there; {way_to_run(root, 'writes it')}")
     rows = tables.read_whole(root, "verdicts").to_pylist()
     answer = read_answer(root)
     console = Console() if Console().is_terminal else Console(width=160)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -68,7 +67,9 @@ def report(
         _write_report(params, study)
     page = (study / paths.REPORT).absolute()
     if not page.is_file():
-        raise UserError(f"{page}: does not exist; `nullsae run {quote(str(study))}` writes it")
+        from nullsae.config.read import way_to_run
+
+        raise UserError(f"{page}: does not exist; {way_to_run(study, 'writes it')}")
     if params is None:
         print(page)
     if show:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nullsae.config.parse import parse_config, resolve_subjects
@@ -26,6 +27,13 @@ def study_files(folder: Path, more: Iterable[Path] = ()) -> list[Path]:
     own, overlay = folder / BASE, folder / OVERLAY
     base = own if own.is_file() else workflow_folder() / BASE
     return [base, *([overlay] if overlay.is_file() else []), *more]
+
+
+def way_to_run(study: Path, does: str) -> str:
+    """Say that `nullsae run` on a folder does something, or what makes a study of it first."""
+    if any((study / name).is_file() for name in (OVERLAY, BASE)):
+        return f"`nullsae run {quote(str(study))}` {does}"
+    return f"{study} is no study; `nullsae init {quote(str(study))}` makes one there"
 
 
 def read_merged_config(files: list[Path], more: Mapping[str, Any] | None = None) -> Config:

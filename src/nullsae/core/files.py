@@ -19,6 +19,7 @@ from typing import Any
 import xxhash
 
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.home import workflow_folder
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
@@ -33,6 +34,16 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 STARTED_WITH = "NULLSAE_STARTED_WITH"
 
 
+FULL = "the disk is full; make room and run again, what is finished stays"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that no room was left on a disk, whichever library raised it."""
+    # Not every library says it by the error's number, or even by its type.
+    full = getattr(error, "errno", None) in FULL_DISK
+    return full or any(text in str(error) for text in FULL_TEXTS)
+
+
 @contextmanager
 def room_for(path: Path | str) -> Iterator[None]:
     """Raise a one-line error if the disk is full while the block writes `path`.
@@ -45,12 +56,9 @@ def room_for(path: Path | str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # Not every library says it by the error's number, or even by its type.
-        full = getattr(error, "errno", None) in FULL_DISK
-        if not full and not any(text in str(error) for text in FULL_TEXTS):
+        if not is_full(error):
             raise
-        said = f"{path}: the disk is full; make room and run again, what is finished stays"
-        raise UserError(said) from None
+        raise UserError(f"{path}: {FULL}") from None
 
 
 @contextmanager
@@ -178,11 +186,29 @@ def verify(path: Path | str, expected: str, *, rebuild: str) -> None:
 
 
 def rebuild_command(target: Path | str) -> str:
-    """Return the command with which Snakemake makes one file of this study again."""
-    options = os.environ.get(STARTED_WITH, "")
+    """Return the command with which Snakemake makes one file of this study again.
+
+    A verb that no run started finds the study in the file's path.
+    """
+    options = os.environ.get(STARTED_WITH)
+    if options is None:
+        options, target = _by_path(Path(target))
     start = f"snakemake --cores all --resources gpu=1 {options}".rstrip()
     file = shlex.quote(str(target))
     return f"{start} --forcerun {file} -- {file}"
+
+
+def _by_path(target: Path) -> tuple[str, Path]:
+    """The options that name the study of a file, and the file as seen from there."""
+    if "results" not in target.parts:
+        return "", target
+    at = len(target.parts) - 1 - target.parts[::-1].index("results")
+    study, file = Path(*target.parts[:at]), Path(*target.parts[at:])
+    if study == Path() and Path("Snakefile").is_file():
+        return "", file
+    own = study / "Snakefile"
+    used = own if own.is_file() else workflow_folder() / "Snakefile"
+    return shlex.join(("-s", str(used.absolute()), "--directory", str(study.absolute()))), file
 
 
 def content_key(value: Any) -> str:

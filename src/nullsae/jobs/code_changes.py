@@ -53,13 +53,14 @@ def is_other_code(rule: str, present: str, recorded: str, record: Record) -> boo
     return edited or not file_digests(*rules()[rule].files).keys() <= before.keys()
 
 
-def changed_code(dag: Any) -> tuple[list[str], int]:
+def changed_code(dag: Any, root: Path) -> tuple[list[str], int]:
     """The rules whose code changed since their files were made, and the jobs that so run again.
 
     Only jobs that Snakemake is about to run are looked at, and nothing is written.
 
     Args:
         dag: Snakemake's own, worked out.
+        root: the folder of the study: at the end of a dry run, Snakemake has left it.
     """
     made, changes = set(), []
     record: Record | None = None
@@ -81,7 +82,7 @@ def changed_code(dag: Any) -> tuple[list[str], int]:
             before, now = recorded_cells(found.params), recorded_cells([repr(job.params.config)])
             is_other = any(before[cell] != now[cell] for cell in before.keys() & now.keys())
         else:
-            record = read_record(Path()) if record is None else record
+            record = read_record(root) if record is None else record
             is_other = is_other_code(code_of(job)[0], code, str(recorded), record)
         if is_other:
             changes.append(job)

@@ -89,10 +89,10 @@ def _literal(raw: Any) -> str | None:
 
 
 def set_as_for(settings: ResourceSettings, rule: str, job: str) -> None:
-    """Let what `--set-resources` says of a rule hold for a rule of another name, too.
+    """Let `--set-resources` and `--set-threads` of a rule hold for a rule of another name, too.
 
     Called before that rule is defined; what is said of it by its own name comes first.
     """
-    known: Any = settings._parsed_overwrite_resources
-    if rule in known:
-        known.setdefault(job, known[rule])
+    for known in (settings._parsed_overwrite_resources, settings._parsed_overwrite_threads):
+        if rule in known:
+            known.setdefault(job, known[rule])

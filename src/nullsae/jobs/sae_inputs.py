@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from nullsae import paths
 from nullsae.config.saes import Sae, recipe_name
 from nullsae.config.study import Config
-from nullsae.config.variants import fitted_to, runs_on_trained
+from nullsae.config.variants import fitted_to, is_positive_control, runs_on_trained
 from nullsae.core.files import key_in
 from nullsae.jobs.activations import activations_key
 from nullsae.jobs.grid import of_model
@@ -23,6 +23,8 @@ from nullsae.jobs.shared_training import NO_RESULTS
 Inputs = dict[str, list[str]]
 # Those that only some trainings have, by their names in a rule.
 SOME_HAVE = ("train_tokens", "eval_tokens", "model", "fitted", "given")
+# Rules that this run repeats whatever is there; None for all.
+_forced: Collection[str] | None = ()
 
 
 def captured_by(config: Config, keys: Wildcards) -> str:
@@ -33,17 +35,36 @@ def captured_by(config: Config, keys: Wildcards) -> str:
     must leave the SAEs of the others alone, and an edit of their recipe must still reach them. So
     a site that is already captured as the config asks for is read by its own manifest, which no
     rule makes, recorded under the name of the split's manifest, so that the set of inputs does
-    not change between the run that captures it and later ones.
+    not change between the run that captures it and later ones. A run that is told to make the
+    activations again, or what they are captured from, reads what that makes: `capture_again`.
     """
     from snakemake.io import ancient, flag
 
     of_split = paths.ACTIVATIONS_MANIFEST.format(**keys)
+    if _is_again(keys):
+        return of_split
     of_site = str(Path(paths.SITE.format(**keys)) / "manifest.json")
     names = keys["subject"], keys["variant"], int(keys["draw"]), keys["split"]
     if _key_in(of_site) != activations_key(config, *names):
         return of_split
     flagged: str = ancient(flag(of_site, "sourcecache_entry", of_split))
     return flagged
+
+
+def capture_again(forced: Collection[str] | None) -> None:
+    """Say which rules this run is told to repeat, whatever is there; None for all."""
+    global _forced
+    _forced = forced
+
+
+def _is_again(keys: Wildcards) -> bool:
+    """Whether the run repeats one of the rules that activations come from."""
+    sampled = fitted_keys(keys)
+    own = {"prepare_corpus", "train_subject", "capture_portion", "cache_activations"}
+    own |= {"sample_gaussian"} if sampled else set()
+    variant = (sampled or keys)["variant"]
+    own.add("retrain_subject" if is_positive_control(variant) else "randomize_model")
+    return _forced is None or not own.isdisjoint(_forced)
 
 
 @cache

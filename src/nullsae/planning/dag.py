@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -94,6 +95,12 @@ def snakefile_of(root: Path) -> Path:
     """The Snakefile of a folder, else the one that nullsae comes with."""
     own = root / "Snakefile"
     return (own if own.is_file() else workflow_folder() / "Snakefile").resolve()
+
+
+def command_for(root: Path, *options: str) -> str:
+    """The command that calls Snakemake on a study's folder, from any other one."""
+    place = ("-s", str(snakefile_of(root)), "--directory", str(root.absolute()))
+    return shlex.join(("snakemake", *place, *options))
 
 
 def ask_snakemake(config: Config, root: Path, module: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.code_changes import code_of
-from nullsae.planning.dag import ask_snakemake, opened_dag
+from nullsae.planning.dag import ask_snakemake, command_for, opened_dag
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def made_jobs(config: Config, root: Path) -> list[MadeJob]:
     if answer is None:
         raise UserError(
             f"{root}: Snakemake has locked this folder: a run is at work, or was killed; let it "
-            f"end, or remove the lock with `snakemake --unlock`"
+            f"end, or remove the lock with `{command_for(root, '--unlock')}`"
         )
     return [MadeJob(**job) for job in answer]
 

@@ -15,6 +15,7 @@ from nullsae.config.read import read_merged_config, study_files
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.locking import alone_at
+from nullsae.planning.dag import command_for
 from nullsae.planning.named import named_by
 from nullsae.planning.results_tree import ResultsTree, State
 
@@ -181,7 +182,7 @@ def _refuse_locks(root: Path, own: Path | None = None) -> None:
     if others := [lock for lock in (root / LOCKS).glob("*.lock") if lock != own]:
         raise UserError(
             f"{others[0]}: Snakemake is at work here, so nothing was deleted; if it was killed, "
-            f"run `snakemake --unlock` first"
+            f"run `{command_for(root, '--unlock')}` first"
         )
 
 

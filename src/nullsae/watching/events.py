@@ -103,7 +103,9 @@ class EventsFile(logging.Handler):
         try:
             if (told := _told(record)) is not None:
                 self._write(told)
-        except Exception:  # a full disk is said where it hurts: by the jobs
+        except OSError:
+            pass  # a full disk is said where it hurts: by the jobs
+        except Exception:
             self.handleError(record)
 
     def close(self) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Literal
 
 import psutil
 
+from nullsae.config.read import way_to_run
 from nullsae.core.errors import UserError
 from nullsae.paths import partition_keys
 from nullsae.planning.schedule import list_schedule
@@ -261,7 +261,7 @@ def newest_run(root: Path) -> Run:
     """
     files = sorted((root / FOLDER).glob(f"*{SUFFIX}"))
     if not files:
-        raise UserError(f"{root}: no run here yet; `nullsae run {quote(str(root))}` starts one")
+        raise UserError(f"{root}: no run here yet; {way_to_run(root, 'starts one')}")
     run = Run(root, files[-1])
     try:
         if run.file.is_file():  # and no pipe

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from nullsae import paths, tables
+from nullsae.core.errors import UserError
 from nullsae.corpus.token_text import token_text
 from nullsae.latents.exports.cell import LatentFolder
 
@@ -47,6 +48,12 @@ def explained_by(cell: LatentFolder, explainer: str, tokenizer: Tokenizer) -> Ex
     root = cell.folder.absolute().parents[len(cell.keys) + 1]
     keys = {**cell.keys, "explainer": explainer}
     file = root / paths.EXPLANATIONS.format(**keys)
+    if not file.parent.is_dir():
+        there = sorted(f.name.partition("=")[2] for f in file.parents[1].glob("explainer=*"))
+        raise UserError(
+            f"--explainer: {explainer!r} explained nothing of {cell.folder}; "
+            f"{', '.join(there) or 'no explainer'} did"
+        )
     table = tables.read_table(file, tables.cell_schema("explanations"))
     rows = table.filter(pc.is_valid(table["explanation"])).to_pylist()
     found = Explained(

@@ -48,7 +48,8 @@ SMALL = {
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "expert_ffn_hidden_size"), 48),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts"), 2),
-    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("n_group", "n_groups", "topk_group", "n_shared_experts"), 1),
+    "first_k_dense_replace": 1,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 64),
     **dict.fromkeys(("max_target_positions", "max_sequence_length", "seq_length"), 64),
     **dict.fromkeys(("sliding_window", "attention_window_size", "local_attention"), 8),
@@ -67,6 +68,10 @@ def small_values(kind: type[Any], skip: frozenset[str] = frozenset()) -> dict[st
     # A name of the class's own for a size that has a usual one.
     usual = {own: SMALL[name] for name, own in kind.attribute_map.items() if name in SMALL}
     found: dict[str, Any] = {name: (SMALL | usual)[name] for name in names & {*SMALL, *usual}}
+    if "kv_lora_rank" in found and "num_key_value_heads" in found:
+        found["num_key_value_heads"] = SMALL["num_attention_heads"]  # latent attention shares none
+    if "expand" in names and {"num_heads", "head_dim"} <= found.keys():
+        found["head_dim"] = plain.expand * WIDTH // found["num_heads"]  # of Mamba 2
     lists = {}
     for name in names:
         value = getattr(plain, name, None) if name not in found else None

@@ -89,9 +89,10 @@ def use(data: bytes, status: int, retry_after: str | None = None) -> None:
 def understand(reply: Any) -> None:
     """Read a reply as each kind of answer."""
     from nullsae.autointerp.explain import MOST_CHARACTERS, explained_in_words
+    from nullsae.autointerp.explanation_text import explanation, repeats
     from nullsae.autointerp.llm.endpoint import _obeys
     from nullsae.autointerp.llm.kept_replies import Kept
-    from nullsae.autointerp.replies import choice, explanation, judgements, repeats
+    from nullsae.autointerp.replies import choice, judgements
 
     said = [*judgements(reply, 2).values(), *(choice(reply, 5) or {}).values()]
     assert all(0 <= one.probability <= 1 for one in said)

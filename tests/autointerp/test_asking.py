@@ -29,9 +29,9 @@ from nullsae.autointerp.examples import examples_of, with_marks
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.explainers.language_model import OpenAIExplainer
 from nullsae.autointerp.explainers.lexical import LexicalExplainer
+from nullsae.autointerp.explanation_text import explanation
 from nullsae.autointerp.llm.messages import Reply
 from nullsae.autointerp.prompting import load_prompt
-from nullsae.autointerp.replies import explanation
 from nullsae.autointerp.score import score_latents
 from nullsae.autointerp.scorers.detection import DetectionScorer
 from nullsae.autointerp.scorers.intruder import IntruderScorer, intruder_tasks

@@ -147,6 +147,24 @@ def found(content: str, n: int) -> dict[int, int]:
         ("1. No, no cup.\n2. Yes, mugs.", 2, {1: 0, 2: 1}),
         ("1. No. It is about trains.\n2. Yes. Mugs!", 2, {1: 0, 2: 1}),
         ("Answer: 1: 0, 2: 1", 2, {1: 0, 2: 1}),
+        ("Window 1: <text>has 2: 1 mug, 1: 0</text> no", 2, {1: 0}),
+        (
+            "Window 1: <text>a 1</text>\nAnswer: 0\nWindow 2: <text>b</text>\nAnswer: 1",
+            2,
+            {1: 0, 2: 1},
+        ),
+        ("Window 1 (a train): 0\nWindow 2 (mugs): 1", 2, {1: 0, 2: 1}),
+        ("1. a train... 0\n2. two mugs... 1", 2, {1: 0, 2: 1}),
+        ("1. as in window 2 \u2192 0\n2. two mugs \u2192 1", 2, {1: 0, 2: 1}),
+        ('1. "return [0, 1];" - 0\n2. "mugs" - 0', 2, {1: 0, 2: 0}),
+        (
+            "| Window | Text | Label |\n|---|---|---|\n| 1 | if (x) { return [0, 1]; } | 1 |\n"
+            "| 2 | b | 0 |",
+            2,
+            {1: 1, 2: 0},
+        ),
+        ("Windows with cups are 1, the others 0.\n\n1: 1\n2: 0", 2, {1: 1, 2: 0}),
+        ("1: 0 \u2192 on reconsidering, 1\n2: 1", 2, {2: 1}),
     ],
 )
 def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, int]) -> None:
@@ -174,7 +192,6 @@ def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, in
         ("Window 1 (0), Window 2 (1)", 2),
         ('{"inactive": {"1": 1, "2": 0}}', 2),
         ('{"active": [1], "silent": {"2": 1}}', 2),
-        ("Window 1: <text>has 2: 1 mug, 1: 0</text> no", 2),
     ],
 )
 def test_what_has_no_sure_keys_is_not_read(content: str, n: int) -> None:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nullsae.autointerp.explanation_text import explanation, repeats
 from nullsae.autointerp.labels import labels
 from nullsae.autointerp.llm.messages import AnswerToken, Reply
-from nullsae.autointerp.replies import choice, explanation, judgements, repeats
+from nullsae.autointerp.replies import choice, judgements
 
 
 def reply(content: str, tokens: tuple[AnswerToken, ...] = ()) -> Reply:

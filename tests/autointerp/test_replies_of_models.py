@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nullsae.autointerp.explanation_text import explanation
 from nullsae.autointerp.labels import labels
 from nullsae.autointerp.llm.messages import Reply
-from nullsae.autointerp.replies import choice, explanation
+from nullsae.autointerp.replies import choice
 
 
 def found(content: str, n: int) -> dict[int, int]:
@@ -27,7 +28,6 @@ def chosen(content: str) -> int | None:
         "\u06f1: \u06f0\n\u06f2: \u06f1",
         "\u7a97\u53e31\uff1a0\n\u7a97\u53e32\uff1a1",
         "Fen\u00eatre 1 : 0, Fen\u00eatre 2 : 1",
-        "Kader 1: 0, kader 3: 2 mugs\nKader 2: 1",
         "***1***: _no_\n__Window 2__ \u2014 **Yes**",
         "1: No \u274c\n2: Yes \u2705",
     ],
@@ -49,7 +49,6 @@ def test_signs_of_any_script_are_read(content: str) -> None:
         "<answers><window_1>no</window_1><window_2>yes</window_2></answers>",
         "<w><number>1</number><active>0</active></w><w><number>2</number><active>1</active></w>",
         '<window number="1" active="0"/>\n<window number="2" active="1"/>',
-        "<table><tr><td>1</td><td>0</td></tr><tr><td>2</td><td>1</td></tr></table>",
         "- window: 1\n  active: 0\n- window: 2\n  active: 1",
         "1:\n  active: 0\n  reason: no cup\n2:\n  active: 1\n  reason: a mug",
         "1.\n   - 0\n2.\n   - 1",
@@ -162,7 +161,10 @@ def test_lists_of_windows_and_forms_are_no_labels(content: str, n: int) -> None:
 @pytest.mark.parametrize(
     ("content", "number"),
     [
-        ("The intruder among the 5 windows is window 3.", None),
+        ("The intruder among the 5 windows is window 3.", 3),
+        ("The intruder is 3, because the other 4 windows mark cups.", 3),
+        ("The intruder has 3 marks.\n\nWindows 1 and 2 fit.", None),
+        ('{"intruder": 3}\n\nWindow 1: <text>a <<cup>></text>\n{"intruder": 1}', 3),
         ("The intruder (out of 5) is 3", None),
         ("Intruder: none (closest: 2)", None),
         ("Answer: no intruder among the 5 windows", None),
@@ -215,6 +217,9 @@ def test_a_number_beside_the_word_intruder_may_count_something_else(
         "Explanation \u2014 words for food",
         '```python\nexplanation = "words for food"\n```',
         "A\u00e7\u0131klama: words for food",
+        "Explanation: *words* for **food**",
+        "Explanation: words for <<food>>",
+        "Explanation: words for food\n\nWindow 1: <text>a <<pot>></text>\nExplanation: pots",
     ],
 )
 def test_an_explanation_is_freed_from_what_is_around_it(content: str) -> None:
@@ -233,6 +238,9 @@ def test_an_explanation_is_freed_from_what_is_around_it(content: str) -> None:
         '"and" or "or"',
         'phrases of hope, such as "I hope this helps"',
         "Words for food. Notes: also drinks.",
+        "`self.` in methods, and __init__",
+        "the products a*b and *p, or **kwargs",
+        "shifts such as x << 2 and x >> 2",
     ],
 )
 def test_signs_that_an_explanation_speaks_of_stay(text: str) -> None:

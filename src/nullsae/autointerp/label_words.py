@@ -1,48 +1,92 @@
-"""Labels of windows and their numbers: words that both JSON and lines of an answer are made of."""
+"""The words of labels and of windows' numbers, and what an answer says in one go."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 POSITIVE = ("1", "yes", "true")
 NEGATIVE = ("0", "no", "false")
 # A label, 0 or 1, and its place in the text.
 Label: TypeAlias = tuple[int, int]
-WORDS = "|".join(POSITIVE + NEGATIVE)
-LABEL = rf"(?P<label>{WORDS})"
+# The number of a window as it is written, and its label, None for what is no label. Without a
+# number: an item of a list.
+Row: TypeAlias = tuple[int | None, Label | None]
+# In the place of a number: all windows that have no row, as in "All others: 0".
+REST = -1
+# In the place of what has been read, or is no answer.
+BLANK = "\0"
+
+WORDS = rf"(?:{'|'.join(POSITIVE + NEGATIVE)})"
 # What may follow a label: else it is the beginning of a sentence, as in "1: No cups are named".
-AFTER = r"""(?=[*_"'`)\]]*\s*(?:$|[,;:|)\]}"'*_`(]|\.(?!\d)|\s[-\u2013\u2014]|[\u2013\u2014→]|<br|
-    [\u2600-\u27bf\U0001f300-\U0001faff]|(?:because|since|as|due|but)\b|
-    (?:and\s+)?(?:(?:window|item|w)\s*)?\#?\d{1,4}\W{0,3}[:=|>→]))(?![^\W_]|%)"""
-KEY_WORDS = (
+END = r"""(?=["')\]]*\s*(?:$|[,;:|)\]}"'(\u2013\u2014→]|\.(?!\d)|\s-|
+    (?:because|since|as|due|but)\b|(?:and\s+)?(?:(?:window|item|w)\s*)?\#?\d{1,4}\W{0,3}[:=|>→)]))
+    (?![^\W_]|%)"""
+KEY = (
     r"(?:windows?|items?|rows?|texts?|examples?|passages?|sentences?|excerpts?|samples?|snippets?|"
-    r"segments?|fragments?|documents?|contexts?|number|no|nr|id|w|fenster|fen[êe]tre|ventana|"
+    r"segments?|fragments?|documents?|contexts?|parameter|number|no|nr|id|w|fenster|fen[êe]tre|ventana|"
     r"janela|finestra|окно|窗口|窗|文本|片段|ウィンドウ|テキスト|창)"
 )
-_NUMBER = re.compile(
-    rf"\W*(?:{KEY_WORDS}?[\s_#.:-]{{0,3}})??\#?(\d{{1,4}})[\s.:)*_\]`\"']*", re.IGNORECASE
-)
 CORRECTION = (
-    r"(?:wait|actually|correct(?:ion|ed|ing)|on second thought|scratch that|sorry|i mean|hmm+|"
-    r"make (?:it|that)|mistake|mislabel\w*|revis\w+|should (?:be|have been))"
+    r"\b(?:wait|actually|correct(?:ion|ed|ing)|on second thought|scratch that|sorry|i mean|hmm+|"
+    r"make (?:it|that)|mistake|mislabel\w*|revis\w+|reconsider\w*|should (?:be|have been))\b"
 )
+CORRECTS = re.compile(rf"(?i){CORRECTION}")
 # One label taken back for another, as in "1: 0 -> 1" or "1: no, wait, yes".
 _CHANGED = re.compile(
-    rf"(?:[\s*_\"'`)]*(?:[-=]>|→|⇒)[\s*_\"'`(]*|[^\n]{{0,60}}?\b{CORRECTION}\b[^\w\n]*"
-    rf"(?:(?:it|is|it's|that|to|should|be|no|the|answer)\b[^\w\n]+){{0,5}})"
-    rf"(?:{WORDS})\b(?!\W*[:=|])",
-    re.IGNORECASE,
+    rf"(?i)(?:[\s\"')]*(?:[-=]>|→)[\s\"'(]*|[^\n]{{0,60}}?{CORRECTION}[^\w\n]*"
+    rf"(?:(?:it|is|s|that|to|should|be|no|the|answer)\b[^\w\n]+){{0,5}}){WORDS}\b(?!\W*[:=|])"
 )
-LEAF = re.compile(rf"[\s*_\"'`(\[]*{LABEL}{AFTER}", re.VERBOSE | re.IGNORECASE | re.MULTILINE)
-KEY_FIELD = re.compile(rf"{KEY_WORDS}(?:_?(?:id|number|index|no))?s?|index|#|n", re.IGNORECASE)
-LABEL_FIELD = re.compile(
-    r"(?:is_?)?(?:active|answer|label|value|pred(?:iction)?|result|verdict|judge?ment|decision|"
-    r"fit|match|activat(?:es|ed|ion)|response|output|present|(?:contains|matches|fits)(?:_\w+)?)"
-    r"(?:e?s)?",
-    re.IGNORECASE,
+_START = re.compile(rf"(?imx)[\s\"'(\[]*(?P<label>{WORDS}){END}")
+_NUMBER = re.compile(rf"(?i)\W*(?:{KEY}[\s#.:-]{{0,3}})??#?(\d{{1,4}})[\s.:)\]\"']*")
+
+# Comments, what a prompt shows of a window, and emoji.
+_ASIDE = re.compile(
+    r"(?s)/\*.*?\*/|<text\d*>[^<\n]*</text\d*>|[\u2600-\u27bf\ufe0f\U0001f300-\U0001faff]"
 )
+_ZEROS = (0x660, 0x6F0, 0x966, 0x9E6, 0xE50)
+_PLAIN = str.maketrans(
+    {
+        **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)},
+        **{chr(zero + i): str(i) for zero in _ZEROS for i in range(10)},
+        **{"\u3001": ",", "\u060c": ",", "\u3000": " ", "\u3002": ".", "\u061b": ";", "⇒": "→"},
+        **dict.fromkeys("*_`", " "),
+    }
+)
+_QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d", '"'))
+
+
+def blank(match: re.Match[str]) -> str:
+    """Spaces in the place of a match."""
+    return " " * len(match[0])
+
+
+def plain(text: str) -> str:
+    """A text in the signs of English without marks of Markdown; each sign stays where it is.
+
+    Quotation marks too, if the text has no straight ones: else a string may hold others.
+    """
+    text = _ASIDE.sub(blank, text).translate(_PLAIN).replace("\\{", " {").replace("\\}", " }")
+    return text if '"' in text else text.translate(_QUOTES)
+
+
+def read_label(match: re.Match[str] | None, offset: int = 0) -> Label | None:
+    """The label of a match, at its place behind `offset`; None if another takes it back."""
+    if match is None or _CHANGED.match(match.string, match.end()):
+        return None
+    return int(match["label"].lower() in POSITIVE), offset + match.start("label")
+
+
+def first_label(text: str, offset: int = 0) -> Label | None:
+    """The label that a text begins with."""
+    return read_label(_START.match(text), offset)
+
+
+def read_number(text: str) -> int | None:
+    """The number of a window that a text names, with nothing else of meaning; else None."""
+    match = _NUMBER.fullmatch(text)
+    return None if match is None else int(match[1])
 
 
 @dataclass
@@ -50,53 +94,40 @@ class Block:
     """What an answer says in one go: one object, table or list."""
 
     place: int
-    rows: list[tuple[int, Label | None]] = field(default_factory=list)
-    """Number of a window, as it is written, and its label; None for what is no label."""
-    unkeyed: list[Label] | None = None
-    """A list of labels without numbers, in order."""
-    rest: Label | None = None
-    """What all windows have that no row names, as in "All others: 0"."""
+    rows: list[Row]
     is_json: bool = False
 
     @property
-    def numbers(self) -> set[int]:
-        return {number for number, _ in self.rows}
+    def has_label(self) -> bool:
+        return any(label for _, label in self.rows)
+
+    def may_go_on(self, block: Block) -> bool:
+        """Whether another block's rows can be part of this one: other windows, by number."""
+        own, others = ({number for number, _ in one.rows} for one in (self, block))
+        return None not in own | others and not own & others
 
     def by_window(self, n_windows: int) -> dict[int, Label]:
         """Labels by window number, counted from 1."""
-        if self.unkeyed is not None:
-            return dict(enumerate(self.unkeyed, 1)) if len(self.unkeyed) == n_windows else {}
-        if not self.rows:
-            return {}
-        first = 1
-        if 0 in self.numbers:
-            # Counted from 0, if that is sure: else each label might be the next window's.
-            first = 0
-            if self.numbers != set(range(n_windows)):
-                return {}
-        elif 1 not in self.numbers and max(self.numbers) > n_windows:
-            return {}
-        found: dict[int, Label] = {}
-        contradicted = set()
-        for number, label in self.rows:
-            window = number - first + 1
-            if label is None or (window in found and found[window][0] != label[0]):
-                contradicted.add(window)
-            else:
-                found[window] = label
-        if self.rest is not None and first == 1 and max(self.numbers) <= n_windows:
-            found = {**dict.fromkeys(range(1, n_windows + 1), self.rest), **found}
-        return {n: found[n] for n in sorted(found) if 1 <= n <= n_windows and n not in contradicted}
-
-
-def read_label(match: re.Match[str], offset: int = 0, group: str = "label") -> Label | None:
-    """The label of a match, at its place behind `offset`; None if another takes it back."""
-    if _CHANGED.match(match.string, match.end()):
-        return None
-    return int(match[group].lower() in POSITIVE), offset + match.start(group)
-
-
-def read_number(text: str) -> int | None:
-    """The number of a window that a text names, with nothing else of meaning; else None."""
-    match = _NUMBER.fullmatch(text)
-    return None if match is None else int(match[1])
+        rows = self.rows
+        if rows and all(number is None for number, _ in rows):
+            if len(rows) != n_windows or not all(label for _, label in rows):
+                return {}  # nobody knows what a list lacks
+            rows = [(i, label) for i, (_, label) in enumerate(rows, 1)]
+        said: dict[int, list[Label | None]] = {}
+        for number, label in rows:
+            if number is not None:
+                said.setdefault(number, []).append(label)
+        rest = said.pop(REST, None)
+        first = 0 if 0 in said else 1
+        is_sure = 1 in said or max(said, default=0) <= n_windows
+        if not said or not (is_sure if first else said.keys() == set(range(n_windows))):
+            return {}  # each label might be that of the next window
+        if rest and first and max(said) <= n_windows:
+            said = {n: said.get(n, rest) for n in range(1, n_windows + 1)}
+        found = {}
+        for window in range(1, n_windows + 1):
+            labels = said.get(window - 1 + first, [])
+            sure = [label for label in labels if label]
+            if len(sure) == len(labels) and len({label for label, _ in sure}) == 1:
+                found[window] = sure[-1]
+        return found

@@ -8,6 +8,8 @@ alone (the thought was cut), or none. `docs/replies.md` says how each is read.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from functools import lru_cache
 from itertools import islice
 
 # <think>, <seed:think>, <antThinking>, <think_fast>, <reasoning>, <inner_monologue> ...
@@ -15,61 +17,49 @@ _NAME = (
     r"(?:\w+[:_.-]|ant)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratch_?pad|analysis|"
     r"monologue|cot|chain_of_thought)(?:[_-]\w+)?"
 )
-_OPEN = "|".join(
+_THOUGHT = r"(?:thinking|thought|reasoning)"
+# What opens and what closes a thought.
+_TAGS = (
+    (rf"<\s*{_NAME}(?:\s[^<>]*)?>", rf"<\s*/\s*{_NAME}\s*>"),
+    (rf"&lt;{_NAME}&gt;", rf"&lt;/{_NAME}&gt;"),
     (
-        rf"<\s*{_NAME}(?:\s[^<>]*)?>",
-        rf"&lt;{_NAME}&gt;",
-        rf"<\|\s*(?!begin_of|start|end|\w+_end\b){_NAME}\s*\|>",
-        r"<\|(?:(?:begin|start)(?:_of)?_(?:thinking|thought|reasoning)|inner_prefix)\|>",
-        r"\[think(?:ing)?\]",
-        r"◁think▷",
-        r"<\|channel>\s*thought",
-        r"<unused94>(?:thought)?",
-        r"<details[^<>]*(?:reason|think|thought)[^<>]*>",
-        r"Thinking\.\.\.(?=\s*\n)",
-        r"Here(?:'s| is) my thought process:",
-    )
+        rf"<\|(?!begin|start|end|\w+_end\b){_NAME}\|>",
+        rf"<\|(?:/{_NAME}|(?!begin|start){_NAME}(?<=_end))\|>",
+    ),
+    (rf"<\|(?:begin|start)(?:_of)?_{_THOUGHT}\|>", rf"<\|end(?:_of)?_{_THOUGHT}\|>"),
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
+    (r"<\|channel>\s*thought", r"<channel\|>"),
+    (r"<unused94>(?:thought)?", r"<unused95>"),
+    (r"\[think(?:ing)?\]", r"\[/think(?:ing)?\]"),
+    (r"◁think▷", r"◁/think▷"),
+    (r"<details[^<>]*(?:reason|think|thought)[^<>]*>", r"</details>"),
+    (r"Thinking\.\.\.(?=\s*\n)", r"\.\.\.done thinking\."),
+    (r"Here(?:'s| is) my thought process:", r"Here(?:'s| is) my (?:final )?response:"),
+    (r"<\|think\|>", r"<\|end\|>\s*(?:<\|begin\|>\s*assistant\s*)?<\|content\|>"),
 )
-_CLOSE = "|".join(
-    (
-        rf"<\s*/\s*{_NAME}\s*>",
-        rf"&lt;/{_NAME}&gt;",
-        rf"<\|\s*/\s*{_NAME}\s*\|>",
-        rf"<\|\s*(?!begin_of|start|end){_NAME}(?<=_end)\s*\|>",
-        r"<\|(?:end(?:_of)?_(?:thinking|thought|reasoning)|inner_suffix)\|>",
-        r"<\|end\|>\s*(?:<\|begin\|>\s*assistant\s*)?<\|content\|>",
-        r"\[/think(?:ing)?\]",
-        r"◁/think▷",
-        r"<channel\|>",
-        r"<unused95>",
-        r"</details>",
-        r"\.\.\.done thinking\.",
-        r"Here(?:'s| is) my (?:final )?response:",
-    )
-)
-_TAG = re.compile(rf"(?P<close>{_CLOSE})|(?P<open>{_OPEN})", re.IGNORECASE)
+_OPEN, _CLOSE = ("|".join(signs) for signs in zip(*_TAGS, strict=True))
+_TAG = re.compile(rf"(?i)(?P<close>{_CLOSE})|(?P<open>{_OPEN})")
 
 # OpenAI's harmony format: messages in channels, of which `final` is the answer.
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*(?P<channel>analysis|commentary|final)"
-    r"(?:\s+to=\S+)?\s*(?:<\|constrain\|>\s*\w+)?\s*(?:<\|message\|>)?",
-    re.IGNORECASE,
+    r"(?i)(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*(?P<channel>analysis|commentary|final)"
+    r"(?:\s+to=\S+)?\s*(?:<\|constrain\|>\s*\w+)?\s*(?:<\|message\|>)?"
 )
 _END_OF_MESSAGE = re.compile(r"<\|(?:end|return|call|start)\|>")
 # The same where a server has dropped the special tokens.
 _BARE_FINAL = re.compile(r"assistant\s*final(?=\W|[A-Z\d]|$)")
 _BARE_ANALYSIS = re.compile(r"\s*(?:analysis|assistantanalysis)(?=[A-Z\"'])")
 
-_ANSWER = r"(?:final[_ ]?)?(?:answer|response|output|solution)|final"
-_OPEN_ANSWER = re.compile(
-    rf"<(?:{_ANSWER})>|\[(?:{_ANSWER})\](?!\s*:)|"
-    r"\[BEGIN (?:FINAL )?(?:RESPONSE|ANSWER)\]|<\|(?:begin_of_(?:solution|box)|start_response)\|>",
-    re.IGNORECASE,
+_ANSWER = r"(?:(?:final[_ ]?)?(?:answer|response|output|solution)|final)"
+_BOUNDS = (
+    (rf"<{_ANSWER}>", rf"</{_ANSWER}>"),
+    (rf"\[{_ANSWER}\](?!\s*:)", rf"\[/{_ANSWER}\]"),
+    (r"\[BEGIN (?:FINAL )?(?:RESPONSE|ANSWER)\]", r"\[END (?:FINAL )?(?:RESPONSE|ANSWER)\]"),
+    (r"<\|begin_of_(?:solution|box)\|>", r"<\|end_of_(?:solution|box)\|>"),
+    (r"<\|start_response\|>", r"<\|end_response\|>"),
 )
-_CLOSE_ANSWER = re.compile(
-    rf"</(?:{_ANSWER})>|\[/(?:{_ANSWER})\]|"
-    r"\[END (?:FINAL )?(?:RESPONSE|ANSWER)\]|<\|(?:end_of_(?:solution|box)|end_response)\|>",
-    re.IGNORECASE,
+_OPEN_ANSWER, _CLOSE_ANSWER = (
+    re.compile("(?i)" + "|".join(signs)) for signs in zip(*_BOUNDS, strict=True)
 )
 _SPECIAL = (
     r"(?:<\|[\w▁]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|</?s>|<(?:bos|eos)>|<(?:start|end)_of_turn>)"
@@ -80,25 +70,26 @@ _LAST_TOKENS = re.compile(rf"(?:(?<=\S)|(?<=\n)){_SPECIAL}(?:\s*{_SPECIAL})*\s*\
 # Where servers do not stop at the end of a turn, models go on with a further question and answer.
 _ROLE = r"(?:user|human|assistant|system|model)"
 _NEXT_TURN = re.compile(
-    r"(?:(?<=\S)|(?<=\n))(?:<\|(?:im_end|eot(?:_id)?|eom_id|end(?:_?of_?(?:turn|text))?(?:_token)?)"
+    r"(?i)(?:(?<=\S)|(?<=\n))(?:<\|(?:im_end|eot(?:_id)?|eom_id|end(?:_?of_?(?:turn|text))?(?:_token)?)"
     r"\|>|</s>|<eos>|<end_of_turn>|<turn\|>|<\uff5cend▁of▁sentence\uff5c>)\s*"
     rf"(?:<\|(?:im_start|begin|start(?:_header_id|_of_turn_token)?|{_ROLE})\|>|<\|turn>|<s>|<bos>|"
-    rf"<start_of_turn>|\[INST\]|<\uff5c{_ROLE}\uff5c>|{_ROLE}\b)",
-    re.IGNORECASE,
+    rf"<start_of_turn>|\[INST\]|<\uff5c{_ROLE}\uff5c>|{_ROLE}\b)"
 )
-# The same in plain text: Llama 3's role behind an answer, and a dialogue.
+# The same in plain text: Llama 3's role behind an answer, a dialogue, a further question of ours.
 _NEXT_SPEAKER = re.compile(
-    r"(?<=\S)assistant[ \t]*\n\n|\n[ \t]*\**(?P<user>user|human)\**[ \t]*:", re.IGNORECASE
+    r"(?i)(?<=\S)assistant[ \t]*\n\n|\n[ \t]*\**(?P<user>user|human)\**[ \t]*:|"
+    r"\n\s{0,4}(?:Explanation:.*\s{1,4})?(?P<question>Window 1: <text\d*>)"
 )
-_SPEAKS = re.compile(r"\n[ \t]*\**(?:assistant|ai|model)\**[ \t]*:", re.IGNORECASE)
+_SPEAKS = re.compile(r"(?i)\n[ \t]*\**(?:assistant|ai|model)\**[ \t]*:")
+_ANSWERED = re.compile(r"(?i)(?:[}\]`]|(?:\A|\n)\W*explanation:.+)\s*\Z")
 MOST_TURNS = 20
-_MARKER = re.compile(r"explanation\W{0,4}:", re.IGNORECASE)
+_MARKER = re.compile(r"(?i)explanation\W{0,4}:")
 _ONLY_TOKENS = re.compile(r"(?:\s|<[^<>\n]*>|\[/?\w+\])*\Z")
 _FRAME = re.compile(
-    r"(?:json|my|the|final|answers?|labels?|windows?|intruder|active|explanation|is|[\W\d_])*",
-    re.IGNORECASE,
+    r"(?i)(?:json|my|the|final|answers?|labels?|windows?|intruder|active|explanation|is|[\W\d_])*"
 )
-_QUOTES = (('"', '"'), ("`", "`"), ("“", "”"), ("'", "'"))
+# A single one is mostly an apostrophe.
+_QUOTATION = re.compile(r"""(["`])[^\n]*?\1|“[^\n”]*”|'[<\[◁][^\n']*[>\]▷]'""")
 
 
 def answer_alone(content: str) -> str:
@@ -126,7 +117,7 @@ def has_begun(content: str, place: int) -> bool:
 
 def _within_channels(content: str) -> tuple[int, int]:
     """The last message of the channel `final`, or all where there are no channels."""
-    headers = [m for m in _CHANNEL.finditer(content) if not _is_quoted(content, m)]
+    headers = _unquoted(_CHANNEL, content)
     if headers:
         finals = [m for m in headers if m["channel"].lower() == "final"]
         # What follows the last answer in another channel is no answer, and does not undo it.
@@ -146,12 +137,10 @@ def _within_channels(content: str) -> tuple[int, int]:
 
 def _of_first_turn(content: str, start: int, stop: int) -> tuple[int, int]:
     """What stands behind the thoughts of the first turn that says something else."""
-    for turn in islice(_NEXT_TURN.finditer(content, start, stop), MOST_TURNS):
+    for turn in _unquoted(_NEXT_TURN, content, start, stop)[:MOST_TURNS]:
         # A thought without an opening tag may speak of turns.
         later = _TAG.search(content, turn.start(), stop)
-        has_tag = _TAG.search(content, start, turn.start()) is not None
-        is_thought = later and later["close"] and (not has_tag or later.start() == turn.start())
-        if not is_thought and not _is_quoted(content, turn):
+        if not (later and later["close"]):
             first, last = _after_thoughts(content, start, turn.start())
             if _says_something(content[first:last]):
                 return first, last
@@ -159,17 +148,17 @@ def _of_first_turn(content: str, start: int, stop: int) -> tuple[int, int]:
     for speaker in islice(_NEXT_SPEAKER.finditer(content, start, stop), MOST_TURNS):
         if speaker["user"] and not _SPEAKS.search(content, speaker.end(), stop):
             break
-        if _says_something(content[start : speaker.start()]):
+        is_answered = not speaker["question"] or _ANSWERED.search(content, start, speaker.start())
+        if is_answered and _says_something(content[start : speaker.start()]):
             return start, speaker.start()
     return start, stop
 
 
 def _after_thoughts(content: str, start: int, stop: int) -> tuple[int, int]:
     """What stands behind the last thought; nothing if that did not end."""
-    tags = [m for m in _TAG.finditer(content, start, stop) if not _is_quoted(content, m)]
     depth, opened_first, opened_at, answer = 0, False, -1, start
     before: list[tuple[int, int]] = []
-    for tag in tags:
+    for tag in _unquoted(_TAG, content, start, stop):
         if tag["open"]:
             if depth == 0:
                 if _is_mention(content, tag, stop):
@@ -198,12 +187,11 @@ def _after_thoughts(content: str, start: int, stop: int) -> tuple[int, int]:
 
 def _within_answer_tags(content: str, start: int, stop: int) -> tuple[int, int]:
     """What stands in the last <answer> ... </answer>, or all where there is none."""
-    for tag in reversed([*_OPEN_ANSWER.finditer(content, start, stop)]):
-        if _is_quoted(content, tag) or not _says_something(content[tag.end() : stop]):
-            continue
-        close = _CLOSE_ANSWER.search(content, tag.end(), stop)
-        return tag.end(), close.start() if close else stop
-    last = [m for m in _CLOSE_ANSWER.finditer(content, start, stop) if not _is_quoted(content, m)]
+    for tag in reversed(_unquoted(_OPEN_ANSWER, content, start, stop)):
+        if _says_something(content[tag.end() : stop]):
+            close = _CLOSE_ANSWER.search(content, tag.end(), stop)
+            return tag.end(), close.start() if close else stop
+    last = _unquoted(_CLOSE_ANSWER, content, start, stop)
     if last and not content[last[-1].end() : stop].strip():
         return start, last[-1].start()
     return start, stop
@@ -217,25 +205,28 @@ def _without_special_tokens(content: str, start: int, stop: int) -> tuple[int, i
     return start, last.start() if last else stop
 
 
-def _is_quoted(content: str, tag: re.Match[str]) -> bool:
-    """Whether a tag stands within quotation marks, which begin and end on its line."""
-    left = content[content.rfind("\n", 0, tag.start()) + 1 : tag.start()]
-    end_of_line = content.find("\n", tag.end())
-    right = content[tag.end() : end_of_line if end_of_line >= 0 else None]
-    for opening, closing in _QUOTES:
-        if opening not in left or closing not in right:
-            continue
-        if opening == "'":  # mostly an apostrophe
-            if left.endswith("'") and right.startswith("'"):
-                return True
-            continue
-        inside = left[left.rfind(opening) + 1 :] + right[: right.find(closing)]
-        both = (left + right).count(opening)
-        odd = left.count(opening) % 2 == 1 and both % 2 == 0 if opening == closing else True
-        # Braces: the tag stands between two values of JSON.
-        if odd and closing not in inside and not set(inside) & set("{}"):
-            return True
-    return False
+def _unquoted(
+    pattern: re.Pattern[str], content: str, start: int = 0, stop: int | None = None
+) -> list[re.Match[str]]:
+    """The matches of a pattern that stand within no quotation marks."""
+    found, quoted = [], _quotations(content)
+    for match in pattern.finditer(content, start, len(content) if stop is None else stop):
+        before = bisect_left(quoted, (match.start(), 0)) - 1
+        if before < 0 or quoted[before][1] <= match.start():
+            found.append(match)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _quotations(content: str) -> list[tuple[int, int]]:
+    """Starts and ends of quotations, each on one line; braces stand between values of JSON."""
+    return [
+        quotation.span()
+        for line in re.finditer(r"[^\n]+", content)
+        for quotation in _QUOTATION.finditer(content, *line.span())
+        if not set(quotation[0]) & set("{}")
+        if quotation[1] is None or line[0].count(quotation[1]) % 2 == 0
+    ]
 
 
 def _is_mention(content: str, tag: re.Match[str], stop: int) -> bool:

@@ -34,11 +34,11 @@ class ExplainLatentsParams(Section):
 
 
 @rule(
-    *("autointerp/examples.py", "autointerp/explain.py", "autointerp/marking.py"),
-    *("autointerp/label_forms.py", "autointerp/label_lines.py", "autointerp/label_words.py"),
+    *("autointerp/examples.py", "autointerp/explain.py", "autointerp/explanation_text.py"),
+    *("autointerp/label_lines.py", "autointerp/label_trees.py", "autointerp/label_words.py"),
     *("autointerp/labels.py", "autointerp/loose_json.py", "autointerp/reasoning.py"),
-    *("autointerp/prompting.py", "autointerp/replies.py", "autointerp/shards.py"),
-    *("autointerp/prompts/explain.txt", "corpus/token_text.py"),
+    *("autointerp/marking.py", "autointerp/prompting.py", "autointerp/replies.py"),
+    *("autointerp/shards.py", "autointerp/prompts/explain.txt", "corpus/token_text.py"),
     things=lambda config, wildcards: thing_files(
         EXPLAINERS, config.explainers[wildcards["explainer"]].name
     ),

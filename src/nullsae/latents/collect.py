@@ -2,7 +2,7 @@
 
 One pass over the activations. Firings go to the disk, sorted by latent (`latents.store`); what is
 known of a latent is then computed from its own, some latents after the others (`latents.describe`).
-Memory, beside the SAE and what its encoder holds for `BATCH_TOKENS`: docs/latents.md.
+Memory, beside the SAE and what its encoder holds for `BATCH_TOKENS`: `jobs.work.latents`.
 """
 
 from __future__ import annotations

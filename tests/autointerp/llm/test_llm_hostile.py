@@ -15,6 +15,7 @@ import pytest
 from llm_asking import N_PLAIN_PROBES, ask, contents, expected
 from scripted_server import ScriptedServer
 
+from nullsae.autointerp.explanation_text import explanation
 from nullsae.autointerp.llm.answers import (
     Answer,
     Asked,
@@ -29,7 +30,7 @@ from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.kept_replies import Kept, unpacked
 from nullsae.autointerp.llm.messages import AnswerToken, Reply
 from nullsae.autointerp.llm.pieces import PackingError, Pieces, TooLongError
-from nullsae.autointerp.replies import choice, explanation, judgements
+from nullsae.autointerp.replies import choice, judgements
 from nullsae.config.llm import Llm
 
 ASKED = Asked("m", "http://there/v1", None)

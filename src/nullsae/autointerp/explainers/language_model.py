@@ -16,10 +16,10 @@ from pydantic import Field, PositiveInt
 from nullsae.autointerp import prompting
 from nullsae.autointerp.examples import strong
 from nullsae.autointerp.explain import ExplainJob, explained_in_words
+from nullsae.autointerp.explanation_text import explanation, repeats
 from nullsae.autointerp.llm.messages import Reply
 from nullsae.autointerp.marking import activation_scale, window_texts
 from nullsae.autointerp.prompting import Notation, Prompt, load_prompt, one_line
-from nullsae.autointerp.replies import explanation, repeats
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
 

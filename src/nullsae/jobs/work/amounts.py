@@ -229,7 +229,7 @@ def sae_bytes(d: int, m: int, dtype: str = "float32") -> float:
 
 
 def coding_bytes(recipe: Sae, d: int, m: int) -> float:
-    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
+    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations."""
     batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
     return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)
 

@@ -1,4 +1,4 @@
-"""Formulas of `collect_latents`; the table of docs/latents.md in the sizes of a study.
+"""Formulas of `collect_latents`: time, and all that it holds, in the sizes of a study.
 
 Constants in seconds are of one core of the reference CPU. d is the width of a subject, m the
 latents of an SAE.
@@ -55,8 +55,8 @@ def collect_latents(study: SizedStudy, keys: Keys) -> Work:
 def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
     """The SAEs of a job, one after the other, but for passes that compute activations for several.
 
-    Held: the table of docs/latents.md; of SAEs that share a pass, all, and a run of firings of
-    each, until they are described in turn. What the data decide counts at its most: k firings on
+    Held: `_held`; of SAEs that share a pass, all, and a run of firings of each, until they are
+    described in turn. What the data decide counts at its most: k firings on
     each token, as many sampled latents as are asked for, and all latents through the filter as far
     as their firings go. It is bounded, and a job that is killed for its memory starts anew. On
     disk: `SPOOLED_BYTES` a firing, and as much again while those of an SAE are put together.

@@ -1,0 +1,169 @@
+"""Explanations in replies: what was answered, and whether it repeats an example of the prompt."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+from nullsae.autointerp.llm.messages import Reply, without_halves
+from nullsae.autointerp.loose_json import Branch, Leaf, branches_within, find_branches
+from nullsae.autointerp.reasoning import answer_alone, has_begun
+
+# Words that an explanation and an example begin with, and share of all, to count as the same.
+SAME_WORDS, SAME_SHARE = 6, 0.8
+# Characters around an object that are looked through for what makes it a part of a sentence.
+MOST_FRAME = 100
+
+# A further field of an answer below its explanation, or a rule.
+_NEXT_FIELD = re.compile(
+    r"(?i)\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|"
+    r"[*_#> \t-]*(?:confidence|certainty|score|examples?|evidence|"
+    r"reason(?:ing|s)?|rationale|justification|notes?|key ?words?|tokens|label|category|title|"
+    r"strengths?|confidence score|windows)\b[*_ \t]*[:\uff1a])"
+)
+# Of YAML.
+_BLOCK_SCALAR = re.compile(r"\A[|>][-+]?[ \t]*\n")
+_PLEASANTRY = re.compile(
+    r"(?i)\W*(?:let me know|(?:i )?hope (?:this|that|it)|feel free|is there anything|would you "
+    r"like|if you(?:'d| would)? (?:need|want|like|have))\b"
+)
+_DRAFT = re.compile(r"(?i)initial|first|draft|prelim|tentative|old|previous")
+_WORD = (
+    r"(?:explanation|explication|explicaci[oó]n|explica[cç][aã]o|erkl[aä]rung|spiegazione|"
+    r"解释|解釋|说明|說明|説明|설명|объяснение|التفسير|الشرح|تفسير|a\u00e7\u0131klama|wyjaśnienie|uitleg|"
+    r"verklaring|förklaring|forklaring|giải thích|คำอธิบาย|व्याख्या|penjelasan)"
+)
+_ONLY_TAGS = re.compile(r"<[^<>\n]*>|\[/?\w+\]|```\w*")
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*]*[^\s*])\1(?![\w*])")
+_MARKED = re.compile(r"<<(\w[^<>\n]*)>>")
+_PAIRS = ("``", "__", '""', "“”", "„“", "„”", "«»", "»«", "「」", "『』", "\u2018\u2019", "''")
+_OTHER_WORD = r"(?:answer|conclusion|summary|description|interpretation)"
+# In the middle of a line it may be a word of the explanation.
+_MARKER = re.compile(rf"(?i)\b{_WORD}\b(?: is\b)?[^\w\n:\uff1a]{{0,4}}[:\uff1a][*_]*\s*")
+# "**Explanation:**", "## Explanation" above it, "Explanation (final):", "Explanation of latent 5 ="
+_HEADING, _OTHER_HEADING = (
+    re.compile(
+        rf"""(?imx)^[^\w\n]*(?:(?:final|my|the)\W+)*{word}\b
+        (?:[*_]*\ *\([^()\n]{{1,40}}\)|\ *\#?\d{{1,4}}|\ +(?:for|of)\ +[^:\n]{{1,40}})?
+        (?:\ is\b)?[^\w\n:\uff1a]{{0,4}}?(?:[:\uff1a=\u2013\u2014]|[-=]>|→|-(?=\s)|\n)[*_]*\s*"""
+    )
+    for word in (_WORD, _OTHER_WORD)
+)
+_FIELD = re.compile(rf"(?i)(?:\w+_)?(?:explanation|{_OTHER_WORD}|text)")
+_TAGGED = re.compile(
+    r"(?i)(?:\A|\n)[^\w\n<]*<(?P<tag>(?:\w+[_-])?(?:explanation|label|hypothesis|description|summary|interpretation|result))>"
+    r"(?P<text>[^<>]*)(?:</(?P=tag)>|\Z)"
+)
+_WRAPPED = re.compile(
+    r"(?s)\\boxed\{(?:\\text\{(?P<inner>.*)\}|(?P<boxed>.*))\}|\[(?P<bracketed>[^\[\]]*)\]|"
+    r"(?:[-\u2022]+|1[.)]) +(?P<item>.*)"
+)
+_NOTHING = re.compile(r"(?i)\W*(?:null|none|n/a|(?:your|the)?\s*explanation(?: here)?)\W*")
+# Reasoning with a heading in the place of a tag, and no answer after it.
+_THOUGHT = re.compile(
+    r"(?i)\W*(?:my\s+)?(?:thoughts?|thinking|reasoning|analysis)(?:\s+process)?[*_]*\s*:"
+)
+# A model that will not answer; an explanation speaks of tokens, not of itself.
+_REFUSAL = re.compile(
+    r"(?is)[\s*_]*(?:I(?:['\u2019]?m| am) (?:very |really )?sorry|Sorry|I apologi[sz]e|"
+    r"I (?:cannot|can['\u2019]?t|am unable|won['\u2019]?t|am not able)|Unfortunately, I)\b"
+    r".{0,80}(?:\b(?:cannot|unable|not able|help|assist|provide|determine|comply)\b|n['\u2019]t\b)"
+)
+
+
+def explanation(reply: Reply) -> str | None:
+    """The explanation in an answer: what follows the last `Explanation:`, else its last paragraph.
+
+    One line without quotes or Markdown around it; None if nothing is left. Of a reply that was cut
+    it counts only if the answer had begun: the rest may be thought.
+    """
+    content = answer_alone(reply.content).rstrip().removesuffix("```").rstrip()
+    for branch in reversed(find_branches(content)):
+        # Within a sentence it may be what the explanation speaks of.
+        line = content[max(0, branch.start - MOST_FRAME) : branch.start].rpartition("\n")[2]
+        line += content[branch.stop : branch.stop + MOST_FRAME].partition("\n")[0]
+        starts = not any(c.isalnum() for c in _MARKER.sub("", _ONLY_TAGS.sub("", line)))
+        if starts and (field := _field(branch)) is not None:
+            return _bare(_unescaped(field.text))
+    if tagged := list(_TAGGED.finditer(content)):
+        return _bare(tagged[-1]["text"])
+    marked = [*_HEADING.finditer(content)] or [*_MARKER.finditer(content)]
+    if marked and reply.is_cut and not has_begun(reply.content, marked[-1].start()):
+        return None
+    if marked:
+        content = _NEXT_FIELD.split(content[marked[-1].end() :].strip(), maxsplit=1)[0]
+        content = _BLOCK_SCALAR.sub("", content.split("\n\n")[0])
+        if "\n" in marked[-1][0]:
+            content = content.lstrip("#> ")
+    elif named := [*_OTHER_HEADING.finditer(content)]:
+        content = content[named[-1].end() :].strip().split("\n\n")[0]
+    elif reply.is_cut or _THOUGHT.match(content):
+        return None
+    else:
+        paragraphs = content.split("\n\n")
+        said = [p for p in paragraphs if not _PLEASANTRY.match(p)]
+        content = (said or paragraphs)[-1].lstrip("#> \n")
+    return _bare(content)
+
+
+def _field(branch: Branch) -> Leaf | None:
+    """The field of an object that holds the explanation: the one of that name, else a like one."""
+    named = [(key.text.strip().lower(), value) for key, value in branch.items if key]
+    named = [(name, value) for name, value in named if _FIELD.fullmatch(name)]
+    named.sort(key=lambda pair: ("explanation" not in pair[0], _DRAFT.search(pair[0]) is not None))
+    for _, value in named[:1]:
+        if isinstance(value, Branch) and value.kind == "[" and len(value.items) == 1:
+            value = value.items[0][1]
+        return value if isinstance(value, Leaf) else _field(value)
+    # As a tool's argument, or the only one of a list.
+    for value in branch.values():
+        inner = branches_within(value) if isinstance(value, Leaf) else [value]
+        if found := next((leaf for one in inner if (leaf := _field(one)) is not None), None):
+            return found
+    return None
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return without_halves(str(json.loads(f'"{text}"', strict=False)))
+    except ValueError:
+        return text
+
+
+def _bare(text: str) -> str | None:
+    """One line without what stands around an explanation; None if it says nothing."""
+    text = _EMPHASIS.sub(r"\2", _MARKED.sub(r"\1", " ".join(text.split()))).strip("* ")
+    if (match := _WRAPPED.fullmatch(text)) is not None:
+        text = str(match[match.lastgroup or 0]).strip("* ")
+    if len(text) > 1 and text[0] + text[-1] in _PAIRS and text[-1] not in text[1:-1]:
+        text = text[1:-1].strip()
+    elif text.endswith('"') and text.count('"') == 1:
+        text = text[:-1]  # the other one stood before the marker
+    if _NOTHING.fullmatch(text) or _REFUSAL.match(text):
+        return None
+    return text if any(character.isalnum() for character in text) else None
+
+
+def repeats(text: str, examples: Iterable[str]) -> bool:
+    """Whether an explanation says again what an example of the prompt says.
+
+    It has the same words, or begins with the same ones (the whole of it or the first six, at least
+    four), or shares four fifths of its words in their order.
+    """
+    words = _words(text)
+    for example in map(_words, examples):
+        same = next(
+            (i for i, (a, b) in enumerate(zip(words, example, strict=False)) if a != b), None
+        )
+        same = min(len(words), len(example)) if same is None else same
+        if words == example or same >= SAME_WORDS or SAME_WORDS > len(words) == same >= 4:
+            return True
+        if SequenceMatcher(None, words, example, autojunk=False).ratio() >= SAME_SHARE:
+            return True
+    return False
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

@@ -86,7 +86,7 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
         said = (
             f"Warning: the model's loss is {losses.clean:.2f} nats per token, and that of token "
             f"frequencies {losses.unigram:.2f}: it is not trained, or its text is cut by the "
-            f"tokenizer of another model."
+            f"tokenizer of another model. A study of it would stop there."
         )
         console.print(said, markup=False, soft_wrap=True)
     _print_figures(console, card, checked, losses.score)

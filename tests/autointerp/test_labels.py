@@ -165,6 +165,11 @@ def found(content: str, n: int) -> dict[int, int]:
         ),
         ("Windows with cups are 1, the others 0.\n\n1: 1\n2: 0", 2, {1: 1, 2: 0}),
         ("1: 0 \u2192 on reconsidering, 1\n2: 1", 2, {2: 1}),
+        ("1: 0\n2: 1\n2: 0", 2, {1: 0}),
+        ("1) 0 2) 1", 2, {1: 0, 2: 1}),
+        ("Window 1 \u2013 0, Window 2 \u2013 1", 2, {1: 0, 2: 1}),
+        ("Answers:\r\n1,0\r\n2,1\r\n3,1", 3, {1: 0, 2: 1, 3: 1}),
+        ("3: 1\n2: 1\n1: 0\n\n0: 0\n1: 1\n2: 1", 3, {1: 0, 2: 1, 3: 1}),
     ],
 )
 def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, int]) -> None:
@@ -190,6 +195,7 @@ def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, in
         ("bread: 0\nmug: 1", 2),
         ("text one, 0\ntext two, 1", 2),
         ("Window 1 (0), Window 2 (1)", 2),
+        ("1\n0\n2\n1", 2),
         ('{"inactive": {"1": 1, "2": 0}}', 2),
         ('{"active": [1], "silent": {"2": 1}}', 2),
     ],
@@ -250,6 +256,6 @@ def test_no_draft_changes_what_is_read(
 
 
 def test_long_answers_are_read_in_time() -> None:
-    parts = ("1: 0 “", '1: 0 "', "1: 0 <text>", "1: 0 -> ", '{"final": {"1": 0}, ')
+    parts = ("1: 0 “", '1: 0 "', "1: 0 <text>", "1: 0 -> ", "1. 0 2: 1 ", '{"final": {"1": 0}, ')
     for part in ("[", '{"1":', "1: 0 ", "Window 1\n", "|1", "yes ", '"', *parts):
         found(part * (20_000 // len(part)), 5)

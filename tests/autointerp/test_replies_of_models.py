@@ -163,6 +163,7 @@ def test_lists_of_windows_and_forms_are_no_labels(content: str, n: int) -> None:
     [
         ("The intruder among the 5 windows is window 3.", 3),
         ("The intruder is 3, because the other 4 windows mark cups.", 3),
+        ("3 is the intruder, and not 2.", 3),
         ("The intruder has 3 marks.\n\nWindows 1 and 2 fit.", None),
         ('{"intruder": 3}\n\nWindow 1: <text>a <<cup>></text>\n{"intruder": 1}', 3),
         ("The intruder (out of 5) is 3", None),
@@ -219,6 +220,7 @@ def test_a_number_beside_the_word_intruder_may_count_something_else(
         "A\u00e7\u0131klama: words for food",
         "Explanation: *words* for **food**",
         "Explanation: words for <<food>>",
+        '{"explanation": ["words for food"]}',
         "Explanation: words for food\n\nWindow 1: <text>a <<pot>></text>\nExplanation: pots",
     ],
 )

@@ -16,19 +16,20 @@ SAME_WORDS, SAME_SHARE = 6, 0.8
 # Characters around an object that are looked through for what makes it a part of a sentence.
 MOST_FRAME = 100
 
-# A further field of an answer below its explanation, or a rule.
-_NEXT_FIELD = re.compile(
-    r"(?i)\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|"
-    r"[*_#> \t-]*(?:confidence|certainty|score|examples?|evidence|"
-    r"reason(?:ing|s)?|rationale|justification|notes?|key ?words?|tokens|label|category|title|"
-    r"strengths?|confidence score|windows)\b[*_ \t]*[:\uff1a])"
+_OFFER = (
+    r"(?:let me know|(?:i )?hope (?:this|that|it)|feel free|is there anything|would you like|"
+    r"if you(?:'d| would)? (?:need|want|like|have))\b"
+)
+_PLEASANTRY = re.compile(rf"(?i)\W*{_OFFER}")
+# A further field of an answer below its explanation, a rule, or an offer of help.
+_WHAT_FOLLOWS = re.compile(
+    r"(?i)\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|[*_#> \t-]*(?:confidence(?: score)?|certainty|"
+    r"score|examples?|evidence|reason(?:ing|s)?|rationale|justification|notes?|key ?words?|tokens|"
+    r"label|category|title|strengths?|windows)\b[*_ \t]*[:\uff1a])|"
+    rf"(?<=[.!?])\s+{_OFFER}"
 )
 # Of YAML.
 _BLOCK_SCALAR = re.compile(r"\A[|>][-+]?[ \t]*\n")
-_PLEASANTRY = re.compile(
-    r"(?i)\W*(?:let me know|(?:i )?hope (?:this|that|it)|feel free|is there anything|would you "
-    r"like|if you(?:'d| would)? (?:need|want|like|have))\b"
-)
 _DRAFT = re.compile(r"(?i)initial|first|draft|prelim|tentative|old|previous")
 _WORD = (
     r"(?:explanation|explication|explicaci[oó]n|explica[cç][aã]o|erkl[aä]rung|spiegazione|"
@@ -93,7 +94,7 @@ def explanation(reply: Reply) -> str | None:
     if marked and reply.is_cut and not has_begun(reply.content, marked[-1].start()):
         return None
     if marked:
-        content = _NEXT_FIELD.split(content[marked[-1].end() :].strip(), maxsplit=1)[0]
+        content = _WHAT_FOLLOWS.split(content[marked[-1].end() :].strip(), maxsplit=1)[0]
         content = _BLOCK_SCALAR.sub("", content.split("\n\n")[0])
         if "\n" in marked[-1][0]:
             content = content.lstrip("#> ")

@@ -19,12 +19,13 @@ from nullsae.autointerp.label_words import (
     Row,
     blank,
     read_label,
+    without,
 )
 
 _SIGNS = str.maketrans(dict.fromkeys("#\\[]'\"“”", " "))
 # Tags as signs: <window id="1">0</window> as window id="1":0,
-_CLOSING_TAG = re.compile(r"</[^<>\n]*>|<br[ /]*>")
-_OPENING_TAG = re.compile(rf"(?i)<(?!br\b)([^<>\n/][^<>\n]*?)(/?)>((?:\s*(?={WORDS}\s*<))?)")
+_CLOSING_TAG = re.compile(r"</[^<>\n]*>")
+_OPENING_TAG = re.compile(rf"(?i)<([^<>\n/][^<>\n]*?)(/?)>((?:\s*(?={WORDS}\s*<))?)")
 # Text of a window that a line repeats before it answers.
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^“”\n]*”")
 
@@ -48,6 +49,8 @@ _PAIR = re.compile(
 )
 _SPAN = re.compile(rf"(?i)(\d+)(?:\s*(?:{_DASH}|\b(?:to|through)\b)\s*(?:{KEY}\s+)?(\d+))?")
 MOST_OF_GROUP = 500
+# Characters before a pair that are looked through for what makes it a part of a sentence.
+MOST_BEFORE = 200
 # A window, what is thought of it, and its label at the end of the line.
 _VERDICT = re.compile(
     rf"""(?imx)^\W*(?:{KEY}\W{{0,3}})?(?P<number>\d{{1,4}})[\s)]*(?:[:.)]|\s{_DASH}\s)[^\n]*?
@@ -88,6 +91,7 @@ def blocks_of_lines(text: str, n_windows: int) -> list[Block]:
     """The blocks in tables, lists and sentences; `text` has JSON blanked."""
     if not re.search(r"\w", text):
         return []
+    text = re.sub(r"<br ?/?>", lambda m: "\n".ljust(len(m[0])), text)
     text = _CLOSING_TAG.sub(lambda m: ",".ljust(len(m[0])), _OPENING_TAG.sub(_with_sign, text))
     text = re.sub(r"[^\n]+", _without_quotes, text).translate(_SIGNS)
     text = _HEADED.sub(_with_colon, text)
@@ -97,11 +101,12 @@ def blocks_of_lines(text: str, n_windows: int) -> list[Block]:
     for is_table, run in groupby(re.finditer(r"[^\n]+", text), lambda line: _is_table(line[0])):
         if is_table and (lines := [(line.start(), line[0]) for line in run]):
             blocks += block_of_table(lines)
-            stop = lines[-1][0] + len(lines[-1][1])
-            text = text[: lines[0][0]] + BLANK * (stop - lines[0][0]) + text[stop:]
+            text = without(text, lines[0][0], lines[-1][0] + len(lines[-1][1]))
     for match in _LIST.finditer(text):
-        blocks.append(Block(match.start(), [(None, label) for label in _items(match)]))
-    text = _LIST.sub(lambda match: BLANK * len(match[0]), text)
+        labels = _items(match)
+        if n_windows == 1 or len(labels) > 1:
+            blocks.append(Block(match.start(), [(None, label) for label in labels]))
+            text = without(text, *match.span())
     return blocks + (_blocks_of_pairs(text) or _block_of_verdicts(text, n_windows))
 
 
@@ -138,6 +143,7 @@ def _items(match: re.Match[str]) -> list[Label]:
 def _blocks_of_pairs(text: str) -> list[Block]:
     """The blocks of pairs; one ends where a number comes again, or another answer starts."""
     blocks: list[Block] = []
+    seen: set[int] = set()
     last, number = 0, -1
     for match in _PAIR.finditer(text):
         numbers = [REST] if match["rest"] else _numbers_of(match["group"] or match["number"])
@@ -149,13 +155,13 @@ def _blocks_of_pairs(text: str) -> list[Block]:
             labels = [read_label(match)] * len(numbers)
         elif len(labels) != len(numbers):
             labels = [None] * len(numbers)
-        block = Block(match.start(), [*zip(numbers, labels, strict=True)])
-        # The same number at once is answered in two ways.
-        goes_on = blocks and (blocks[-1].may_go_on(block) or numbers == [number])
-        if goes_on and BLANK not in gap and not _ANSWER_STARTS.search(gap):
-            blocks[-1].rows += block.rows
-        else:
-            blocks.append(block)
+        # The same number at once is answered in two ways; 0 begins another count.
+        goes_on = numbers == [number] or (seen.isdisjoint(numbers) and numbers != [0])
+        if not blocks or not goes_on or BLANK in gap or _ANSWER_STARTS.search(gap):
+            blocks.append(Block(match.start(), []))
+            seen.clear()
+        blocks[-1].rows += zip(numbers, labels, strict=True)
+        seen.update(numbers)
         last, number = match.end(), (numbers or [-1])[-1]
     return blocks
 
@@ -176,6 +182,7 @@ def _is_aside(match: re.Match[str], gap: str, is_later: bool, is_next: bool) -> 
         is_next: whether the number is that of the last pair plus 1.
     """
     _, newline, before = gap.rpartition("\n")
+    before = before[-MOST_BEFORE:]
     if match["word"] or match["rest"]:
         return _SPEAKS_OF.search(before) is not None
     before = _PARENTHESES.sub(" ", before)

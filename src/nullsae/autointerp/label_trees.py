@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 from nullsae.autointerp.label_words import (
-    BLANK,
     KEY,
     REST,
     WORDS,
@@ -15,6 +14,7 @@ from nullsae.autointerp.label_words import (
     Row,
     first_label,
     read_number,
+    without,
 )
 from nullsae.autointerp.loose_json import Branch, Leaf, Node, branches_within, find_branches
 
@@ -62,7 +62,7 @@ def blocks_of_json(text: str) -> tuple[list[Block], list[Block], str]:
             blocks[-1].rows += block.rows  # one object per window
         elif block.has_label or any(isinstance(v, Branch) and v.items for v in branch.values()):
             blocks.append(block)
-        rest = rest[: branch.start] + BLANK * (branch.stop - branch.start) + rest[branch.stop :]
+        rest = without(rest, branch.start, branch.stop)
         last_stop = branch.stop
     return blocks, shown, rest
 
@@ -145,14 +145,9 @@ def _fields(node: Branch) -> Iterable[tuple[Leaf | None, Node]]:
         [v.values() for k, v in lists if k and field.fullmatch(k.text.strip()) and _is_flat(v)]
         for field in (_KEY_FIELD, _LABEL_FIELD)
     )
-    if not keys:
-        return node.items
-    same = len(keys) == len(said) == 1 and len(keys[0]) == len(said[0])
-    return (
-        [(k, v) for k, v in zip(keys[0], said[0], strict=True) if isinstance(k, Leaf)]
-        if same
-        else []
-    )
+    if len(keys) == len(said) == 1 and len(keys[0]) == len(said[0]):
+        return [(k, v) for k, v in zip(keys[0], said[0], strict=True) if isinstance(k, Leaf)]
+    return [] if keys else node.items
 
 
 def _is_flat(branch: Branch) -> bool:

@@ -51,7 +51,7 @@ _PLAIN = str.maketrans(
         **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)},
         **{chr(zero + i): str(i) for zero in _ZEROS for i in range(10)},
         **{"\u3001": ",", "\u060c": ",", "\u3000": " ", "\u3002": ".", "\u061b": ";", "⇒": "→"},
-        **dict.fromkeys("*_`", " "),
+        **dict.fromkeys("*_`\r", " "),
     }
 )
 _QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d", '"'))
@@ -60,6 +60,11 @@ _QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300
 def blank(match: re.Match[str]) -> str:
     """Spaces in the place of a match."""
     return " " * len(match[0])
+
+
+def without(text: str, start: int, stop: int) -> str:
+    """A text with what has been read of it blanked."""
+    return text[:start] + BLANK * (stop - start) + text[stop:]
 
 
 def plain(text: str) -> str:

@@ -110,7 +110,8 @@ def _named(content: str) -> tuple[int, int] | None:
         # Not "I do not think that window 2 is the intruder".
         if _STATES.search(clause[0]) and not _NEGATION.search(clause[0]):
             numbers = [*_NUMBER.finditer(content, *clause.span())]
-            if len(numbers) == 1 and _NAMES.search(content, clause.start(), numbers[0].start()):
+            before = clause[0][: numbers[0].start() - clause.start()] if numbers else ""
+            if len(numbers) == 1 and _NAMES.search(before):
                 return int(numbers[0][0]), numbers[0].start()
     if alone := [*_ALONE.finditer(content)]:
         return int(alone[-1]["number"]), alone[-1].start("number")

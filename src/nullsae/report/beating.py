@@ -63,7 +63,7 @@ def beating(study: Study) -> Beating | None:
     title, of_places = rows[0]
     total = sum(of_places, Counts())
     sentence = (
-        f"At a false-discovery rate of {100 * LEVEL:g} %, {total.n_beating:,} of "
+        f"At a false-discovery rate of {100 * LEVEL:g}%, {total.n_beating:,} of "
         f"{total.n_tested:,} latents of trained beat those of the nulls that fire as often, by "
         f"{title}."
     )

@@ -35,7 +35,7 @@ def shading(study: Study) -> str:
 
 def level(study: Study) -> str:
     """What intervals are."""
-    return f"{100 * study.config.statistics.confidence:g} % bootstrap interval"
+    return f"{100 * study.config.statistics.confidence:g}% bootstrap interval"
 
 
 def averages(

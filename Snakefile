@@ -21,6 +21,10 @@ rule all:
 # For people and for tools: no job reads it. It is written under Snakemake's lock and never by a
 # dry run, so that nothing changes below a study at work.
 onstart:
+    try:
+        check_places(workflow.dag)
+    except UserError as error:
+        sys.exit(str(error))
     write_text(
         paths.RUN_CONFIG,
         yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False),

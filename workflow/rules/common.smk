@@ -21,7 +21,7 @@ from nullsae.jobs.autointerp import (
 )
 from nullsae.jobs.code_changes import changed_code, changed_code_line
 from nullsae.jobs.code_record import write_record
-from nullsae.jobs.entry import check_start, image, megabytes_beside
+from nullsae.jobs.entry import check_places, check_start, image, megabytes_beside
 from nullsae.jobs.entry import take_absolute_targets, with_typed_entries
 from nullsae.jobs.grid import cell_files, cross_cells, derived_recipes, matched_cells
 from nullsae.jobs.grid import source_cell, trained_here

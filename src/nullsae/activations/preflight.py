@@ -70,6 +70,10 @@ def check_disk(output: Path, n_bytes: int, *, freed: int = 0) -> None:
     needed, free = int(n_bytes * DISK_OVERHEAD), shutil.disk_usage(folder).free + freed
     if needed > free:
         raise UserError(
-            f"{output}: the activations need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} "
+            f"{output}: the activations need {_gb(needed)} GB, the disk has {_gb(free)} "
             f"GB free; free some, or lower activations.sae_train_tokens or the number of sites"
         )
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:,.2f}" if n_bytes >= 1e8 else f"{n_bytes / 1e9:.2g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from nullsae import __version__
 from nullsae.config.read import BASE, merge, read_config, study_files
 from nullsae.core.errors import UserError
+from nullsae.core.files import FULL
 
 # A job that is told to end keeps what it has first; its shell must not end before it.
 GUARD = "set -euo pipefail; trap : TERM; "
@@ -66,10 +68,12 @@ def check_start(workflow: Any, arguments: Sequence[str]) -> None:
         arguments: the command line.
 
     Raises:
-        UserError: jobs would share no file system, or `--configfile` is given twice.
+        UserError: jobs would share no file system, or `--configfile` is given twice, or Snakemake
+            cannot keep its records in the working folder.
     """
     if not workflow.is_main_process:
         return
+    _check_records(Path.cwd())
     given = [a.partition("=")[0] for a in arguments]
     if sum(name in ("--configfile", "--configfiles") for name in given) > 1:
         raise UserError(
@@ -85,6 +89,39 @@ def check_start(workflow: Any, arguments: Sequence[str]) -> None:
         raise UserError(f"--shared-fs-usage: lacks {', '.join(missing)}; {_NOT_SHARED}")
     if (executor := _executor(arguments)) and _shares_nothing(executor):
         raise UserError(f"--executor {executor}: its jobs share no files; {_NOT_SHARED}")
+
+
+def _check_records(folder: Path) -> None:
+    """Refuse a folder in which Snakemake can write no locks, which not even a dry run does without."""
+    for place in (folder / ".snakemake/locks", folder / ".snakemake", folder):
+        if place.is_dir():
+            if not os.access(place, os.W_OK):
+                raise UserError(
+                    f"{place}: not writable, and Snakemake keeps its records there, also of a dry "
+                    f"run; copy the study elsewhere"
+                )
+            if not shutil.disk_usage(place).free:
+                raise UserError(f"{place}: {FULL}")
+            return
+
+
+def check_places(dag: Any) -> None:
+    """Refuse to start jobs that cannot write their outputs and logs. Called by `onstart`.
+
+    Args:
+        dag: Snakemake's own, worked out.
+
+    Raises:
+        UserError: names the first such place.
+    """
+    files = {str(file) for job in dag.needrun_jobs() for file in (*job.output, *job.log)}
+    for folder in sorted({Path(file).parent for file in files}):
+        place = next(p for p in (folder, *folder.parents) if p.is_dir())
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{place}: not writable by this user, and jobs write there; have its owner change "
+                f"that, or copy the study elsewhere"
+            )
 
 
 def megabytes_beside(arguments: Sequence[str]) -> int:

@@ -10,9 +10,11 @@ import pytest
 from snakemake.settings.types import SharedFSUsage, StorageSettings
 
 from nullsae.core.errors import UserError
+from nullsae.core.files import FULL
 from nullsae.jobs.entry import (
     SNAKEMAKE_MEGABYTES,
     _executor,
+    check_places,
     check_start,
     config_files,
     megabytes_beside,
@@ -46,6 +48,35 @@ def test_jobs_without_a_file_system_in_common_are_refused_in_one_line(
     assert "docs/cluster.md" in line
     # What a run was allowed to do, its jobs may.
     check_start(workflow(is_main_process=False, **storage), ["snakemake"])
+
+
+@pytest.mark.parametrize("place", ["", ".snakemake", ".snakemake/locks"])
+def test_a_folder_without_room_for_snakemake_s_records_is_refused(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    check_start(workflow(), ["snakemake"])
+    full = SimpleNamespace(free=0)
+    monkeypatch.setattr("nullsae.jobs.entry.shutil.disk_usage", lambda path: full)
+    assert refused(check_start, workflow(), ["snakemake"]) == f"{tmp_path / place}: {FULL}"
+    # A test's user may be root, who may write anywhere.
+    monkeypatch.setattr("nullsae.jobs.entry.os.access", lambda path, mode: False)
+    line = refused(check_start, workflow(), ["snakemake", "-n"])
+    assert line.startswith(f"{tmp_path / place}: not writable, and Snakemake keeps its records")
+
+
+def test_a_place_of_another_user_is_named_before_any_job_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("results/logs").mkdir(parents=True)
+    job = SimpleNamespace(output=["results/tables/a.parquet"], log=["results/logs/aggregate/a.log"])
+    dag = SimpleNamespace(needrun_jobs=lambda: [job])
+    check_places(dag)
+    foreign = Path("results/logs")
+    monkeypatch.setattr("nullsae.jobs.entry.os.access", lambda path, mode: Path(path) != foreign)
+    assert refused(check_places, dag).startswith("results/logs: not writable by this user, and ")
 
 
 def test_a_source_cache_of_each_node_is_no_hindrance() -> None:

@@ -92,7 +92,7 @@ def check_start(workflow: Any, arguments: Sequence[str]) -> None:
 
 
 def _check_records(folder: Path) -> None:
-    """Refuse a folder in which Snakemake can write no locks, which not even a dry run does without."""
+    """Refuse a folder in which Snakemake can keep no records, as it does even in a dry run."""
     for place in (folder / ".snakemake/locks", folder / ".snakemake", folder):
         if place.is_dir():
             if not os.access(place, os.W_OK):

@@ -108,6 +108,8 @@ def test_an_sae_is_fed_as_its_own_files_say(made: Made, tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     for part in ("blocks.1.hook_resid_post", "51,200", "topk, k 4", "It fits: ", "CE score"):
         assert part in found.output
+    # The model is not trained.
+    assert "A study of it would stop there." in found.output
     config = read_merged_config([made.root / "config.yaml", overlay])
     (subject,), (corpus,) = config.subjects.values(), config.corpora.values()
     assert list(config.saes) == ["published", "rotated", "rate_matched_random"]

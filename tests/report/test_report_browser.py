@@ -328,6 +328,22 @@ def test_latents_that_beat_placebo_are_counted_on_a_page_without_a_browser(
     assert "Choose q below" not in page
 
 
+def test_latents_that_nothing_could_be_compared_with_are_said_to_be(
+    built: Path, config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "results/tables").mkdir(parents=True)
+    for file in (built / "results/tables").iterdir():
+        (tmp_path / "results/tables" / file.name).symlink_to(file)
+    none = {"n_tested": 0, "n_beating": 0, "share_beating_placebo": None}
+    rows = [row | none for row in rows_of(built, "beating_placebo")]
+    path = tmp_path / paths.TABLE.format(table="beating_placebo")
+    path.unlink()
+    tables.write_table(path, rows, tables.SCHEMAS["beating_placebo"])
+    found = beating(load_study(config, tmp_path))
+    assert found is not None
+    assert (found.sentence[:30], found.rows) == ("No latent could be tested: at ", [])
+
+
 def test_a_study_without_ranked_latents_has_no_q(
     built: Path, config: Config, tmp_path: Path
 ) -> None:

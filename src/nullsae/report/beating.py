@@ -36,7 +36,7 @@ class Beating:
     places: list[str]
     """Titles of the columns: sites and SAEs."""
     rows: list[tuple[str, list[Counts]]]
-    """A metric's title, and its counts in each place."""
+    """A metric's title, and its counts in each place; none where no latent was tested."""
 
 
 def beating(study: Study) -> Beating | None:
@@ -58,8 +58,14 @@ def beating(study: Study) -> Beating | None:
         of_places = [found.get(name, {}).get(place, Counts()) for place in places]
         if any(counts.n_tested for counts in of_places):
             rows.append((metric.title.partition(" (")[0], of_places))
-    if not rows:
+    if not places:
         return None
+    if not rows:
+        few = (
+            f"No latent could be tested: at its firing rate the nulls together have too few "
+            f"latents for a p of {100 * LEVEL:g} %."
+        )
+        return Beating(few, [], [])
     title, of_places = rows[0]
     total = sum(of_places, Counts())
     sentence = (

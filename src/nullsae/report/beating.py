@@ -63,7 +63,7 @@ def beating(study: Study) -> Beating | None:
     if not rows:
         few = (
             f"No latent could be tested: at its firing rate the nulls together have too few "
-            f"latents for a p of {100 * LEVEL:g} %."
+            f"latents for a p of {100 * LEVEL:g}%."
         )
         return Beating(few, [], [])
     title, of_places = rows[0]

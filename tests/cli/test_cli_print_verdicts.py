@@ -116,7 +116,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
 
 
 def test_a_study_without_tables_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not there; .* is no study; `nullsae init "):
+    with pytest.raises(UserError, match=r"not there; .* is no study; `nullsae init "):
         print_verdicts(tmp_path)
     (tmp_path / "study.yaml").touch()
     with pytest.raises(UserError, match="not there; `nullsae run "):

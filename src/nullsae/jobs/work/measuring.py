@@ -38,7 +38,7 @@ ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
 METRICS_RANKED, RANKED_SECONDS, RANKED_BYTES, RANKED_FILE_BYTES = 5, 1.5e-6, 170.0, 15.0
 FIGURES, FIGURE_SECONDS = 30, 0.25
 # What statistics, and what draws figures, load and hold of any study.
-STATISTICS_BYTES, DRAWING_BYTES = 2.1e8, 1.65e8
+STATISTICS_BYTES, DRAWING_BYTES = 2.3e8, 1.65e8
 # Of each dimension while a batch is summed in float64: what goes in and comes out, twice each, and
 # three terms.
 SUMMED_BYTES = 56.0 * BATCH_TOKENS

@@ -92,7 +92,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
-KillWait=20
+KillWait=60
 InactiveLimit=0
 # A node that was set down stays so.
 ReturnToService=1

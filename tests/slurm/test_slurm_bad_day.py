@@ -71,7 +71,7 @@ def test_a_job_starved_of_memory_succeeds_with_more(bad_day: BadDay) -> None:
 
 def test_a_further_attempt_asks_for_more_up_to_the_cap(bad_day: BadDay) -> None:
     assert asked(bad_day, "train_sae", "variant=trained/") == [
-        ("TIMEOUT", 4_170, 1),
+        ("TIMEOUT", 4_140, 1),
         ("COMPLETED", MAX_MEGABYTES, 60),
     ]
 

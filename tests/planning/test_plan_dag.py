@@ -13,10 +13,10 @@ from nullsae import paths
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.core.home import snakefile_of
 from nullsae.jobs.activations import activations_key
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import rule_of, shared_jobs, whole_saes
-from nullsae.planning.dag import snakefile_of
 from nullsae.planning.show import Plan, make_plan
 
 REPOSITORY = Path(__file__).parents[2]

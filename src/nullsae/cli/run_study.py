@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from nullsae.config.read import BASE, OVERLAY, read_config, study_files
 from nullsae.core.errors import UserError
-from nullsae.planning.dag import snakefile_of
+from nullsae.core.home import snakefile_of
 
 # What is given to Snakemake unless the caller's own options say it: as `make run` does.
 DEFAULTS = {

@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.home import workflow_folder
+from nullsae.core.home import place_of
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
@@ -206,9 +206,7 @@ def _by_path(target: Path) -> tuple[str, Path]:
     study, file = Path(*target.parts[:at]), Path(*target.parts[at:])
     if study == Path() and Path("Snakefile").is_file():
         return "", file
-    own = study / "Snakefile"
-    used = own if own.is_file() else workflow_folder() / "Snakefile"
-    return shlex.join(("-s", str(used.absolute()), "--directory", str(study.absolute()))), file
+    return shlex.join(place_of(study)), file
 
 
 def content_key(value: Any) -> str:

@@ -19,6 +19,17 @@ def workflow_folder() -> Path:
     return INSTALLED if INSTALLED.is_dir() else PACKAGE.parents[1]
 
 
+def snakefile_of(root: Path) -> Path:
+    """The Snakefile of a study's folder, else the one that nullsae comes with."""
+    own = root / "Snakefile"
+    return (own if own.is_file() else workflow_folder() / "Snakefile").resolve()
+
+
+def place_of(root: Path) -> tuple[str, ...]:
+    """The options with which Snakemake finds a study's folder from any other one."""
+    return "-s", str(snakefile_of(root)), "--directory", str(root.absolute())
+
+
 def cache_folder() -> Path:
     """Where the user's programs keep what they can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -16,7 +16,7 @@ from typing import Any
 
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
-from nullsae.core.home import workflow_folder
+from nullsae.core.home import place_of, snakefile_of
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.shared_training import NO_RESULTS, rule_of
 from nullsae.jobs.work import WORK, job_work
@@ -91,16 +91,9 @@ def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:
     return found
 
 
-def snakefile_of(root: Path) -> Path:
-    """The Snakefile of a folder, else the one that nullsae comes with."""
-    own = root / "Snakefile"
-    return (own if own.is_file() else workflow_folder() / "Snakefile").resolve()
-
-
 def command_for(root: Path, *options: str) -> str:
     """The command that calls Snakemake on a study's folder, from any other one."""
-    place = ("-s", str(snakefile_of(root)), "--directory", str(root.absolute()))
-    return shlex.join(("snakemake", *place, *options))
+    return shlex.join(("snakemake", *place_of(root), *options))
 
 
 def ask_snakemake(config: Config, root: Path, module: str) -> Any:

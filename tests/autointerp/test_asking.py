@@ -383,8 +383,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("every", [20, 5])
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(("name", "every"), [*((name, 5) for name in FAULTS), ("500", 20)])
 def test_whatever_fails_every_window_gets_its_answer(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, name: str, every: int
 ) -> None:

@@ -23,6 +23,7 @@ from nullsae.report import style
 from nullsae.report.build import build_report
 from nullsae.report.drawings.answer import HIGH, LOW, MAX_METRICS, WIDTH, drawn
 from nullsae.report.drawings.token_lookup import _floors
+from nullsae.report.figures import draw_figure
 from nullsae.report.names import figure_names
 from nullsae.report.render import inline_svg
 from nullsae.report.study import load_study
@@ -65,7 +66,11 @@ def test_a_warning_about_a_subject_stands_above_its_numbers(
 ) -> None:
     assert "Read with care" not in page
     assert "Versions and devices of the jobs were not recorded." in page
-    config = default_config(report={**REPORT, "figure_formats": ["svg"]})
+    config = default_config(
+        variants=["trained", "step0"],
+        explainers={},
+        report={**REPORT, "figure_formats": ["svg"], "n_example_latents": 0},
+    )
     monkeypatch.setitem(WARNED, "small", f"it knows {EVIL}")
     monkeypatch.setitem(OLDER, "code", "train_sae accepted from 00aa; report accepted from 00bb")
     write_study(tmp_path, config)
@@ -284,8 +289,9 @@ def test_a_page_without_replication_says_so_first_and_shows_no_p_value(page: str
 def test_a_replicated_page_shows_p_values_and_what_verdicts_are_about(tmp_path: Path) -> None:
     config = default_config(
         draws=2,
-        variants=["trained", "rerandomized", "noise_embeddings"],
-        report={"figure_formats": ["svg"], "title": "two draws"},
+        variants=["trained", "rerandomized"],
+        explainers={},
+        report={"figure_formats": ["svg"], "title": "two draws", "n_example_latents": 0},
     )
     write_study(tmp_path, config)
     build_report(config, tmp_path)
@@ -394,11 +400,8 @@ def test_many_sites_are_drawn_against_depth(tmp_path: Path) -> None:
         report={"figure_formats": ["svg"], "n_example_latents": 0},
     )
     write_study(tmp_path, config)
-    build_report(config, tmp_path)
-    svg = (tmp_path / paths.FIGURE.format(figure="deep.cosine", format="svg")).read_text()
-    assert "Block (resid_post)" in svg
-    # No latents are wanted, so there is no browser and no script.
-    assert "<script" not in (tmp_path / paths.REPORT).read_text()
+    figure = draw_figure(load_study(config, tmp_path), "deep", "cosine")
+    assert "Block (resid_post)" in figure.svg
 
 
 def test_a_missing_table_is_named_with_the_command_that_makes_it(
@@ -439,6 +442,4 @@ def test_a_floor_is_drawn_for_each_variant_that_has_one(tmp_path: Path) -> None:
             if (r["variant"], r["site"]) == (f"gaussian@{row['variant']}", row["panel"])
         ]
         assert [row["value"]] == own
-    build_report(config, other)
-    svg = (other / paths.FIGURE.format(figure="small.token_lookup", format="svg")).read_text()
-    assert "Gaussian floor" in svg
+    assert "Gaussian floor" in draw_figure(study, "small", "token_lookup").svg

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from autointerp_cells import (
     write_windows,
 )
 from judge_answers import EXAMPLES
-from scripted_server import ScriptedServer
+from scripted_server import Options, ScriptedServer
 
 from nullsae.autointerp.examples import examples_of, with_marks
 from nullsae.autointerp.explain import explain_latents
@@ -46,10 +47,17 @@ from nullsae.tables import cell_schema, read_table, write_table
 Rows = list[dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def process() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as process:
+        yield process
+
+
 @pytest.fixture
-def server() -> Any:
-    with ScriptedServer(answers="judge_answers:oracle") as server:
-        yield server
+def server(process: ScriptedServer) -> ScriptedServer:
+    process.set(**vars(Options(answers="judge_answers:oracle")))
+    process.reset()
+    return process
 
 
 def explain(folder: Path, rows: Rows, tokenizer: Path, server: ScriptedServer) -> Rows:

@@ -152,12 +152,13 @@ def test_ctrl_c_ends_snakemake_itself_and_frees_the_folder(installed: Installed)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     study = installed.folder / "stopped"
     while process.poll() is None and not any((study / "results/logs").rglob("*.log")):
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[0]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said
     assert "Terminating processes on user request" in said
     assert not [*(study / ".snakemake").glob("locks/*")]

@@ -255,9 +255,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--only", help="model types, by comma")
-    parser.add_argument("--seconds", type=float, default=60.0, help="limit of one class")
-    parser.add_argument("--keep", type=Path, help="file of outcomes, to go on from")
+    parser.add_argument("--only", help="model types, separated by commas")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit per class")
+    parser.add_argument("--keep", type=Path, help="file of outcomes, to resume from")
     options = parser.parse_args()
     kept = options.keep.read_text().splitlines() if options.keep and options.keep.is_file() else []
     known = {name: (how, said) for name, how, said in map(json.loads, kept) if how != "not built"}

@@ -185,7 +185,9 @@ def main() -> None:
     )
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--columns", default="", help="columns that may differ, with commas")
+    parser.add_argument(
+        "--columns", default="", help="columns that may differ, separated by commas"
+    )
     options = parser.parse_args()
     allowed = set(filter(None, options.columns.split(",")))
     same = compare(results_folder(options.old), results_folder(options.new), allowed)

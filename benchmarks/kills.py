@@ -363,9 +363,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--kills-per-study", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--config", type=Path, help="laid over the default study")
+    parser.add_argument("--config", type=Path, help="overlay on the default study")
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="then stop; go on later"
+        "--seconds", type=float, default=float("inf"), help="stop then; run again to resume"
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -382,7 +382,7 @@ def main() -> None:
     counts = [
         sum(kill.identical is state for kill in series.kills) for state in (True, False, None)
     ]
-    print(f"\n{counts[0]} identical, {counts[1]} not, {counts[2]} in a study that has not ended")
+    print(f"\n{counts[0]} identical, {counts[1]} not, {counts[2]} in an unfinished study")
     sys.exit(1 if counts[1] or series.faults else 0)
 
 

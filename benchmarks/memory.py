@@ -401,8 +401,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("rules", nargs="*", help="all by default")
     parser.add_argument("--sizes", type=int, default=len(STUDIES), help="how many studies")
-    parser.add_argument("--alone", action="store_true", help="no copies of one process")
-    parser.add_argument("--work", type=Path, help="folder that keeps the studies, to go on there")
+    parser.add_argument("--alone", action="store_true", help="run jobs in separate processes")
+    parser.add_argument("--work", type=Path, help="folder that keeps the studies, to resume")
     parser.add_argument("--jobs-of", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.jobs_of:

@@ -191,7 +191,7 @@ def main() -> int:
     """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path, help="folder of a finished study")
-    parser.add_argument("name", help="of the folder in docs/reference")
+    parser.add_argument("name", help="folder in docs/reference")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     given = parser.parse_args()
     if not given.check:

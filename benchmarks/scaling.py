@@ -77,7 +77,7 @@ def measured(command: list[str], folder: Path) -> tuple[float, float]:
         process = subprocess.Popen(command, cwd=folder, stdout=null, stderr=null)
         _, status, used = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{shlex.join(command)[:300]} ended with status {status}")
+        sys.exit(f"{shlex.join(command)[:300]} exited with status {status}")
     return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 

@@ -188,7 +188,7 @@ def main() -> None:
         return
     peers = not args.no_peers and PEERS_PYTHON.is_file()
     if not peers:
-        print("peers left out: not asked for, or not installed (make .venv-peers/installed)")
+        print("peers left out: not requested, or not installed (make .venv-peers/installed)")
     for shape_name in args.shapes:
         compare(shape_name, args.rounds, args.threads, peers=peers)
 

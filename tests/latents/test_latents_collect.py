@@ -727,7 +727,7 @@ def test_documents_in_pieces_are_refused(chain: Chain, tiny_sae: Path, tmp_path:
     ids = load_tokens(chain.eval_tokens).input_ids
     documents = (np.arange(ids.size) // 50 % 3).astype(np.int32).reshape(ids.shape)
     tokens = write_corpus(tmp_path / "corpus", ids, documents)
-    with pytest.raises(UserError, match="the tokens of a document are not in a row"):
+    with pytest.raises(UserError, match="the tokens of a document are not contiguous"):
         collect(chain, tiny_sae, tmp_path / "out", tokens=tokens)
 
 

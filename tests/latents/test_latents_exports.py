@@ -257,7 +257,7 @@ def test_a_mistake_is_refused_without_half_an_export(root: Path, tmp_path: Path)
     assert not output.exists()
     output.mkdir()
     (output / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="out exists already; name a new folder"):
+    with pytest.raises(UserError, match="out already exists; name a new folder"):
         export(root, "delphi", output)
     assert [file.name for file in output.iterdir()] == ["mine.txt"]
 
@@ -271,7 +271,7 @@ def test_a_corpus_that_the_config_does_not_name_is_not_guessed(root: Path, tmp_p
     text = config.read_text()
     try:
         config.unlink()
-        with pytest.raises(UserError, match=r"does not say which corpus .* give --tokens"):
+        with pytest.raises(UserError, match=r"does not name the corpus of .* give --tokens"):
             corpus_files(cells)
     finally:
         config.write_text(text)

@@ -182,7 +182,7 @@ def test_keys_are_not_asked_for_by_hand(study: Study, tmp_path: Path) -> None:
         ({"variants": (model("trained"),)}, "2 manifests, but --params names 1 variants and 2 ke"),
         (
             {"wide": D_MODEL + 1},
-            r"activations of 17 dimensions, but the SAE .* is for 16; evaluate",
+            r"activations of 17 dimensions, but the SAE .* has 16; evaluate",
         ),
         (
             {"activations": [Path("a"), Path("b")]},

@@ -278,7 +278,7 @@ def test_a_lookup_by_token_sees_the_tokens(
 
 def test_an_sae_of_another_width_is_refused(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
     wide = write_site(tmp_path / "wide", torch.randn(40, D_MODEL + 1), [40], site=SITE)
-    message = rf"site={SITE}: activations of 17 dimensions, but the SAE {tiny_sae} is for 16"
+    message = rf"site={SITE}: activations of 17 dimensions, but the SAE {tiny_sae} has 16"
     with pytest.raises(UserError, match=message):
         run(chain, tiny_sae, tmp_path, eval_activations=wide)
 

@@ -232,7 +232,7 @@ def test_near_sites_have_one_name_each() -> None:
 
 def test_an_sae_of_another_width_is_refused(fed: Fed) -> None:
     sae = Autoencoder("topk", torch.eye(8), torch.zeros(8), torch.eye(8), torch.zeros(8), k=1)
-    with pytest.raises(UserError, match=r"resid_post\.1 has 16 dimensions, and the SAE is for 8"):
+    with pytest.raises(UserError, match=r"resid_post\.1 has 16 dimensions, but the SAE has 8"):
         check_feeding(fed.sample, sae, GOOD, Expect())
 
 

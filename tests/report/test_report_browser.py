@@ -286,8 +286,8 @@ def test_the_page_says_how_many_latents_beat_placebo_and_sorts_them_by_q_from_a_
     assert 0 < n < len(ranked)
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
     assert (
-        f"At a false-discovery rate of 5%, {n} of {len(ranked)} latents of trained beat those of "
-        f"the nulls that fire as often, by AUROC of the next token by direct effect."
+        f"At a false-discovery rate of 5%, {n} of {len(ranked)} latents of trained beat null "
+        f"latents of similar firing rates on Next-token AUROC by direct effect."
     ) in text
     assert "results/tables/latents_ranked.parquet" in text
     (counts,) = re.findall(r"By metric and site</summary>(.*?)</details>", page, re.DOTALL)

@@ -76,7 +76,7 @@ def test_too_few_draws_give_a_reason_instead() -> None:
     assert p is None
     # Seeds of one draw are no exchangeable with those of another: draws count.
     assert reason == (
-        "no permutation test: 1 against 3 draws can be divided in 4 ways only, not 20"
+        "no permutation test: 1 and 3 draws can be divided in only 4 ways, fewer than 20"
     )
 
 

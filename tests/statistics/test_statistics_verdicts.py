@@ -128,9 +128,9 @@ def test_verdict_follows_the_rule(metric: str, changes: dict[str, Any], expected
 def test_verdict_names_the_numbers_it_rests_on() -> None:
     _, reason = verdict(row(), METRIC["auroc"], 0.95)
     assert reason == (
-        "this randomization: rerandomized minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 "
-        "seeds of rerandomized (the interval speaks of seeds of one draw), beyond the margin ±0.05 "
-        "(0.1 of |trained - 0.5|), on the side expected: minimum-effect test at 0.05, "
+        "this randomization: rerandomized minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 seeds "
+        "of rerandomized (the interval generalizes to seeds of one draw), beyond the margin ±0.05 "
+        "(0.1 of |trained - 0.5|), on the expected side: minimum-effect test at 0.05, "
         "Holm-corrected over 8, p 0.01"
     )
     _, reason = verdict(row(p_minimum_effect_holm=None), METRIC["auroc"], 0.95)
@@ -157,7 +157,7 @@ def test_an_inconclusive_verdict_says_what_could_have_been_seen() -> None:
     _, reason = verdict(row(is_beyond_margin=False), METRIC["auroc"], 0.95)
     assert reason.endswith(
         "neither beyond nor within the margin ±0.05 (0.1 of |trained - 0.5|) at 0.05, "
-        "Holm-corrected over 8; could have seen 0.071 or more"
+        "Holm-corrected over 8; could have detected 0.071 or more"
     )
 
 
@@ -331,7 +331,7 @@ def test_a_share_of_what_is_not_told_from_the_floor_is_no_margin() -> None:
     rng = np.random.default_rng(23)
     found = contrast(arm_of(*rng.normal(0.5, 0.1, 40)), arm_of(*rng.normal(0.7, 0.1, 40)))
     assert found["is_beyond_margin"] is None
-    assert "is not told from the floor 0.5" in found["reason"]
+    assert "cannot be told from the floor 0.5" in found["reason"]
     assert verdict(found, METRIC["auroc"], 0.95)[0] == "inconclusive"
 
 
@@ -381,7 +381,7 @@ def test_draws_are_compared_whole() -> None:
     pooled = np.concatenate([cell.columns[0] for cell in cells])
     assert scipy.stats.ttest_ind(trained, pooled, equal_var=False).pvalue < 0.001
     assert found["p_permutation"] is None
-    assert "1 against 3 draws can be divided in 4 ways only" in found["reason"]
+    assert "1 and 3 draws can be divided in only 4 ways" in found["reason"]
     assert found["speaks_of"] == "draws of rerandomized, latents of one draw and seed of trained"
     alone = estimated(Arm(tuple(cells)))
     expected = scipy.stats.t.interval(0.95, 2, own.mean(), scipy.stats.sem(own))

@@ -285,7 +285,7 @@ def test_a_skip_connection_that_is_missing_is_named(tmp_path: Path) -> None:
     write_json(file, {**read_json(file, rebuild=""), "weights_checksum": checksum(weights)})
     with pytest.raises(UserError, match=r"W_skip is None, should be \(16, 16\)"):
         load_sae(file)
-    with pytest.raises(ValueError, match="decodes with what it encoded"):
+    with pytest.raises(ValueError, match="needs the encoded activations"):
         random_transcoder(skip=True).decode(*random_transcoder(skip=True).encode(torch.ones(1, 16)))
 
 

@@ -178,7 +178,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(
 ) -> None:
     write(tmp_path, "AutoEncoder")
     torch.save({"bias": Runs()}, tmp_path / "ae.pt")
-    with pytest.raises(UserError, match=r"ae\.pt: not readable as tensors alone"):
+    with pytest.raises(UserError, match=r"ae\.pt: not readable as tensors only"):
         read_with_origin(str(tmp_path), None, where="config")
     assert capsys.readouterr().out == ""
 

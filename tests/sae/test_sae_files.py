@@ -121,7 +121,7 @@ def test_a_k_above_the_number_of_latents_is_refused(tmp_path: Path) -> None:
 def test_a_topk_sae_without_k_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     config.write_text(config.read_text().replace('"k": 3,\n "key"', '"k": null,\n "key"'))
-    assert refusal(config) == f"{config}: k: null; a topk SAE has a number there"
+    assert refusal(config) == f"{config}: k: null, but a topk SAE needs a number"
 
 
 def test_a_dictionary_of_no_known_kind_is_refused(tmp_path: Path) -> None:

@@ -345,7 +345,7 @@ def test_a_transcoder_of_saelens_that_does_more_than_its_weights_is_refused(
         ({"k": 25}, "k 25 is larger than the number of latents, 24"),
         ({"activation": "relu"}, "activation: 'relu' is not one of topk, groupmax"),
         ({"activation": "groupmax"}, "k 5 does not divide the 24 latents of groupmax"),
-        ({"transcode": True}, "nothing says which site it writes"),
+        ({"transcode": True}, "so the site it writes is unknown"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"signed": True}, "signed is true"),
         ({"jump": 1}, "jump: unknown key"),
@@ -368,7 +368,7 @@ def test_an_unsupported_sparsify_config_is_refused(
         ("threshold", torch.zeros(WIDTH), "threshold is unknown"),
         ("scaling_factor", torch.full((WIDTH,), 2.0), "scaling_factor is unknown"),
         ("b_enc", torch.zeros(WIDTH, dtype=torch.int8), "b_enc is torch.int8"),
-        ("W_dec", torch.full((WIDTH, D), torch.nan), "W_dec holds NaN"),
+        ("W_dec", torch.full((WIDTH, D), torch.nan), "W_dec contains NaN"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
@@ -452,7 +452,7 @@ def test_an_sae_from_the_hub_is_the_one_in_its_folder(hub_cache: Path) -> None:
     assert read_pretrained(pattern, "resid_post.10", where=WHERE).k == 10
     text = refused(read_pretrained, pattern, "resid_post.3", where=WHERE)
     assert text == (
-        f"{WHERE}: 'someone/saes' on the hub holds no SAE in 'blocks.3.hook_resid_post'"
+        f"{WHERE}: 'someone/saes' on the hub contains no SAE in 'blocks.3.hook_resid_post'"
     )
 
 
@@ -476,17 +476,17 @@ def test_a_hub_that_cannot_be_reached_is_named(
 @pytest.mark.parametrize(
     ("architecture", "layout", "says"),
     [
-        ("groupmax", "saelens", "topk, jumprelu, standard SAEs only, and this is of kind groupmax"),
+        ("groupmax", "saelens", "only topk, jumprelu, standard SAEs, but this is of kind groupmax"),
         ("topk", "npz", "--layout: 'npz' is not one of saelens, sparsify"),
         (
             "jumprelu",
             "sparsify",
-            "sparsify holds topk, groupmax SAEs only, and this is of kind jumprelu",
+            "sparsify supports only topk, groupmax SAEs, but this is of kind jumprelu",
         ),
         (
             "standard",
             "sparsify",
-            "sparsify holds topk, groupmax SAEs only, and this is of kind standard",
+            "sparsify supports only topk, groupmax SAEs, but this is of kind standard",
         ),
     ],
 )
@@ -505,18 +505,18 @@ def test_a_token_lookup_dictionary_is_not_exported(tmp_path: Path, layout: str) 
     config = write_sae(lookup, tmp_path, dictionary="token_lookup", n_steps=0)
     text = refused(export_sae, config, layout, tmp_path / "out")
     assert "token_lookup" in text
-    assert "no format can hold it" in text
+    assert "no format supports this" in text
 
 
 def test_an_export_does_not_overwrite_another_sae(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
     before = config.read_bytes()
     own, out = config.parent, tmp_path / "out"
-    assert "holds an SAE already" in refused(export_sae, config, "sparsify", own)
-    assert "holds an SAE already" in refused(export_sae, config, "saelens", own)
+    assert "already contains an SAE" in refused(export_sae, config, "sparsify", own)
+    assert "already contains an SAE" in refused(export_sae, config, "saelens", own)
     assert config.read_bytes() == before
     export_sae(config, "saelens", out)
-    assert "holds an SAE already" in refused(export_sae, config, "sparsify", out)
+    assert "already contains an SAE" in refused(export_sae, config, "sparsify", out)
 
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -575,7 +575,7 @@ def test_a_normalization_survives_our_files_and_an_export(
         torch.testing.assert_close(there[0], codes, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(there[1], reconstruction, atol=1e-6, rtol=1e-6)
     values, indices = sae.encode(inputs())
-    with pytest.raises(ValueError, match="decodes with the activations that were encoded"):
+    with pytest.raises(ValueError, match="needs the encoded activations"):
         sae.decode(values, indices)
     with pytest.raises(UserError, match="sparsify has no normalization"):
         export_sae(config, "sparsify", tmp_path / "other")

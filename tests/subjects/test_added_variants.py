@@ -201,7 +201,7 @@ def test_an_added_variant_is_randomized_and_gated(chain: Chain, tmp_path: Path) 
     ("variant", "reason"),
     [
         ("forgetful", "no tensor differs from the original's"),
-        ("idle", "no gate tells it from the trained variant"),
+        ("idle", "no gate distinguishes it from the trained variant"),
     ],
 )
 def test_a_variant_that_changes_nothing_fails_a_gate(

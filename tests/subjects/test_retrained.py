@@ -285,7 +285,7 @@ AGAIN = {"retrained": {"path": "someone/tiny-seed{n}"}}
     [
         (
             {},
-            "subjects.tiny.source.retrained: missing, and variants names retrained; give {path, "
+            "subjects.tiny.source.retrained: missing, but variants names retrained; give {path, "
             "revision} of the subject trained from another seed (EleutherAI/pythia-14m-seed{n} of "
             "PolyPythias for EleutherAI/pythia-14m), or drop retrained from variants",
         ),

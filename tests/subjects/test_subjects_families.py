@@ -369,6 +369,5 @@ def test_an_unsupported_model_is_refused() -> None:
             self.layers = nn.ModuleList([nn.Linear(1, 1)])
 
     assert refused(find_blocks, Odd()) == (
-        "subject of class Odd: not supported; looked for a list of 4 blocks "
-        "(config.num_hidden_layers) and found none"
+        "subject of class Odd: not supported; found no list of 4 blocks (config.num_hidden_layers)"
     )

@@ -120,14 +120,14 @@ def test_later_tokens_are_seen_in_no_part_of_a_context(kind: type[Mixing]) -> No
 def test_rows_of_a_batch_that_see_each_other_are_found() -> None:
     model = tiny_model("gpt_neox")
     model.gpt_neox.layers[1] = Mixing(model.gpt_neox.layers[1])
-    assert "rows of the batch see each other" in failures(model)["alone"]
+    assert "rows of the batch affect each other" in failures(model)["alone"]
 
 
 def test_rows_that_belong_to_another_token_are_found() -> None:
     model = tiny_model("gpt_neox", use_parallel_residual=True)
     model.gpt_neox.layers[2] = Shifted(model.gpt_neox.layers[2])
     found = failures(model)
-    assert found == {"own rows": "resid_post.2: a nudge at position 8 leaves its row as it was"}
+    assert found == {"own rows": "resid_post.2: a nudge at position 8 does not change its row"}
 
 
 def test_other_layouts_of_a_block_are_refused_in_one_line() -> None:

@@ -130,7 +130,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None
     trap = {**model.state_dict(), "planted": Planted(tmp_path / "ran")}
     torch.save(trap, tmp_path / "pytorch_model.bin")
     assert refusal(local(tmp_path)) == (
-        f"subject '{tmp_path}': cannot be loaded: pytorch_model.bin holds more than weights and "
+        f"subject '{tmp_path}': cannot be loaded: pytorch_model.bin contains more than weights and "
         f"could run code, so it is not read"
     )
     assert not (tmp_path / "ran").exists()
@@ -276,7 +276,7 @@ def test_a_device_map_is_passed_over_on_a_machine_without_a_gpu(
     caplog.set_level(logging.INFO)
     model = place(load_subject(chain.recipe, CPU).model, recipe, CPU)
     assert {p.device for p in model.parameters()} == {CPU}
-    assert "device_map auto is for GPUs; the subject lies on the cpu" in caplog.text
+    assert "device_map auto is for GPUs; the subject is on the cpu" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["auto", "balanced", "sequential"])

@@ -216,7 +216,7 @@ def test_a_cascade_beyond_the_last_block_is_refused(study: Any) -> None:
 @pytest.mark.parametrize("variant", ["trained", "step0"])
 def test_a_second_draw_of_what_is_not_drawn_is_refused(study: Any, variant: str) -> None:
     assert refused(make, study, variant, "second", draw=1) == (
-        f"--params: keys.draw: 1, but nothing in {variant!r} is drawn; it has draw 0 only"
+        f"--params: keys.draw: 1, but nothing in {variant!r} is random; it has only draw 0"
     )
     assert not (study[2] / "second").exists()
 

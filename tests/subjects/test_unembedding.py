@@ -81,7 +81,7 @@ def test_neither_what_an_mlp_reads_nor_what_a_norm_follows_has_a_path() -> None:
     with pytest.raises(NoDirectPathError, match="not in the residual stream and not written to it"):
         path_of(family_model("llama"), "mlp_in.1")
     for site in ("hook_z.1", "mlp_post.1"):
-        with pytest.raises(NoDirectPathError, match="a norm stands between"):
+        with pytest.raises(NoDirectPathError, match="a norm follows the site's projection"):
             path_of(family_model("gemma3"), site)
 
 

@@ -26,7 +26,6 @@ from nullsae.subjects.interventions import CUT_TOKENS, Interventions
 
 # Tokens of contexts captured together, tokens of edited contexts passed together, and logits of
 # such a pass on a CPU; other devices take this many times as many.
-# logits of such a pass: on a CPU, and so many times as many elsewhere.
 CAPTURED_TOKENS, PASSED_TOKENS, LOGITS, ELSEWHERE = 2**12, 2**11, 2**21, 4
 
 

@@ -22,7 +22,6 @@ from nullsae.latents.store import Firings, changes, offsets_of, ranges
 
 # Effects (latents x tokens of the vocabulary) computed by one product; and how many of them, or of
 # successors, are ranked together, < 2^22: few on a CPU, to stay in its cache.
-# successors, are ranked together, < 2^22: on a CPU a few, which stay in its cache.
 PIECE, RANKED = 2**21, {"cpu": 2**18}
 PLACE_BITS = 22
 # Rounding error of float32 for effects that cancel, as a share of their terms.

@@ -14,7 +14,7 @@ WORDS = {"s": "separates", "r": "reversed", "e": "equivalent", "i": "inconclusiv
 
 
 def rows(metric: str, words: str, **more: Any) -> list[tuple[dict[str, Any], str]]:
-    """Two sites of each variant, in the order of the words."""
+    """Return contrasts at two sites of each variant, in the order of the words."""
     variants = more.pop("variants", NULLS)
     places = [(variant, site) for variant in variants for site in ("embed", "resid_post.0")]
     keys = {"subject": "small", "sae": "topk", "metric": metric, "explainer": None, "scorer": None}
@@ -96,7 +96,7 @@ def test_metrics_that_tell_come_first_and_then_those_that_tell_more_often() -> N
     ("words", "lack"),
     [("siss", "data"), ("snss", "comparable SAEs"), ("sins", "data or of comparable SAEs")],
 )
-def test_what_is_not_decided_says_what_was_wanting(words: str, lack: str) -> None:
+def test_undecided_metrics_say_what_they_lack(words: str, lack: str) -> None:
     found = of(rows("cosine", words))
     assert f"One is undecided for lack of {lack}: Cosine similarity." in found.sentences
 
@@ -122,7 +122,7 @@ def test_placebos_are_no_answer() -> None:
     assert [one.metric for one in found.findings] == ["cosine"]
 
 
-def test_a_metric_of_which_nothing_was_measured_is_no_part_of_the_answer() -> None:
+def test_a_metric_without_any_measurement_is_not_part_of_the_answer() -> None:
     missing = rows("ce_score", "iiii", real_value=None, value=None)
     found = of(rows("cosine", "ssss"), missing)
     assert [one.metric for one in found.findings] == ["cosine"]
@@ -167,7 +167,7 @@ def test_the_last_sentence_says_what_was_replicated(n_draws: int, n_seeds: int, 
     assert len(found.sentences) <= 6
 
 
-def test_arms_of_other_l0_or_tokens_say_so_beside_their_values() -> None:
+def test_arms_that_differ_in_l0_or_tokens_show_both_next_to_their_values() -> None:
     variants = (*NULLS, "retrained")
     pairs = rows("explained_variance", "ssssee", variants=variants, real_l0=31.9)
     for row, _ in pairs:
@@ -190,7 +190,7 @@ def test_arms_of_other_l0_or_tokens_say_so_beside_their_values() -> None:
 
 
 def of_dictionaries(metric: str, **words: str) -> list[tuple[dict[str, Any], str]]:
-    """Two sites of the learned dictionary against each null one."""
+    """Return contrasts of the learned dictionary with each null, at two sites."""
     return [
         ({**row, "stage": "dictionary", "real": "topk", "null": null, "variant": "trained"}, word)
         for null, of_null in words.items()
@@ -198,7 +198,7 @@ def of_dictionaries(metric: str, **words: str) -> list[tuple[dict[str, Any], str
     ]
 
 
-def test_names_that_hold_commas_are_parted_by_semicolons() -> None:
+def test_names_that_contain_commas_are_separated_by_semicolons() -> None:
     names = ("token_entropy_bits", "ablation_kl_log_ratio", "cosine")
     fails = next(
         s for s in of(*(rows(name, "eeee") for name in names)).sentences if " fail this" in s
@@ -209,7 +209,7 @@ def test_names_that_hold_commas_are_parted_by_semicolons() -> None:
     )
 
 
-def test_of_metrics_that_do_not_tell_those_that_papers_report_are_named_first() -> None:
+def test_metrics_that_papers_report_are_named_first_among_those_that_fail() -> None:
     judged = {"explainer": "lexical", "scorer": "detection"}
     others = ("l1_ratio", "cosine", "peak_token_share")
     found = of(
@@ -239,7 +239,7 @@ def test_which_metrics_tell_the_learned_dictionary_is_a_sentence_of_its_own() ->
         "distinguishes it only from pca and rotated."
     ) in found.sentences
     assert len(found.sentences) == 6
-    # What is said of models does not depend on it.
+    # Dictionaries do not affect what is said about models.
     assert found.findings == of(*models).findings
     assert [one.metric for one in found.dictionaries] == ["cosine", "next_token_auroc", "ce_score"]
 
@@ -262,7 +262,7 @@ def test_a_study_in_which_no_metric_tells_the_only_null_dictionary_says_so() -> 
     ) in found.sentences
 
 
-def test_null_dictionaries_on_every_variant_are_compared_within_trained_and_count_no_more() -> None:
+def test_null_dictionaries_on_every_variant_are_only_compared_within_trained() -> None:
     real = (rows("cosine", "ssss"), of_dictionaries("cosine", pca="ss", rotated="se"))
     of_nulls = [rows("cosine", "eeee", sae=name, real_l0=3.0) for name in ("pca", "rotated")]
     found = of(*real, *of_nulls, saes={"topk"})

@@ -719,7 +719,7 @@ def test_activations_of_another_number_of_tokens_are_refused(
 ) -> None:
     x, _ = all_rows(chain.eval_activations, SITE)
     short = write_site(tmp_path / "activations", x[:944], [944])
-    with pytest.raises(UserError, match=r"activations of 944 tokens, and .* has 960"):
+    with pytest.raises(UserError, match=r"activations of 944 tokens, but .* has 960"):
         collect(chain, tiny_sae, tmp_path, activations=short)
 
 

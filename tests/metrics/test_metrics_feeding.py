@@ -76,7 +76,7 @@ WRONG: dict[str, tuple[str, str, Feeding, str]] = {
     "site": ("sae", "sample", replace(GOOD, site="resid_post.0"), f"it fits at {SITE} ("),
     "scaling": ("unscaled", "sample", GOOD, "scaled to a mean norm of sqrt(d_model)"),
     "constant": ("constant", "sample", GOOD, "it fits on activations scaled by a constant that"),
-    "model": ("sae", "other", GOOD, "it is of another model or revision"),
+    "model": ("sae", "other", GOOD, "it belongs to another model or revision"),
     "weights": ("of_centred", "sample", GOOD, "center_writing_weights"),
     "bos and site": (
         *("sae", "sample", Feeding("resid_post.2", False)),
@@ -111,7 +111,10 @@ def test_what_is_wrong_is_found_with_and_without_published_figures(
 
 def test_eos_is_tried_where_the_tokenizer_has_no_bos(fed: Fed) -> None:
     heldout, without = tokens(128, seed=2, prepend_bos=False), replace(GOOD, prepend_bos=False)
-    for eos, said in ((BOS, "it fits with EOS, for want of a BOS, before each"), (None, "neither")):
+    for eos, said in (
+        (BOS, "it fits with EOS, for want of a BOS, before each"),
+        (None, "no change of BOS"),
+    ):
         manifest = {"prepend_bos": False, "bos_token_ids": [], "eos_token_id": eos}
         own = replace(heldout, manifest=manifest)
         sample = Sample(fed.subject, own, n_tokens=2048)

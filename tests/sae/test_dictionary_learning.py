@@ -149,7 +149,7 @@ def test_what_reads_a_modules_input_is_not_taken_for_what_reads_its_output(
 
 def test_a_transcoder_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "AutoEncoder", buffer={"io": "in_and_out"})
-    with pytest.raises(UserError, match=r"config\.json: buffer\.io is 'in_and_out', and transcod"):
+    with pytest.raises(UserError, match=r"config\.json: buffer\.io is 'in_and_out', but transcod"):
         read_with_origin(str(tmp_path), None, where="config")
 
 
@@ -189,7 +189,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(
         ({"dict_class": "CrossCoder"}, "dict_class: 'CrossCoder' is not one of AutoEncoder,"),
         ({"dict_size": None}, "dict_size: missing"),
         ({"k": None}, r"trainer\.k: missing"),
-        ({"k": K + 1}, rf"ae\.pt: k is {K}, and trainer\.k in its config is {K + 1}"),
+        ({"k": K + 1}, rf"ae\.pt: k is {K}, but trainer\.k in its config is {K + 1}"),
         ({"k": WIDTH + 1}, rf"trainer\.k: {WIDTH + 1} is larger than dict_size {WIDTH}"),
     ],
 )

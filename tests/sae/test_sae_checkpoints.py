@@ -110,14 +110,14 @@ def test_an_sae_of_another_training_is_refused(
     n_steps = value if changed == "n_steps" else 10
     write(checkpoint_folder(whole.parent, SHARE), "topk@0.25", n_steps, **own)
     text = refusal(whole, tmp_path / "taken")
-    assert f"({changed} do not fit)" in text
+    assert f"({changed} differ)" in text
 
 
 def test_the_sae_of_another_share_is_refused(whole: Path, tmp_path: Path) -> None:
     found, other = (checkpoint_folder(whole.parent, share) for share in (SHARE, 0.5))
     shutil.rmtree(found)
     shutil.copytree(other, found)
-    assert "(keys do not fit)" in refusal(whole, tmp_path / "taken")
+    assert "(keys differ)" in refusal(whole, tmp_path / "taken")
 
 
 def test_a_missing_whole_sae_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -529,7 +529,7 @@ def test_an_sae_made_elsewhere_that_does_not_fit_is_refused(chain: Chain, tmp_pa
             recipe("frozen_encoder", k=33, n_latents=None, expansion_factor=2),
             "k: 33 is larger than the number of latents, 32, at 16 dimensions",
         ),
-        (recipe("token_lookup", k=1), "dictionary: 'token_lookup' needs the tokens under the act"),
+        (recipe("token_lookup", k=1), "dictionary: 'token_lookup' needs the tokens of the act"),
     ],
 )
 def test_a_dictionary_that_does_not_fit_is_refused(

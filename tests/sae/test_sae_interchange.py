@@ -364,7 +364,11 @@ def test_an_unsupported_sparsify_config_is_refused(
     ("name", "tensor", "says"),
     [
         ("b_dec", None, "b_dec is missing"),
-        ("W_enc", torch.zeros(WIDTH, D), f"W_enc is ({WIDTH}, {D}), should be ({D}, {WIDTH})"),
+        (
+            "W_enc",
+            torch.zeros(WIDTH, D),
+            f"W_enc is ({WIDTH}, {D}), but the config next to it implies ({D}, {WIDTH})",
+        ),
         ("threshold", torch.zeros(WIDTH), "threshold is unknown"),
         ("scaling_factor", torch.full((WIDTH,), 2.0), "scaling_factor is unknown"),
         ("b_enc", torch.zeros(WIDTH, dtype=torch.int8), "b_enc is torch.int8"),

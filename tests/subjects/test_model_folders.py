@@ -318,7 +318,7 @@ def test_the_whole_tree_can_be_moved(study: Study, tmp_path: Path) -> None:
 def test_weights_that_are_a_part_of_a_variant_come_with_a_note(study: Study, added: None) -> None:
     folder = study.make("redrawn_and_shifted", 1, norm_parameters="rerandomize")
     assert (folder / "model.safetensors").is_file()
-    assert "a part of this variant only" in (folder / "README.md").read_text()
+    assert "only a part of this variant" in (folder / "README.md").read_text()
     assert "weights" not in read_json(folder / "recipe.json", rebuild="")
     other = study.make("permuted_weights", norm_parameters="rerandomize")
     assert not (other / "README.md").exists()

@@ -97,7 +97,7 @@ def test_an_index_names_safetensors_beside_it_and_nothing_else(model: Path, name
         content["weight_map"] = {t: name if f == first else f for t, f in tensors.items()}
 
     change(model / INDEX, rename)
-    assert f"{INDEX} names {name!r}; it may name *.safetensors files beside it" in refusal(model)
+    assert f"{INDEX} names {name!r}; it may only name *.safetensors files in" in refusal(model)
     assert not made.exists()
 
 

@@ -325,7 +325,7 @@ def test_latents_that_beat_placebo_are_counted_on_a_page_without_a_browser(
     page = (tmp_path / paths.REPORT).read_text(encoding="utf-8")
     assert '<h2 id="latents">Latents</h2>' in page
     assert "latents_ranked.parquet" in page
-    assert "Choose q below" not in page
+    assert "Click q below" not in page
 
 
 def test_latents_that_cannot_be_compared_with_anything_are_reported(

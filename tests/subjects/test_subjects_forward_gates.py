@@ -245,7 +245,7 @@ def test_step0_that_is_the_trained_model_fails_a_gate(tmp_path: Path) -> None:
     paths = {"path": str(tmp_path / "m"), "step0_path": str(tmp_path / "same")}
     source = PretrainedSource(kind="pretrained", **paths)
     params = model_params(source, "step0")
-    with pytest.raises(UserError, match="gate 'untrained' failed: every tensor is the trained"):
+    with pytest.raises(UserError, match="gate 'untrained' failed: every tensor equals the trained"):
         randomize_model(params, trained=None, eval_tokens=heldout, output=tmp_path / "out")
 
 

@@ -295,7 +295,7 @@ def _matched_columns(
         "not a mean over latents": metric.form != "mean",
         "an arm has no value": real.value is None or null.value is None,
         "both arms are of the same latents": is_paired,
-        f"no half-decade of the firing share holds {FEWEST} latents of every cell": not bins,
+        f"no half-decade of the firing share has {FEWEST} latents of every cell": not bins,
     }
     for reason, holds in reasons.items():
         if holds:

@@ -16,7 +16,7 @@ class GatedSae(PayingSae):
     """A recipe; finished SAEs are `jumprelu`."""
 
     name, position, step_cost = "gated", 5, 9.0
-    summary = "pays for activity by `l1_coefficient`, with a gate beside the codes"
+    summary = "pays for activity by `l1_coefficient`, with a gate separate from the codes"
 
     @classmethod
     def training(cls) -> type[TrainedSae[GatedSae]]:

@@ -48,10 +48,10 @@ class RateMatchedRandom(Derived):
         return made, [derivation.rates_gate(wanted, found, equal, len(sample))]
 
     def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
-        """Products with all directions: rates of both SAEs, thresholds, the factor; and sorting."""
+        """Count products with all directions (rates of both SAEs, thresholds, factor) and sorting."""
         sorting = 30.0 * n_latents * n_tokens
         return 8.0 * n_tokens * n_latents * d_model + sorting
 
     def derive_bytes(self, n_latents: int, n_tokens: int) -> float:
-        """A block of pre-activations that is sorted, three times, and marks."""
+        """Count bytes of a sorted block of pre-activations, three times, and of marks."""
         return 14.0 * min(n_latents * n_tokens, SORTED_ENTRIES)

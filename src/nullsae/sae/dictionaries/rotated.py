@@ -69,7 +69,7 @@ class Rotated(Derived):
         return derivation.with_firings_of(sae, made, sample), gates
 
     def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
-        """A frame and its use."""
+        """Count operations to make a frame and use it."""
         return 10.0 * d_model**3 + 4.0 * n_latents * d_model**2
 
 
@@ -105,6 +105,6 @@ class RotatedWhitened(Rotated):
         return self.in_frame(sae, sample, found.mean(), (there, back), roots)
 
     def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
-        """A covariance and its eigenvectors as well."""
+        """Also count a covariance and its eigenvectors."""
         turning = super().derive_flops(d_model, n_latents, n_tokens)
         return turning + 2.0 * n_tokens * d_model**2 + 30.0 * d_model**3

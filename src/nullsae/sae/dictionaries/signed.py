@@ -64,7 +64,7 @@ class Pca(Signed):
         return principal_components(found.covariance()), found.mean()
 
     def fit_flops(self, d_model: int, n_tokens: int) -> float:
-        """The covariance, and its eigenvectors."""
+        """Count operations for the covariance and its eigenvectors."""
         return 4.0 * d_model * d_model * n_tokens + 20.0 * d_model**3
 
 

@@ -100,7 +100,7 @@ class Spread:
         return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
 
     def p_two_sided(self, value: float, null: float = 0.0) -> float:
-        """Return the two-sided p of a truth `null`; <= 1 - confidence iff `interval` excludes it."""
+        """Return the two-sided p of truth `null`; <= 1 - confidence iff `interval` excludes it."""
         return min(1.0, 2 * min(self.p_below(value, null), self.p_above(value, null)))
 
     def p_minimum_effect(self, value: float, margin: float) -> float:

@@ -48,7 +48,7 @@ class RateMatchedRandom(Derived):
         return made, [derivation.rates_gate(wanted, found, equal, len(sample))]
 
     def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
-        """Count products with all directions (rates of both SAEs, thresholds, factor) and sorting."""
+        """Count products with all directions (both rates, thresholds, factor) and sorting."""
         sorting = 30.0 * n_latents * n_tokens
         return 8.0 * n_tokens * n_latents * d_model + sorting
 

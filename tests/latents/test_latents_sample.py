@@ -71,9 +71,7 @@ def test_no_sampled_latent_gives_a_file_without_firings(tmp_path: Path) -> None:
     write_firings(tmp_path / "firings.safetensors", np.zeros(0, np.int64), some_firings())
     reader = FiringReader.open(tmp_path / "firings.safetensors")
     assert reader.latents.tolist() == []
-    with pytest.raises(
-        UserError, match="no firings of latent 5; it contains only those of the 0"
-    ):
+    with pytest.raises(UserError, match="no firings of latent 5; it contains only those of the 0"):
         reader.of(5)
 
 
@@ -165,9 +163,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the firings of latent 4 are not in order"):
         FiringReader.open(path).of(4)
     path.write_bytes(whole)
-    with pytest.raises(
-        UserError, match="no firings of latent 3; it contains only those of the 2"
-    ):
+    with pytest.raises(UserError, match="no firings of latent 3; it contains only those of the 2"):
         FiringReader.open(path).of(3)
 
 

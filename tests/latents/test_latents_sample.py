@@ -92,7 +92,7 @@ print(json.dumps([len(position), float(value.sum()), peak, resident() - before])
 
 
 def test_the_firings_of_other_latents_are_not_read(tmp_path: Path) -> None:
-    """Two latents in a file of 8 GiB, nearly all of it holes of the rare one's neighbour."""
+    """Two latents in a file of 8 GiB that consists mostly of holes in the rare one's neighbour."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
     path = tmp_path / "firings.safetensors"

@@ -40,7 +40,7 @@ INPUT_NORM = 5.0
 
 @dataclass(frozen=True)
 class Study:
-    """The chain's trained activations, and a null's that are three times as long and shuffled."""
+    """The chain's trained activations, and a null's that are shuffled and three times as long."""
 
     chain: Chain
     sae: Path
@@ -85,7 +85,7 @@ def cross(study: Study, output: Path, **keys: Any) -> list[dict[str, Any]]:
 
 
 def dense(sae: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and reconstructions, float64."""
+    """Return codes and reconstructions, float64."""
     assert sae.k is not None
     pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
     top = pre.topk(sae.k, dim=1)

@@ -1,4 +1,4 @@
-"""Folders of dictionary_learning, against `encode` and `decode` of its classes."""
+"""Folders of dictionary_learning, compared with `encode` and `decode` of its classes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write(
 
 
 def reference(dict_class: str, t: dict[str, Tensor], x: np.ndarray) -> tuple[Any, Any]:
-    """Codes and reconstructions by each class' own formula, in float64."""
+    """Compute codes and reconstructions by each class' own formula, in float64."""
     n = {name: tensor.double().numpy() for name, tensor in t.items()}
     w_enc = n["W_enc"] if "W_enc" in n else n["encoder.weight"].T
     w_dec = n["W_dec"] if "W_dec" in n else n["decoder.weight"].T
@@ -92,7 +92,7 @@ def inputs() -> Tensor:
 
 
 def compare(sae: Autoencoder, codes: Any, reconstruction: Any) -> None:
-    """Codes and reconstructions of `inputs`, ours with what is expected."""
+    """Compare our codes and reconstructions of `inputs` with the expected ones."""
     x = inputs()
     values, indices = sae.encode(x)
     found = torch.zeros(len(x), WIDTH).scatter_add(1, indices, values)
@@ -116,7 +116,7 @@ def test_a_class_of_dictionary_learning_does_here_what_its_formula_says(
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after `dictionary_learning_side.py` ran."""
+    """Return a folder after a run of `dictionary_learning_side.py`."""
     need_peers("dictionary_learning")
     folder = tmp_path_factory.mktemp("dictionary_learning")
     save_file({"x": inputs()}, folder / "x.safetensors")

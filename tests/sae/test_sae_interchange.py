@@ -70,12 +70,12 @@ def our_sae(architecture: str) -> Autoencoder:
 
 
 def saved(architecture: str, folder: Path) -> Path:
-    """An SAE of ours on disk; returns its `cfg.json`."""
+    """Save one of our SAEs; return its `cfg.json`."""
     return write_sae(our_sae(architecture), folder, input_norm=2.5, n_steps=7)
 
 
 def dense(sae: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [tokens, n_latents] and reconstructions."""
+    """Return codes [tokens, n_latents] and reconstructions."""
     return codes_of(sae, x), sae.decode(*sae.encode(x), x)
 
 
@@ -88,7 +88,7 @@ def read(folder: Path, site: str = "resid_post.1") -> Autoencoder:
 
 @pytest.fixture(scope="session")
 def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after both sides wrote their SAEs and the peers ran them: see `peers_side.py`."""
+    """Return a folder after both sides wrote SAEs and the peers ran them (`peers_side.py`)."""
     need_peers("SAELens and sparsify")
     folder = tmp_path_factory.mktemp("exchange")
     save_file({"x": inputs()}, folder / "x.safetensors")
@@ -169,7 +169,7 @@ def test_sparsify_keeps_every_key_of_our_config(exchange: Path) -> None:
 
 
 def write_saelens(folder: Path, architecture: str = "topk", **keys: Any) -> dict[str, Tensor]:
-    """A SAELens folder as its documentation says; `keys` of None are left out."""
+    """Write a SAELens folder as its documentation says; `keys` of None are left out."""
     g = torch_generator(0, "interchange_saelens")
     shapes = {"W_enc": (D, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
     if architecture == "jumprelu":
@@ -196,7 +196,7 @@ def write_saelens(folder: Path, architecture: str = "topk", **keys: Any) -> dict
 
 
 def write_sparsify(folder: Path, **keys: Any) -> dict[str, Tensor]:
-    """A sparsify folder; `keys` of None are left out."""
+    """Write a sparsify folder; `keys` of None are left out."""
     g = torch_generator(0, "interchange_sparsify")
     tensors = {
         "encoder.weight": torch.randn(2 * D, D, generator=g),

@@ -507,7 +507,7 @@ def test_one_process_at_a_time_asks_what_a_job_asks(
         return 1
 
     def beside(done: int, *_: Any) -> None:
-        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already working"):
             asked(tmp_path).all(endpoint, lambda _: [question()], 1)
         tried.append(done)
 

@@ -300,7 +300,7 @@ def test_a_corpus_is_prepared_by_one_process_at_a_time(
     def beside(done: int, _: int) -> None:
         if not tried:
             before = files_of(tmp_path)
-            with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+            with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already working"):
                 prepare_corpus(params, "c", tmp_path)
             assert files_of(tmp_path) == before
         tried.append(done)

@@ -542,7 +542,7 @@ def test_token_counts_can_be_judged_as_text_by_the_same_model(
     )
     assert detection.asked(formula) is None
     with pytest.raises(
-        ValueError, match="judge: missing; explanations of kind lexical are text that"
+        ValueError, match="judge: missing; explanations of kind lexical are text, which"
     ):
         detection.asked(text)
 

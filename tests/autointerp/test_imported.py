@@ -129,7 +129,7 @@ def test_the_explanation_of_one_of_several_models_is_taken(cell: Path, tmp_path:
     assert [found[n]["explanation"] for n in (1, 2)] == ["by b", "b again"]
     assert found[1]["model"] == "b"
     with pytest.raises(
-        UserError, match=r"line 2: latent 1 has one already, from .*line 1; keep one, or say who"
+        UserError, match=r"line 2: latent 1 has one already, from .*line 1; keep one, or select"
     ):
         explained(cell, file)
 
@@ -140,14 +140,14 @@ def test_who_wrote_nothing_in_a_file_is_told_who_did(cell: Path, tmp_path: Path)
     (tmp_path / "x.jsonl").write_text(json.dumps({**row, "scores": [score]}) + "\n")
     (tmp_path / "x.csv").write_text("latent,explanation,model\n1,cats,big\n1,dogs,small\n")
     for name, keys, says in (
-        ("x.jsonl", {"source": "3-att"}, "nothing of `source` '3-att' in it, but of '3-res'"),
-        ("x.jsonl", {"model": "tiny"}, "nothing of `model` 'tiny' in it, but of 'big'"),
-        ("x.csv", {"model": "tiny"}, "nothing of `model` 'tiny' in it, but of 'big', 'small'"),
+        ("x.jsonl", {"source": "3-att"}, "has no `source` '3-att', only '3-res'"),
+        ("x.jsonl", {"model": "tiny"}, "has no `model` 'tiny', only 'big'"),
+        ("x.csv", {"model": "tiny"}, "has no `model` 'tiny', only 'big', 'small'"),
     ):
         assert refused(explained, cell, tmp_path / name, **keys) == f"{tmp_path / name}: {says}"
     for keys, says in (
-        ({"scores": "fuzz"}, "nothing of `scores` 'fuzz' in it, but of 'recall'"),
-        ({"judge": "k"}, "nothing of `judge` 'k' in it, but of 'j'"),
+        ({"scores": "fuzz"}, "has no `scores` 'fuzz', only 'recall'"),
+        ({"judge": "k"}, "has no `judge` 'k', only 'j'"),
     ):
         assert says in refused(scored, cell, tmp_path / "x.jsonl", metric="auroc", **keys)
 
@@ -165,7 +165,7 @@ def test_the_latents_of_one_of_several_hookpoints_are_taken(cell: Path, tmp_path
     with pytest.raises(UserError, match=r"several hookpoints \(layers.1, layers.2\); name one"):
         explained(cell, run)
     with pytest.raises(
-        UserError, match=r"no latents of layers\.7 in it, but of layers\.1, layers\.2"
+        UserError, match=r"has no latents of layers\.7, only of layers\.1, layers\.2"
     ):
         explained(cell, run, source="layers.7")
 
@@ -337,22 +337,22 @@ def test_a_judge_of_ours_is_shown_what_others_wrote_in_quotes_it_cannot_close(
 
 CASES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "latent,explanation\n1,a\n1,b\n", "line 3: latent 1 has one already, from .*line 2"),
-    ("a.csv", "latent,explanation\n8,a\n", r"line 2: latent 8, and this SAE has 8 \(0 to 7\)"),
+    ("a.csv", "latent,explanation\n8,a\n", r"line 2: latent 8, but this SAE has 8 \(0 to 7\)"),
     ("a.csv", "latent,explanation\n-1,a\n", "line 2: '-1' is not the number of a latent"),
     ("a.csv", "latent,explanation\n1.5,a\n", "line 2: '1.5' is not the number of a latent"),
     ("a.csv", "latent,text\n1,a\n", "no column explanation; it has 'latent', 'text'"),
-    ("a.csv", "latent,explanation\n1\n", "line 2: 1 fields, and the header has 2"),
+    ("a.csv", "latent,explanation\n1\n", "line 2: 1 fields, but the header has 2"),
     ("a.csv", "", "no row in it"),
     ("a.csv", "latent,explanation\n", "no row in it"),
     ("a.jsonl", "", "nothing in it for any latent"),
-    ("a.csv", "latent,latent\n1,1\n", "a column stands there twice"),
+    ("a.csv", "latent,latent\n1,1\n", "a column name is repeated"),
     ("a.csv", 'latent,explanation\n1,"a\n', "not a CSV file"),
     ("a.csv", b"latent,explanation\n1,\xff\n", "line 2: not UTF-8"),
     ("a.parquet", "PAR", "not a Parquet file"),
     ("a.jsonl", "{\n", r"line 1: not JSON \("),
     ("a.jsonl", "[" * 100_000, "line 1: not JSON: nested too deeply"),
     ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
-    ("a.jsonl", '{"index": "1"}\n', "line 1: neither description nor explanations"),
+    ("a.jsonl", '{"index": "1"}\n', "line 1: has neither description nor explanations"),
     ("a.jsonl", '{"index": "1", "description": 3}\n', "line 1: description 3 is not a text"),
     ("a.jsonl", '{"index": "x", "description": ""}\n', "line 1: 'x' is not the number"),
     (
@@ -362,12 +362,12 @@ CASES: list[tuple[str, str | bytes, str]] = [
         r"line 2: latents of several sources \('a', 'b'\); name one with `source`",
     ),
     ("a.jsonl.gz", "no gzip", "cannot be read"),
-    ("a.json", '{"description": NaN}', "NaN is no number of JSON"),
+    ("a.json", '{"description": NaN}', "NaN is not a JSON number"),
     ("a.txt", "1: a", "neither a folder with explanations or scores of delphi"),
     ("explanations/x.txt", '"a"', "its name is not <hookpoint>_latent<number>.txt"),
-    ("explanations/m_latent1.txt", "{}", "not the JSON text that delphi writes"),
+    ("explanations/m_latent1.txt", "{}", "not a JSON text, as delphi writes"),
     ("explanations/m_latent1.txt", "'a'", "not JSON"),
-    ("explanations/m_latent9.txt", '"a"', "latent 9, and this SAE has 8"),
+    ("explanations/m_latent9.txt", '"a"', "latent 9, but this SAE has 8"),
 ]
 
 
@@ -393,7 +393,7 @@ SCORES: list[tuple[dict[str, Any], str]] = [
     ({"str_tokens": ["a"]}, "window 2: 1 tokens and 2 activations"),
     ({"str_tokens": [1, 2]}, "window 2: str_tokens is not a list of texts"),
     ({"activations": ["a", 0]}, "window 2: activations holds 'a', which is not a finite number"),
-    ({"activating": True}, "window 2: the latent is said to be active, and no activation"),
+    ({"activating": True}, "window 2: the latent is marked as active, but no activation"),
     ({"prediction": 0.4}, "window 2: prediction 0.4 is neither true nor false"),
 ]
 
@@ -408,7 +408,7 @@ def test_a_wrong_judged_window_is_one_line_with_its_place(
 
 
 TABLES: list[tuple[str, str]] = [
-    ("latent,score\n1,0.5\n", "line 2: a column score; say what its numbers are with `metric`"),
+    ("latent,score\n1,0.5\n", "line 2: a column score; set `metric` to what its numbers are"),
     ("latent,auroc\n1,nan\n", "line 2: auroc 'nan' is not a number from 0 to 1"),
     ("latent,auroc\n1,inf\n", "line 2: auroc 'inf' is not"),
     ("latent,auroc\n1,0.5\n1,0.6\n", "line 3: latent 1 has one already, from .*line 2; keep one"),
@@ -433,7 +433,7 @@ def test_scores_of_several_kinds_ask_for_one(cell: Path, tmp_path: Path) -> None
         scored(cell, run)
     alone = {"value": 0.5, "explanationScoreTypeName": "recall_alt"}
     file = write_lines(tmp_path / "np.jsonl", row(1, "text", scores=[alone]))
-    with pytest.raises(UserError, match="line 1: a score without its windows; say what"):
+    with pytest.raises(UserError, match="line 1: a score without its windows; set"):
         scored(cell, file)
     assert scored(cell, file, metric="balanced_accuracy")[1][1]["balanced_accuracy"] == 0.5
 
@@ -443,11 +443,11 @@ def test_files_that_fill_a_memory_are_refused(
 ) -> None:
     monkeypatch.setattr(reading, "MOST_LINE_BYTES", 1000)
     long = write_lines(tmp_path / "long.jsonl.gz", row(1, "x" * 2000))
-    with pytest.raises(UserError, match="line 1: longer than 1,000 bytes, which no row is"):
+    with pytest.raises(UserError, match="line 1: longer than 1,000 bytes, too long for a row"):
         explained(cell, long)
     monkeypatch.setattr(reading, "MOST_BYTES", 2000)
     many = write_lines(tmp_path / "many.jsonl.gz", *(row(n, "x" * 300) for n in range(7)))
-    with pytest.raises(UserError, match="the file holds more than 2,000 bytes"):
+    with pytest.raises(UserError, match="the file has more than 2,000 bytes"):
         explained(cell, many)
 
 

@@ -285,8 +285,8 @@ def test_an_explanation_is_taken_as_it_is_but_for_line_breaks() -> None:
         ("Topic: {{ explanation }}\n", "has two parts"),
         ("=== explained\n{{ explanation }}\n=== neutral\n", "has two parts"),
         ("first\n=== explained\n{{ explanation }}\n=== neutral\nx\n", "has two parts"),
-        ("=== explained\nTopic: {{ topic }}\n=== neutral\nx\n", "must stand under"),
-        ("=== explained\n{{explanation}}\n=== neutral\n{{explanation}}\n", "must stand under"),
+        ("=== explained\nTopic: {{ topic }}\n=== neutral\nx\n", "must be under"),
+        ("=== explained\n{{explanation}}\n=== neutral\n{{explanation}}\n", "must be under"),
         (None, "cannot be read as a prompt"),
     ],
 )

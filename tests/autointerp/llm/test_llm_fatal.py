@@ -76,7 +76,7 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
         ({"models": ["other"]}, "model: .* does not know 'm' .*404: The model `m` does not exist"),
         ({"max_characters": 10}, "windows_per_prompt, shown_windows: .*maximum context length"),
         ({"refused_fields": ["messages"]}, "refuses a request .*400: Unsupported parameter"),
-        ({"key": "right"}, "api_key_env: .* wants a key, and none was sent"),
+        ({"key": "right"}, "api_key_env: .* wants a key, but none was sent"),
     ],
 )
 def test_what_asking_again_cannot_mend_is_one_line(

@@ -59,7 +59,7 @@ def test_a_full_disk_gets_one_line_and_leaves_no_partial_file(
     disk: Path, write: Callable[[Path], None]
 ) -> None:
     said = refused(write, disk / "folder/file.parquet")
-    expected = "the disk is full; make room and run again, what is finished stays"
+    expected = "the disk is full; free some space and run again: finished work is kept"
     assert said == f"{disk / 'folder/file.parquet'}: {expected}"
     assert files(disk) == []
 

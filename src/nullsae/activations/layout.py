@@ -133,7 +133,7 @@ class SplitJob(Generic[P]):
         ]
         return (
             f"activations.exclude leaves out {left_out.n_excluded:,} of {left_out.n:,} tokens, "
-            f"which hold {left_out.variance_share:.1%} of the variance; {first:,} are the first "
+            f"with {left_out.variance_share:.1%} of the variance; {first:,} are the first "
             f"of their context; most often: {', '.join(names)}"
         )
 

@@ -34,7 +34,7 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 STARTED_WITH = "NULLSAE_STARTED_WITH"
 
 
-FULL = "the disk is full; make room and run again, what is finished stays"
+FULL = "the disk is full; free some space and run again: finished work is kept"
 
 
 def is_full(error: BaseException) -> bool:

@@ -348,7 +348,7 @@ def test_a_direction_with_the_effect_of_any_other_is_not_told_apart(
         word, reason = verdict(found, METRICS[metric](), 0.95)
         assert word == "inconclusive"
         assert "own_direction" in reason
-        assert "is not told from the floor" in reason
+        assert "cannot be told from the floor" in reason
 
 
 def test_a_subject_without_effects_has_a_reason(

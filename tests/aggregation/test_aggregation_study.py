@@ -323,7 +323,7 @@ def test_verdicts_follow_from_the_contrasts(root: Path) -> None:
         metric = metrics[contrast["metric"]]
         assert (found["verdict"], found["reason"]) == verdict(contrast, metric, 0.9)
         assert found["difference_low"] == contrast["difference_low"]
-    assert any("could have seen" in row["reason"] for row in verdicts)
+    assert any("could have detected" in row["reason"] for row in verdicts)
     # In one draw no latent has an entropy, so the other draw remains.
     one = {"abstract_share", "entropy_auroc_correlation"}
     for row in verdicts:
@@ -407,7 +407,7 @@ def test_it_is_stated_what_an_interval_speaks_of(root: Path) -> None:
     row = only(read(root, "contrasts"), metric="cosine")
     assert row["speaks_of"].startswith("draws and documents of rerandomized")
     reason = only(read(root, "verdicts"), metric="auroc")["reason"]
-    assert "(the interval speaks of draws of rerandomized, latents of one draw" in reason
+    assert "(the interval generalizes to draws of rerandomized, latents of one draw" in reason
 
 
 def test_holm_counts_all_contrasts_of_a_metric_of_an_sae(tmp_path: Path) -> None:

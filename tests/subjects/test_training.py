@@ -352,7 +352,7 @@ def test_a_subject_is_trained_by_one_process_at_a_time(
         )
 
     def beside(step: int, *_: Any) -> None:
-        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already working"):
             run()
         [lock] = (tmp_path / "work").glob("*.lock")
         # A killed process was writing a checkpoint; now nobody is.

@@ -191,7 +191,7 @@ def test_a_stream_is_read_in_order_and_no_further_than_needed(
             ["config: corpora.c.eval_tokens: 1000000", "eval has ", "raise eval_share"],
         ),
         ({"eval_share": 1e-9}, ["corpora.c.eval_share: 1e-09", "0 of 60 documents", "raise it"]),
-        ({"eval_tokens": 16}, ["corpora.c.eval_tokens", "one document only", "raise it"]),
+        ({"eval_tokens": 16}, ["corpora.c.eval_tokens", "only a part of one document", "raise it"]),
         ({"eval_tokens": 15}, ["corpora.c.eval_tokens: 15", "context_tokens 16"]),
     ],
 )

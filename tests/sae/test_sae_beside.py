@@ -83,7 +83,7 @@ def test_the_next_run_names_the_orphan_and_goes_on_once_that_is_ended(tmp_path: 
         [error] = [line for line in second.stderr.splitlines() if "error" in line]
         assert error.startswith("nullsae train_sae: error: work/train_sae-")
         assert f": process {orphan} on " in error
-        assert f"end it with `kill {orphan}` there, and run again" in error
+        assert f"stop it with `kill {orphan}` there, and run again" in error
         assert {file.name: file.read_bytes() for file in work.iterdir()} == before
         assert not (tmp_path / "sae").exists()
     finally:

@@ -109,7 +109,7 @@ def test_an_sae_is_fed_as_its_own_files_say(made: Made, tmp_path: Path) -> None:
     for part in ("blocks.1.hook_resid_post", "51,200", "topk, k 4", "It fits: ", "CE score"):
         assert part in found.output
     # The model is not trained.
-    assert "A study of it would stop there." in found.output
+    assert "A study of it would stop at its gates." in found.output
     config = read_merged_config([made.root / "config.yaml", overlay])
     (subject,), (corpus,) = config.subjects.values(), config.corpora.values()
     assert list(config.saes) == ["published", "rotated", "rate_matched_random"]
@@ -171,9 +171,9 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "--site: missing; the Python object nobodys:Mine does not say it"),
-        (("--site", "resid_post.1"), "--model: missing; the Python object nobodys:Mine"),
-        (("--site", "hook_z.1", "--model"), "--d-model: missing; the dimensions of hook_z.1"),
+        ((), "--site: missing; a Python object, such as nobodys:Mine, has no"),
+        (("--site", "resid_post.1"), "--model: missing; a Python object, such as nobodys:Mine"),
+        (("--site", "hook_z.1", "--model"), "--d-model: missing; give the dimensions of hook_z.1"),
         (("--site", "resid_post.1", "--model"), "SAE.object: no Python file of the module"),
     ],
 )
@@ -261,8 +261,8 @@ def test_a_study_of_a_folder_of_its_own_runs_from_anywhere(
 def test_an_overlay_needs_a_study_that_it_is_merged_into(made: Made, tmp_path: Path) -> None:
     given = ("check", str(made.sae), "--overlay", "gpt2.yaml", "--root", str(tmp_path))
     said = str(CliRunner().invoke(app, given).exception)
-    assert said.startswith(f"--overlay: 'gpt2.yaml': {tmp_path} has no study that it could be")
-    assert said.endswith("name it as a study of its own, such as gpt2/study.yaml")
+    assert said.startswith(f"--overlay: 'gpt2.yaml': {tmp_path} has no study to merge it")
+    assert said.endswith("give it a folder of its own, such as gpt2/study.yaml")
 
 
 @pytest.mark.parametrize(

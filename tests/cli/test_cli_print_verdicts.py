@@ -83,7 +83,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     print_verdicts(tmp_path)
     in_short = capsys.readouterr().out.splitlines()
     assert in_short[:2] == [*sentences]
-    assert "Warning: a judge answered about 62% of the windows of a comparison only." in in_short
+    assert "Warning: a judge answered about only 62% of a comparison's windows." in in_short
     assert "Warning: subject small: the subject [b]knows[/b] little." in in_short
     assert len(in_short) < 25
     print_verdicts(tmp_path, all_verdicts=True)
@@ -93,7 +93,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     assert ["small", "embed", "topk", judged, "reversed +0.07", "reversed +0.07"] in cells
     # What does not fit the column goes on below.
     assert ["", "", "", "", "", "of 62% *"] in cells
-    assert "* So much of the windows only" in " ".join(lines)
+    assert "* Based on this share of the windows" in " ".join(lines)
     assert ["small", "embed", "topk", "cosine", "", "none"] in cells
     assert "None: L0 differs." in lines
     # Each column says what its verdicts are about, and so does the first line.
@@ -106,7 +106,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     assert ["small", "embed", "topk", "31.9, 200,000", *["32, 100,000"] * 2] in cells
     assert ["small", "topk", "cosine", "", "7", "", "2", "1", "", ""] in cells
     assert "Warning: subject small: the subject [b]knows[/b] little." in lines
-    older = "Made by older code in part: train_sae accepted from 00000000000000aa."
+    older = "Made in part by older code: train_sae accepted from 00000000000000aa."
     assert older in lines
     told = "step0 and trained were not made alike: torch 2.5.1 (trained: 2.6.0), in sae embed."
     assert f"Warning: subject small: {told}" in lines

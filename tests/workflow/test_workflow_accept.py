@@ -112,13 +112,13 @@ def test_an_accepted_upgrade_reruns_nothing_and_new_cells_fit_what_was_made(
 
 def test_what_cannot_be_accepted_gets_one_line(study: Study, tmp_path: Path) -> None:
     for folder, arguments, said in (
-        (study.folder, ("--all",), "nothing to accept: what is in results/ was made by the"),
+        (study.folder, ("--all",), "nothing to accept: results/ was made by the current"),
         (
             study.folder,
             ("train_saes",),
             "'train_saes' is not one of the rules: cache_activations, ",
         ),
-        (study.folder, (), "give the rules whose code is to be accepted, or --all"),
+        (study.folder, (), "give the rules whose code to accept, or --all"),
         (tmp_path, ("train_sae",), "no results here; --root names the study's folder"),
     ):
         done = study.run(["nullsae", "accept", *arguments, "--yes", "--root", str(folder)])

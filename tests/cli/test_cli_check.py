@@ -195,7 +195,7 @@ def test_what_is_wrong_is_said_and_the_study_is_that_which_fits(made: Made, tmp_
     said = " ".join(found.output.split())
     assert "it fits at resid_post.1 and with BOS before each context" in said
     assert (
-        "Differs: it was made on contexts with BOS, and corpora.text.prepend_bos is false." in said
+        "Differs: it was made on contexts with BOS, but corpora.text.prepend_bos is false." in said
     )
     config = read_merged_config([made.root / "config.yaml", overlay])
     assert config.subjects["subject"].sites == ("resid_post.1",)

@@ -112,8 +112,11 @@ def test_snakemake_gets_the_caller_s_options_and_the_defaults_that_they_leave_op
         (["report"], r".*/results/report/index.html: does not exist; `nullsae run .` writes it"),
         (["report", "s"], r".*s/results/report/index.html: does not exist; s is no study; `nulls"),
         (["diff", "s", "s"], r"s/results/run_config.yaml: does not exist; s is no study; `nulls"),
-        (["verdicts", "s"], r"s/results/tables/verdicts.parquet: does not exist; s is no study; `nu"),
-        (["watch", "s"], r"s: no run here yet; s is no study; `nullsae init s` makes one there"),
+        (
+            ["verdicts", "s"],
+            r"s/results/tables/verdicts.parquet: does not exist; s is no study; `nu",
+        ),
+        (["watch", "s"], r"s: no run here yet; s is no study; `nullsae init s` writes one there"),
         (["init", "."], r"study.yaml: exists already; edit it, or choose another folder"),
         (["init", "study.yaml"], r"study.yaml: is a file; name a folder, which is made"),
         (["plan", "a b"], r"a b: no such folder; `nullsae init 'a b'` writes a study there"),

@@ -225,8 +225,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "explainers/gpt",
         {"kind": "openai", "model": "m", "base_url": "https://a.org/v1?key=s3cr3t"},
-        "explainers.gpt.base_url: its query has 'key', and secrets never stand in a config; put it "
-        "into an environment variable and name that in api_key_env or headers_env",
+        "explainers.gpt.base_url: its query has 'key', and a config must not contain secrets; put "
+        "it into an environment variable and name that in api_key_env or headers_env",
     ),
     (
         "explainers/gpt",
@@ -432,6 +432,6 @@ def test_what_was_made_elsewhere_is_judged_there_unless_a_judge_is_named() -> No
 def test_a_scorer_without_explanations_of_its_side_is_refused() -> None:
     said = refused(parse_config, changed("scorers/next", {"kind": "continuation"}))
     assert said == (
-        "config: scorers.next: kind continuation judges explanations of the output side, and none "
-        "of explainers writes such"
+        "config: scorers.next: kind continuation judges explanations of the output side, but no "
+        "explainer writes any"
     )

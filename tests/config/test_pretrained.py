@@ -88,18 +88,18 @@ def test_an_sae_that_was_made_on_what_it_is_given_passes(tmp_path: Path) -> None
     ("name", "metadata", "says"),
     [
         ("model", {"model_name": "pythia-70m"},
-         "it was made on pythia-70m, and subjects.small.source.path is EleutherAI/pythia-14m"),
+         "it was made on pythia-70m, but subjects.small.source.path is EleutherAI/pythia-14m"),
         ("revision", {"model_from_pretrained_kwargs": {"revision": "step3000"}},
-         "it was made on step3000, and subjects.small.revision is main"),
+         "it was made on step3000, but subjects.small.revision is main"),
         ("hook", {"hook_name": "blocks.2.hook_resid_post"},
-         "it was made at blocks.2.hook_resid_post (resid_post.2 here), and is used at "
+         "it was made at blocks.2.hook_resid_post (resid_post.2 here), but is used at "
          "resid_post.1"),
         ("context_tokens", {"context_size": 128},
-         "it was made on 128, and corpora.text.context_tokens is 64"),
+         "it was made on 128, but corpora.text.context_tokens is 64"),
         ("prepend_bos", {"prepend_bos": True},
-         "it was made on contexts with BOS, and corpora.text.prepend_bos is false"),
+         "it was made on contexts with BOS, but corpora.text.prepend_bos is false"),
         ("data_set", {"dataset_path": "someone/else"},
-         "it was made on someone/else, and corpora.text.source.path is someone/text"),
+         "it was made on someone/else, but corpora.text.source.path is someone/text"),
     ],
 )  # fmt: skip
 def test_each_difference_stops_in_one_line_until_it_is_accepted(
@@ -132,7 +132,8 @@ def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: 
     study["saes"] = {"theirs": {"pretrained": saelens(tmp_path, width=32)}}
     said = refused(check_pretrained, resolve_subjects(parse_config(study)))
     assert said == (
-        "config: saes.theirs.pretrained: an SAE for 32 dimensions, but resid_post.1 of small has 64"
+        "config: saes.theirs.pretrained: the SAE reads 32 dimensions, but resid_post.1 of small "
+        "has 64"
     )
 
 
@@ -146,7 +147,7 @@ def test_sparsifys_folder_and_run_say_what_an_sae_was_made_on(tmp_path: Path, in
     run = {"model": "EleutherAI/pythia-14m", "dataset": "someone/text", "ctx_len": 64}
     (tmp_path / "config.json").write_text(json.dumps(run))
     check(f"{tmp_path}::{inside.replace('1', '{layer}')}")
-    assert "it was made at layers.1 (resid_post.1 here), and is used at mlp_out.1" in refusal(
+    assert "it was made at layers.1 (resid_post.1 here), but is used at mlp_out.1" in refusal(
         str(folder), "mlp_out.1"
     )
     (tmp_path / "config.json").write_text(json.dumps({**run, "model": "EleutherAI/pythia-31m"}))
@@ -243,11 +244,11 @@ def test_a_transcoder_is_known_as_such_when_a_config_is_parsed(tmp_path: Path) -
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
     check(str(folder), "mlp_in.1", input_site="mlp_in", output_site="mlp_out")
     for keys in ({}, {"input_site": "mlp_in", "output_site": "resid_post"}):
-        said = f"mlp_out.1, and the recipe says {keys.get('output_site', 'mlp_in')}.1 at mlp_in.1"
+        said = f"mlp_out.1, but the recipe says {keys.get('output_site', 'mlp_in')}.1 at mlp_in.1"
         with pytest.raises(UserError, match=rf"saes\.theirs\.output_site: .* writes {said}"):
             check(str(folder), "mlp_in.1", **keys)
     sae = saelens(tmp_path / "sae", hook_name="blocks.1.mlp.hook_in")
-    with pytest.raises(UserError, match=r"sae writes mlp_in\.1, and the recipe says mlp_out\.1"):
+    with pytest.raises(UserError, match=r"sae writes mlp_in\.1, but the recipe says mlp_out\.1"):
         check(sae, "mlp_in.1", input_site="mlp_in", output_site="mlp_out")
 
 

@@ -82,7 +82,7 @@ def test_a_transcoder_is_made_where_it_reads_and_for_trained_alone() -> None:
     ("keys", "said"),
     [
         ({"pretrained": None, "n_latents": 8}, "transcoders are not trained here; give pretrained"),
-        ({"input_site": None}, "input_site: missing; a transcoder has an input_site, an output"),
+        ({"input_site": None}, "input_site: missing; a transcoder has an input_site and out"),
         ({"output_site": "mlp"}, "output_site: 'mlp' is not one of resid_pre, hook_z, "),
         ({"output_site": "attn_out"}, "output_site: attn_out does not come after mlp_in in a"),
     ],
@@ -169,7 +169,7 @@ def test_a_checkpoint_outside_the_training_is_refused(share: float) -> None:
     ("made", "why"),
     [
         ({"dictionary": "pca", "n_latents": None}, "'pca' is not trained"),
-        ({"pretrained": "a/b", "n_latents": None}, "a pretrained SAE has no known training"),
+        ({"pretrained": "a/b", "n_latents": None}, "the training of a pretrained SAE is unknown"),
     ],
 )
 def test_checkpoints_of_what_is_not_trained_are_refused(made: dict[str, Any], why: str) -> None:

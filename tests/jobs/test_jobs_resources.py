@@ -151,7 +151,7 @@ def test_jobs_of_a_spread_subject_ask_for_its_gpus() -> None:
     assert n_gpus(config, name) == 4
     on_cpu = config.compute.model_copy(update={"device": "cpu"})
     assert n_gpus(config.model_copy(update={"compute": on_cpu}), name) == 0
-    with pytest.raises(ValueError, match="gpus: 4 are used with a device_map only"):
+    with pytest.raises(ValueError, match="gpus: 4 GPUs need a device_map"):
         PretrainedSource(**{**given, "device_map": None})
     # Params of jobs that ask for one stay as they were.
     assert "gpus" not in subject.source.model_dump()

@@ -168,7 +168,7 @@ def test_an_edit_of_what_was_made_elsewhere_is_noticed_by_its_own_model(tmp_path
     assert changed == ["trained"]
     (tmp_path / "trained0/log.txt").write_text("of no explanation")
     assert files("trained")[0].startswith("explanations: 2 files ")
-    with pytest.raises(UserError, match=r"other0: not there, but kind import"):
+    with pytest.raises(UserError, match=r"other0: does not exist, but kind import"):
         rule_params(
             with_theirs(tmp_path, "other{draw}"),
             "explain_and_score",

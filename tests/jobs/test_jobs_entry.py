@@ -63,7 +63,7 @@ def test_a_folder_without_room_for_snakemake_s_records_is_refused(
     # A test's user may be root, who may write anywhere.
     monkeypatch.setattr("nullsae.jobs.entry.os.access", lambda path, mode: False)
     line = refused(check_start, workflow(), ["snakemake", "-n"])
-    assert line.startswith(f"{tmp_path / place}: not writable, and Snakemake keeps its records")
+    assert line.startswith(f"{tmp_path / place}: not writable, but Snakemake keeps its records")
 
 
 def test_a_place_of_another_user_is_named_before_any_job_starts(
@@ -76,7 +76,7 @@ def test_a_place_of_another_user_is_named_before_any_job_starts(
     check_places(dag)
     foreign = Path("results/logs")
     monkeypatch.setattr("nullsae.jobs.entry.os.access", lambda path, mode: Path(path) != foreign)
-    assert refused(check_places, dag).startswith("results/logs: not writable by this user, and ")
+    assert refused(check_places, dag).startswith("results/logs: not writable by this user, but ")
 
 
 def test_a_source_cache_of_each_node_is_no_hindrance() -> None:

@@ -118,7 +118,7 @@ def test_snakemake_gets_the_caller_s_options_and_the_defaults_that_they_leave_op
         ),
         (["watch", "s"], r"s: no run here yet; s is no study; `nullsae init s` writes one there"),
         (["init", "."], r"study.yaml: exists already; edit it, or choose another folder"),
-        (["init", "study.yaml"], r"study.yaml: is a file; name a folder, which is made"),
+        (["init", "study.yaml"], r"study.yaml: is a file; name a folder to create"),
         (["plan", "a b"], r"a b: no such folder; `nullsae init 'a b'` writes a study there"),
         (
             ["export", "sae", "--sae", "s", "--layout", "saelens", "--output", "o"],

@@ -97,8 +97,8 @@ def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
         assert re.search(rf"{row.rule} .* {row.jobs:,} ", printed), row.rule
     assert f" {sum(row.jobs for row in plan.rows):,} " in printed
     assert re.search(r"Time: [\d.]+ minutes on 2 cores", printed)
-    assert re.search(r"Disk: [\d.]+ GB at the most, of which [\d.]+ (GB|MB) stay", printed)
-    assert "asks no language model" in printed
+    assert re.search(r"Disk: at most [\d.]+ GB, of which [\d.]+ (GB|MB) stay", printed)
+    assert "use no language model endpoint" in printed
     assert not (folder / "results").exists()
 
 
@@ -117,7 +117,7 @@ def test_more_gpus_shorten_a_plan_and_not_its_longest_chain(folder: Path) -> Non
 
 def test_a_study_kept_on_the_cpu_is_not_planned_for_a_gpu(folder: Path) -> None:
     config = read_merged_config([folder / "config.yaml"])
-    with pytest.raises(UserError, match=r"--device: 'a100', but the study keeps to the CPU"):
+    with pytest.raises(UserError, match=r"--device: 'a100', but the study uses only the CPU"):
         make_plan(config, folder, device="a100")
     plan = make_plan(config, folder)
     assert plan.total("gpu_seconds") == 0

@@ -35,7 +35,7 @@ def test_a_machine_without_slurm_gets_one_line(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     said = refusal(REPOSITORY / "profiles/slurm")
-    assert said.startswith("scontrol: not found: no SLURM on this machine; ")
+    assert said.startswith("scontrol: not found: this machine has no SLURM; ")
 
 
 def test_a_controller_that_does_not_answer_gets_one_line(
@@ -53,7 +53,7 @@ def test_a_controller_that_does_not_answer_gets_one_line(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "holds no profile.yaml"),
+        (None, "has no profile.yaml"),
         ("executor: [slurm", "not readable as YAML"),
         ("slurm", "not a YAML mapping"),
     ],
@@ -284,7 +284,7 @@ def test_a_site_without_partitions_of_its_own_fits(
         (
             f"default-resources: {{{CAPS}}}\n",
             PERLMUTTER,
-            "names no partition, and this cluster has no default one; give slurm_partition, "
+            "names no partition, but this cluster has no default one; give slurm_partition, "
             "constraint or qos in default-resources, or slurm-partition-config",
         ),
     ],

@@ -251,10 +251,10 @@ def test_a_listing_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[st
     n_left = sum(path.startswith("results/") for path in LEFT)
     assert f"({n_left:,} files) are left over" in said.splitlines()[0]
     assert "Nothing was deleted; --yes deletes it." in said
-    assert "kept, as it was paid for" in said
+    assert "kept, because it was paid for" in said
     assert "results/cache/" in said
     for name in ("notes.txt", "my_copy/", "figures/poster.png"):
-        assert name in said.partition("not ours, and left alone:")[2]
+        assert name in said.partition("not written by nullsae, and left alone:")[2]
     assert "The last run here also had variants cascade, saes wide: is a --configfile" in said
 
 
@@ -319,7 +319,7 @@ def test_nothing_is_deleted_beside_snakemake(
     file.parent.mkdir(parents=True)
     file.write_text("results/tables/scores.parquet\n")
     before = tree(study)
-    assert "Snakemake is at work here, so nothing was deleted" in refused(
+    assert "Snakemake is running here, so nothing was deleted" in refused(
         prune, study, [study / "more.yaml"], yes=True
     )
     assert capsys.readouterr().out == ""
@@ -403,7 +403,7 @@ def test_what_says_that_a_cell_is_whole_goes_first(
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    with pytest.raises(UserError, match=r"results: no such folder: nothing was run in "):
+    with pytest.raises(UserError, match=r"results: no such folder; nothing was run in "):
         prune(tmp_path, [])
 
 

@@ -76,7 +76,7 @@ def test_what_would_wait_for_ever_is_named(study: SlurmStudy) -> None:
     code, lines = check(study)
     assert code == 2
     assert lines[:4] == [
-        f"{file}: slurm-status-command: missing: this cluster keeps no accounts for sacct to read; "
+        f"{file}: slurm-status-command: missing: this cluster has no accounting for sacct to read; "
         f"write slurm-status-command: squeue",
         f"{file}: default-resources.max_mem_mb: 100000: jobs without a GPU get at most 64000 MB "
         f"here (main, gpu); write 64000 or less",
@@ -93,5 +93,5 @@ def test_a_queue_that_forgets_too_soon_is_named(study: SlurmStudy) -> None:
     assert code == 2
     assert lines[0] == (
         f"{file}: slurm-init-seconds-before-status-checks: 2000: this cluster forgets jobs after "
-        f"3600 s (MinJobAge) and keeps no accounts; write 1200 or less"
+        f"3600 s (MinJobAge) and has no accounting; write 1200 or less"
     )

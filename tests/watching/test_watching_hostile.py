@@ -42,7 +42,7 @@ def read(folder: Path, data: bytes) -> None:
     ids=range(9),
 )
 def test_a_file_without_a_plan_is_one_line(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{SUFFIX}: its first line is no plan of a run"):
+    with pytest.raises(UserError, match=f"{SUFFIX}: its first line is not a run's plan"):
         read(tmp_path, data)
 
 

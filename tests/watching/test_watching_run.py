@@ -259,7 +259,7 @@ def test_forty_jobs_at_once_fit_a_screen_of_24_lines_and_80_columns(tmp_path: Pa
     run.jobs[0].log = tmp_path / "not_yet.log"
     console = printed()
     console.print(frame(run, 24))
-    assert "  waits for its machine" in map(str.rstrip, text_of(console))
+    assert "  waiting for its machine" in map(str.rstrip, text_of(console))
 
 
 def test_a_file_gets_one_line_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

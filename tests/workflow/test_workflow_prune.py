@@ -82,9 +82,10 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     for line in ("results/saes", "sae=wide/", "results/activations", "Nothing was deleted"):
         assert line in listed
     assert "variant=rerandomized/" in listed
-    assert f"a link, and not followed: {link.relative_to(copied.folder)}" in listed
+    assert f"a link, not followed: {link.relative_to(copied.folder)}" in listed
     for path in own:
-        assert path.removeprefix("results/") in listed.split("not ours, and left alone")[1]
+        foreign = listed.split("not written by nullsae, and left alone")[1]
+        assert path.removeprefix("results/") in foreign
     assert files(copied).keys() == before.keys() | {*wide} | own.keys()
 
     lock = copied.folder / ".snakemake/locks/0.output.lock"
@@ -92,7 +93,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     lock.write_text("results/x\n")
     refused = prune(copied, "--yes", rc=2)
     assert refused.count("\n") == 1
-    assert "Snakemake is at work here, so nothing was deleted" in refused
+    assert "Snakemake is running here, so nothing was deleted" in refused
     unlocked = copied.run(shlex.split(refused.split("`")[1]))
     assert unlocked.returncode == 0, unlocked.stdout
     assert not lock.exists()

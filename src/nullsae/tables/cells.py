@@ -1,4 +1,4 @@
-"""Tables that stages write per cell, without their partition keys, which stand in the path."""
+"""Tables that stages write per cell, without their partition keys, which are in the path."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("ce_clean ce_sae ce_zero ce_mean kl_sae kl_zero", "float?", "nats per token"),
         ("ce_score", "float?"),
     ),
-    # The SAE on the activations of every variant, its own included.
+    # The SAE on the activations of every variant, including its own.
     "cross_evaluation": _table(
         CELL_KEYS,
         ("evaluated_on", "text", "variant whose activations are reconstructed"),
@@ -68,8 +68,8 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("l0", "float", "latents per token"),
         ("alive_share", "float"),
     ),
-    # Sums over the tokens of one document of `eval`: the units that reconstruction metrics are
-    # resampled over. Their totals give back the row of `reconstruction`.
+    # Sums over the tokens of one document of `eval`: the units for resampling reconstruction
+    # metrics. Their totals give the row of `reconstruction`.
     "documents": _table(
         CELL_KEYS,
         ("document n_tokens", "int"),
@@ -81,7 +81,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("fidelity_tokens", "int?", "predicted tokens; null outside the sample of fidelity"),
         ("ce_clean ce_sae ce_zero ce_mean kl_sae", "float?", "nats, summed over them"),
     ),
-    # The dictionary by itself; null where a direction is lacking.
+    # The dictionary by itself; null if a direction is missing.
     "geometry": _table(
         CELL_KEYS,
         ("n_latents", "int"),

@@ -1,12 +1,12 @@
-"""Tables that are computed from those of all cells."""
+"""Tables that are computed from the tables of all cells."""
 
 from __future__ import annotations
 
 from nullsae.tables.cells import CELL_KEYS, SCORER_KEYS
 from nullsae.tables.columns import schema
 
-# One row per (subject, site, sae, explainer, scorer, metric, variant). The metric's own levels
-# that do not apply (an explainer, for explained variance) are null.
+# One row per (subject, site, sae, explainer, scorer, metric, variant). Keys that do not apply to a
+# metric (the explainer, for explained variance) are null.
 CONTRAST_KEYS = (
     ("subject site sae", "text"),
     ("explainer scorer", "text?"),
@@ -21,8 +21,8 @@ STAGE_KEYS = (
 )
 ARMS_TOKENS = ("real_training_tokens training_tokens", "float?", "per SAE; null where not known")
 ARMS_L0 = ("real_l0 l0", "float?", "latents per token")
-# Columns named `real_` are of the real thing, which is of the trained subject at all stages; those
-# of the same name without it are of the null.
+# Columns named `real_` are about the real thing, which belongs to the trained subject at all
+# stages; those of the same name without it are about the null.
 CONTRASTS = schema(
     *STAGE_KEYS,
     ("unit", "text", "what is resampled within draw and seed: document or latent"),
@@ -78,7 +78,7 @@ VERDICTS = schema(
     WARNING,
     ACCEPTED,
 )
-# Means per cell with intervals: what figures are drawn from. `variant` includes `trained`.
+# Means per cell with intervals, which figures show. `variant` includes `trained`.
 SUMMARIES = schema(
     *CONTRAST_KEYS,
     ("unit", "text"),
@@ -88,8 +88,8 @@ SUMMARIES = schema(
     ("answered_share", "float?", "of the windows"),
     ("reason", "text?", "why a number is null"),
 )
-# What a metric's contrasts of one SAE say together, over all sites: with nulls, which a good metric
-# tells apart, and with positive controls, which it does not.
+# Counts over a metric's contrasts of one SAE, at all sites: with nulls, which a good metric tells
+# apart, and with positive controls, which it does not.
 DISCRIMINATING_POWER = schema(
     ("subject sae", "text"),
     ("explainer scorer", "text?"),
@@ -106,7 +106,7 @@ DISCRIMINATING_POWER = schema(
     ("n_controls_told_apart n_controls_equivalent", "int", "of these"),
     ("controls_not_told_apart_share", "float?", "of these; null without any"),
 )
-# What an explanation tells beyond tokens, and beyond another latent's explanation.
+# What an explanation adds to token statistics, and to another latent's explanation.
 INTERPRETABILITY = schema(
     *SCORER_KEYS,
     ("latent", "int"),
@@ -122,7 +122,7 @@ INTERPRETABILITY = schema(
     ("reason", "text?", "why a number is null"),
 )
 # One row per (cell, metric, null, latent) of `trained` and positive controls, for metrics of the
-# table `latents`: which latents beat placebo. Within a comparison sorted by q, then by value.
+# table `latents`: which latents beat placebo. Each comparison is sorted by q, then by value.
 LATENTS_RANKED = schema(
     *CELL_KEYS,
     ("latent", "int"),
@@ -136,7 +136,7 @@ LATENTS_RANKED = schema(
     ("rank", "int", "within the cell, metric and null; 1 has the smallest q"),
     ("reason", "text?", "why p and q are null"),
 )
-# What these come to: one row per (cell, metric, null).
+# Their counts: one row per (cell, metric, null).
 BEATING_PLACEBO = schema(
     *CELL_KEYS,
     ("metric null", "text"),
@@ -160,8 +160,8 @@ COSTS = schema(
     ("paid_usd", "float?", "by the last run of the job"),
     ("estimated_calls", "int?", "calls whose tokens were not counted, or not as can be true"),
 )
-# Who made what: one row per artifact and job that made it or a part of it. Texts are `unknown` for
-# what was made before this was recorded, and null where a job did not use it.
+# Provenance: one row per artifact and job that made it or a part of it. Texts are `unknown` for
+# artifacts made before this was recorded, and null if a job did not use the thing.
 PROVENANCE = schema(
     ("kind", "text", "corpus, model, activations, sae, metrics, latents, explanations, scores, .."),
     ("corpus subject variant", "text?"),

@@ -1,4 +1,4 @@
-"""`nullsae check` on an SAE of SAELens' layout, fed as it was trained and otherwise."""
+"""`nullsae check` on an SAE in SAELens' layout, fed as in training and otherwise."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def documents() -> list[str]:
 
 
 def with_bos(encoder: Encoder) -> Encoder:
-    """Its first token is BOS, and another one, of no text, ends documents."""
+    """Return the tokenizer with its first token as BOS, and another, unused one as EOS."""
     backend = encoder.tokenizer.backend_tokenizer
     keys = {"bos_token": EOS, "eos_token": "."}
     return encoder_of(PreTrainedTokenizerFast(tokenizer_object=backend, **keys))
 
 
 def contexts(encoder: Encoder, texts: list[str]) -> Tokens:
-    """Texts in a row, cut, BOS at the start of each context."""
+    """Concatenate texts and cut them into contexts that begin with BOS."""
     end = np.array([encoder.eos_token_id], dtype=np.int32)
     ids = np.concatenate([part for text in encoder.encode(texts) for part in (text, end)])
     ids = ids[: len(ids) // (CONTEXT - 1) * (CONTEXT - 1)].reshape(-1, CONTEXT - 1)
@@ -115,7 +115,7 @@ def test_an_sae_is_fed_as_its_own_files_say(made: Made, tmp_path: Path) -> None:
     assert list(config.saes) == ["published", "rotated", "rate_matched_random"]
     recipe = config.saes["published"]
     assert recipe.pretrained == str(made.sae)
-    # Itself on every variant, placebos beside it where they are compared with it; no training.
+    # The SAE itself on every variant, placebos only where they are compared with it; no training.
     assert recipe.dictionary == "given"
     assert [sae.variants for sae in config.saes.values()] == [None, ("trained",), ("trained",)]
     assert not any(sae.origin.trained for sae in config.saes.values())
@@ -146,7 +146,7 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "somebodys.py").write_text(OBJECT.format(folder=str(made.sae)))
-    # The plan's Snakemake imports it, too.
+    # The plan's Snakemake imports it too.
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     overlay, mine = tmp_path / "study.yaml", Path("somebodys:Mine")
@@ -154,7 +154,7 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
     cut = ("--bos", "--context-tokens", str(CONTEXT))
     found = made.check(*place, *cut, "--overlay", str(overlay), sae=mine)
     assert found.exit_code == 0, found.output
-    # The answer comes first, the same figures as those of the files, and who runs what is said.
+    # The answer comes first, with the same figures as for the files; the trusted key is named.
     first = found.stdout.splitlines()[0]
     assert first == made.check().stdout.splitlines()[0]
     assert first.startswith("It fits: explained variance 0.9")
@@ -208,7 +208,7 @@ def test_eos_stands_for_a_bos_that_the_tokenizer_lacks(made: Made, tmp_path: Pat
     tokenizer = AutoTokenizer.from_pretrained(made.model)
     tokenizer.bos_token, tokenizer.eos_token = None, EOS
     tokenizer.save_pretrained(tmp_path / "model")
-    # EOS ends documents too: few of them, so that nothing but its place before contexts matters.
+    # EOS also ends documents: few, so that only its place before contexts matters.
     texts = tmp_path / "long.jsonl"
     parts = documents()
     long = [" ".join(parts[i : i + 8]) for i in range(0, len(parts), 8)]
@@ -252,7 +252,7 @@ def test_a_study_of_a_folder_of_its_own_runs_from_anywhere(
     assert study["subjects"]["subject"]["source"]["path"] == str(made.model)
     assert study["corpora"]["text"]["tokenizer"]["path"] == str(made.model)
     assert study["corpora"]["text"]["source"]["paths"] == [str(made.texts)]
-    # The plan is of that study, which is not written over.
+    # The plan is for that study, which is not overwritten.
     assert "train_sae" in found.output
     again = CliRunner().invoke(app, given).exception
     assert str(again) == f"--overlay: '{overlay}' exists already; give another name"

@@ -91,12 +91,12 @@ def test_verdicts_are_followed_by_what_they_say_together(
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     judged = "auroc (lexical, detection)"
     assert ["small", "embed", "topk", judged, "reversed +0.07", "reversed +0.07"] in cells
-    # What does not fit the column goes on below.
+    # What does not fit into the column continues below.
     assert ["", "", "", "", "", "of 62% *"] in cells
     assert "* Based on this share of the windows" in " ".join(lines)
     assert ["small", "embed", "topk", "cosine", "", "none"] in cells
     assert "None: L0 differs." in lines
-    # Each column says what its verdicts are about, and so does the first line.
+    # Each column, and the first line, say what the verdicts are about.
     assert lines[0].startswith("One draw and one seed: each verdict is about this randomization")
     heads = [line.strip("┃").split("┃") for line in lines if line.startswith("┃")]
     for place, variant in ((-2, "step0"), (-1, "cascade")):
@@ -116,10 +116,10 @@ def test_verdicts_are_followed_by_what_they_say_together(
 
 
 def test_a_study_without_tables_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not there; .* is no study; `nullsae init "):
+    with pytest.raises(UserError, match=r"does not exist; .* is no study; `nullsae init "):
         print_verdicts(tmp_path)
     (tmp_path / "study.yaml").touch()
-    with pytest.raises(UserError, match="not there; `nullsae run "):
+    with pytest.raises(UserError, match="does not exist; `nullsae run "):
         print_verdicts(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The verbs for people that name a study by its folder."""
+"""Verbs for people that take the folder of a study."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_study_that_cannot_be_written_to_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "study.yaml").touch()
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write all
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
     result = CliRunner().invoke(app, ["run", str(tmp_path)])
     assert str(result.exception).startswith(f"{tmp_path}: not writable, but results go there")
 
@@ -208,7 +208,7 @@ def test_the_page_is_opened_in_the_browser(tmp_path: Path) -> None:
 
 
 def made(root: Path, config: dict[str, Any], torch: str, verdicts: dict[str, Any]) -> None:
-    """A finished study: a config, who made it, and (verdict, low, high) of metrics."""
+    """Write a finished study: config, provenance, and (verdict, low, high) of metrics."""
     write_text(root / paths.RUN_CONFIG, yaml.safe_dump(config))
     row = dict.fromkeys(PROVENANCE.names) | {"kind": "sae", "job": 0, "torch": torch}
     row |= dict.fromkeys(("verb", "nullsae", "python", "device", "device_kind", "host"), "x")

@@ -46,7 +46,7 @@ DROP = object()
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    """The study with one key set, or dropped."""
+    """Return the study with one key set, or dropped."""
     study = copy.deepcopy(STUDY)
     section: Any = study
     *path, last = key.split("/")
@@ -60,7 +60,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def refusal(data: Any) -> str:
-    """Mistakes, a line each."""
+    """Return the lines about mistakes."""
     with pytest.raises(UserError) as caught:
         parse_config(data)
     return str(caught.value)
@@ -79,7 +79,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "subjects/small/source/revision",
         "main",
-        "subjects.small.source.revision: unknown key",  # it belongs to the other kind
+        "subjects.small.source.revision: unknown key",  # a key of the other kind
     ),
     ("subjects/small/corpus", DROP, "subjects.small.corpus: missing"),
     ("activations", DROP, "activations: missing"),
@@ -254,7 +254,7 @@ def test_headers_of_the_users_own_leave_the_usual_key_at_home() -> None:
         study = changed("explainers/gpt", {"kind": "openai", "model": "m", **endpoint})
         found = parse_config(study).explainers["gpt"].endpoint
         assert found is not None
-        # Params that were written out and read again say the same.
+        # Params that are written and read again agree.
         assert (
             Endpoint.model_validate_json(
                 found.model_dump_json(include=set(Endpoint.model_fields))
@@ -304,7 +304,7 @@ def test_an_entry_set_to_null_is_removed() -> None:
 
 
 def test_a_suggestion_comes_from_the_same_section() -> None:
-    """Keys of params are those of the params' model, not of the config."""
+    """Params suggest keys of their own model, not of the config."""
     message = r"(?m)^--params: activation_key: unknown key; did you mean 'activations_key'\?$"
     with pytest.raises(UserError, match=message):
         parse_section(TrainSaeParams, {"activation_key": ""}, where="--params")
@@ -394,7 +394,7 @@ def test_k_beyond_an_expansion_is_refused() -> None:
         "config: saes.topk.k: 129 is larger than the number of latents that can be active at "
         "once, 128, at 64 dimensions"
     )
-    # Of the plus and minus of a direction only one is active.
+    # Only one of plus and minus a direction is active.
     for k, dictionary in ((64, "pca"), (64, "identity")):
         resolve_subjects(parse_config(changed("saes/topk", {"k": k, "dictionary": dictionary})))
         study = changed("saes/topk", {"k": k + 1, "dictionary": dictionary})
@@ -403,7 +403,7 @@ def test_k_beyond_an_expansion_is_refused() -> None:
 
 
 def test_scorers_judge_explanations_of_their_own_side() -> None:
-    """A placebo has the side of what it exchanges."""
+    """A placebo has the side of the explanations that it exchanges."""
     study = changed("explainers/promoted", {"kind": "promoted"})
     study["explainers"]["other"] = {"kind": "swapped", "of": "promoted"}
     study["scorers"]["continuation"] = {"kind": "continuation"}
@@ -414,7 +414,7 @@ def test_scorers_judge_explanations_of_their_own_side() -> None:
 
 
 def test_what_was_made_elsewhere_is_judged_there_unless_a_judge_is_named() -> None:
-    """Token statistics are judged on the windows of such scores, and texts of others are not."""
+    """Token statistics are judged on the windows of such scores, but others' texts are not."""
     study = changed("explainers/theirs", {"kind": "import", "path": "a/{site}"})
     study["explainers"]["swap"] = {"kind": "swapped", "of": "theirs"}
     study["scorers"]["given"] = {"kind": "import", "of": "theirs", "path": "b/{site}"}

@@ -1,4 +1,4 @@
-"""Keys stand in no config, are never shown, and go to no stranger without encryption."""
+"""Keys are refused in configs, never shown, and not sent to other machines unencrypted."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_patterns_without_a_number_of_blocks_are_refused(tmp_path: Path) -> None
 
 
 def merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """What Snakemake makes of two config files."""
+    """Merge two configs as Snakemake does."""
     both = base.keys() & overlay.keys()
     inner = {k for k in both if isinstance(base[k], dict) and isinstance(overlay[k], dict)}
     return {**base, **overlay, **{k: merged(base[k], overlay[k]) for k in inner}}

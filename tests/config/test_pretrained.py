@@ -1,4 +1,4 @@
-"""What an SAE was made on is known, and compared, when a config is parsed."""
+"""What an SAE was made on is compared with the study when a config is parsed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check(pretrained: Any, site: str = "resid_post.1", **keys: Any) -> None:
 
 
 def saelens(folder: Path, width: int = 128, **metadata: Any) -> str:
-    """A folder of SAELens, whose weights nobody looks at yet."""
+    """Write a folder in SAELens' layout, without valid weights, which are not read yet."""
     config = {
         "architecture": "standard",
         "d_in": width,
@@ -189,7 +189,7 @@ def test_differences_are_accepted_of_pretrained_saes_alone() -> None:
         ("blocks.3.attn.hook_z", "hook_z.3"),
         ("hook_embed", "embed"),
         ("gpt_neox.layers.3", "resid_post.3"),
-        # NNsight's, and those of TransformerLens' bridge.
+        # Names of NNsight and of TransformerBridge.
         ("model.layers[3].output[0]", "resid_post.3"),
         (".transformer.h[3].mlp.inputs[0][0]", "mlp_in.3"),
         ("blocks.3.hook_out", "resid_post.3"),
@@ -206,7 +206,7 @@ def test_differences_are_accepted_of_pretrained_saes_alone() -> None:
         ("layers.1", "resid_post.1"),
         ("embed_tokens", "embed"),
         ("resid_pre.2", "resid_pre.2"),
-        # What a norm gives, and attention patterns, are no sites.
+        # Outputs of norms, and attention patterns, are not sites.
         ("model.layers.12.post_attention_layernorm.output", None),
         ("blocks.3.attn.hook_pattern", None),
         ("blocks.3.hook_mlp_in", None),

@@ -1,4 +1,4 @@
-"""How Snakemake was started: what is refused, and what is read anew."""
+"""How Snakemake was started: what is refused, and what is parsed again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_jobs_without_a_file_system_in_common_are_refused_in_one_line(
     line = refused(check_start, workflow(**storage), ["snakemake"])
     assert line.startswith(said)
     assert "docs/cluster.md" in line
-    # What a run was allowed to do, its jobs may.
+    # Jobs may do what their run was allowed to.
     check_start(workflow(is_main_process=False, **storage), ["snakemake"])
 
 
@@ -60,7 +60,7 @@ def test_a_folder_without_room_for_snakemake_s_records_is_refused(
     full = SimpleNamespace(free=0)
     monkeypatch.setattr("nullsae.jobs.entry.shutil.disk_usage", lambda path: full)
     assert refused(check_start, workflow(), ["snakemake"]) == f"{tmp_path / place}: {FULL}"
-    # A test's user may be root, who may write anywhere.
+    # The tests may run as root, who may write anywhere.
     monkeypatch.setattr("nullsae.jobs.entry.os.access", lambda path, mode: False)
     line = refused(check_start, workflow(), ["snakemake", "-n"])
     assert line.startswith(f"{tmp_path / place}: not writable, but Snakemake keeps its records")

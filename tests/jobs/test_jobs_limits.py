@@ -1,4 +1,4 @@
-"""Limits of what jobs ask for, as profiles and command lines write them."""
+"""Limits of jobs' requests, as profiles and command lines write them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_limit_that_is_none_is_one_line(given: str) -> None:
 
 
 def given(*assignments: str) -> ResourceSettings:
-    """As the command line's parser hands over what `--set-resources` says of `train_sae`."""
+    """Parse `--set-resources` of `train_sae` as Snakemake's command line does."""
     parsed = Resources.parse(list(assignments), allow_expressions=True)
     return ResourceSettings(overwrite_resources={"train_sae": parsed})
 

@@ -62,7 +62,7 @@ def write_bundle(study: Path, overlays: Sequence[Path], output: Path) -> None:
         UserError: the file's name does not end in .zip.
     """
     if output.suffix != ".zip":
-        raise UserError(f"--bundle: {output}: not a .zip name; GitHub issues accept .zip files")
+        raise UserError(f"--bundle: {output}: not a .zip file, which GitHub issues accept")
     files = [*study_files(study, overlays)]
     run = study / paths.RUN_CONFIG
     redact = Redaction(_parsed([*files, run]), os.environ, Path.home())

@@ -1,4 +1,4 @@
-"""What a study will take and ask, before anything runs or is sent."""
+"""Estimates of a study's time and requests, before anything runs or is sent."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:
 def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a study that asks nobody says so."""
+    """A study without endpoints says so."""
     plans: list[Plan] = []
 
     def kept(*args: Any, **options: Any) -> Plan:
@@ -220,5 +220,5 @@ def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
     assert corpus.tokens == 1_050_112
     collect = next(row for row in plan.rows if row.rule == "collect_latents")
     causal = 2 * 50_048 + 50 * 16 * 64 * (2 * 4 + 1)
-    # Null dictionaries, too, of which there are four.
+    # Including four null dictionaries.
     assert collect.tokens == (N_CELLS + 4) * (50_048 + causal)

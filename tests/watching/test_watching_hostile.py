@@ -1,4 +1,4 @@
-"""A file of events that is damaged or hostile is one line, or shown as far as it can be."""
+"""A damaged or hostile file of events gives one line, or is shown as far as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a wrong profile gets: one line, and nothing is sent or half done."""
+"""A wrong profile gets one line, and nothing is submitted or half done."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_unknown_partition_gets_one_line(study: SlurmStudy, local: Study) -> 
     assert "sbatch: error: invalid partition specified: nowhere" in ran.stdout
     assert study.started() == []
     assert queue() == []
-    # Sent or not, Snakemake deletes what a job is to make anew; all else is as it was.
+    # Snakemake deletes the outputs of a job before it submits it; all else stays.
     for name in (cell(paths.WINDOWS), cell(paths.LATENTS), cell(paths.SAE_WEIGHTS)):
         assert (study.folder / name).read_bytes() == (local.folder / name).read_bytes()
 

@@ -58,7 +58,7 @@ class Verbs(TyperGroup):
         )
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names, in their order."""
+        """Return the names in order."""
         return list(self.commands)
 
 

@@ -44,7 +44,7 @@ SomeTokens = Annotated[
 SomeRecipe = Annotated[Maybe, Option(help="recipe.json; gaussian has none.")]
 Output = Annotated[Path, Option(help="Output path.")]
 Table = Annotated[Path, Option(help="Output table (Parquet).")]
-Root = Annotated[Path, Option(help="Folder that holds results/.")]
+Root = Annotated[Path, Option(help="Folder with results/.")]
 Study = Annotated[
     Path, Argument(help="Folder of the study (default: the current one).", show_default=False)
 ]

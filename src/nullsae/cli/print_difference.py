@@ -126,7 +126,7 @@ def changed_makers(a: list[Row], b: list[Row]) -> dict[str, tuple[str, str]]:
 
 
 def are_apart(x: Row, y: Row) -> bool:
-    """Whether the intervals of two rows of `verdicts` do not overlap."""
+    """Return whether the intervals of two rows of `verdicts` do not overlap."""
     ends = [row[f"difference_{end}"] for row in (x, y) for end in ("low", "high")]
     return None not in ends and (ends[1] < ends[2] or ends[3] < ends[0])
 

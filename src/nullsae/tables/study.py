@@ -12,14 +12,14 @@ CONTRAST_KEYS = (
     ("explainer scorer", "text?"),
     ("metric variant", "text"),
 )
-WARNING = ("warning", "text?", "what speaks against the trained subject itself")
-ACCEPTED = ("accepted", "text?", "rules whose older code made files of it, with its hash")
+WARNING = ("warning", "text?", "a failing of the trained subject itself")
+ACCEPTED = ("accepted", "text?", "rules whose older code made some of its files, with the hash")
 STAGE_KEYS = (
     ("stage", "text", "model, dictionary, explanation or effect: what the null is a null of"),
     *CONTRAST_KEYS,
-    ("real null", "text", "what is compared; at the stage model trained and the variant"),
+    ("real null", "text", "what is compared; at the stage model, trained and the variant"),
 )
-ARMS_TOKENS = ("real_training_tokens training_tokens", "float?", "per SAE; null where not known")
+ARMS_TOKENS = ("real_training_tokens training_tokens", "float?", "per SAE; null if unknown")
 ARMS_L0 = ("real_l0 l0", "float?", "latents per token")
 # Columns named `real_` are about the real thing, which belongs to the trained subject at all
 # stages; those of the same name without it are about the null.
@@ -43,16 +43,20 @@ CONTRASTS = schema(
     ("probability_of_superiority", "float?", "P(real > null) + P(equal) / 2, over units"),
     ("p_value", "float?", "of no difference, two-sided: inverts the interval"),
     ("margin", "float?", "differences below it count as none; null without a real value"),
-    ("margin_rule", "text", "where the margin comes from"),
+    ("margin_rule", "text", "rule that gives the margin"),
     ("p_minimum_effect", "float?", "of a difference within the margin, two-sided"),
     ("p_equivalence", "float?", "of a difference beyond the margin: two one-sided tests"),
     ("p_minimum_effect_holm p_equivalence_holm", "float?", "corrected within the family"),
-    ("is_beyond_margin", "flag?", "minimum-effect test, corrected; null where not tested"),
-    ("is_within_margin", "flag?", "equivalence test, corrected; null where not tested"),
+    ("is_beyond_margin", "flag?", "minimum-effect test, corrected; null if not tested"),
+    ("is_within_margin", "flag?", "equivalence test, corrected; null if not tested"),
     ("family", "text", "the contrasts that are corrected together"),
     ("n_family", "int", "how many of them are tested"),
     ("p_permutation", "float?", "two-sided, draws or seeds exchanged between the arms"),
-    ("detectable_difference", "float?", "seen beyond the margin with 80% power, Holm's first step"),
+    (
+        "detectable_difference",
+        "float?",
+        "found beyond the margin with 80% power, Holm's first step",
+    ),
     ("n_matched", "int?", "latents per cell, equal numbers per half-decade of firing share"),
     ("matched_real_value matched_value", "float?", "at equal firing rates"),
     ("matched_difference", "float?", "null minus real, at equal firing rates"),
@@ -128,7 +132,7 @@ LATENTS_RANKED = schema(
     ("latent", "int"),
     ("metric", "text"),
     ("value", "float", "the latent's own, in the metric's unit"),
-    ("direction", "int?", "1: expected above nulls, -1: below, 0: either; null where nulls differ"),
+    ("direction", "int?", "1: expected above nulls, -1: below, 0: either; null if nulls differ"),
     ("null", "text", "the variant that it is compared with; all: latents of all nulls together"),
     ("n_null", "int", "null latents in the same half-decade of the firing share"),
     ("p", "float?", "(1 + those at least as extreme) / (1 + n_null); twice the smaller tail for 0"),
@@ -158,7 +162,7 @@ COSTS = schema(
     ("prompt_tokens completion_tokens", "int?", "of the calls"),
     ("cost_usd", "float?", "of all answers, whenever they were paid for"),
     ("paid_usd", "float?", "by the last run of the job"),
-    ("estimated_calls", "int?", "calls whose tokens were not counted, or not as can be true"),
+    ("estimated_calls", "int?", "calls whose token counts were missing or impossible"),
 )
 # Provenance: one row per artifact and job that made it or a part of it. Texts are `unknown` for
 # artifacts made before this was recorded, and null if a job did not use the thing.
@@ -171,15 +175,15 @@ PROVENANCE = schema(
     ("explainer scorer", "text?"),
     ("job", "int", "which of the jobs that made it, from 0"),
     ("verb nullsae", "text"),
-    ("commit", "text?", "the last that changed nullsae; + where files were changed since"),
+    ("commit", "text?", "the last that changed nullsae; + if files were changed since"),
     ("python", "text"),
     ("torch transformers", "text?"),
-    ("cuda", "text?", "what torch was built for"),
+    ("cuda", "text?", "the version that torch was built for"),
     ("device device_kind host", "text"),
     ("dtype", "text?", "what the job stored or computed in"),
     ("threads", "int?"),
-    ("precision", "text?", "of the products that choose latents, of jobs that train SAEs"),
+    ("precision", "text?", "of the products that select latents, in jobs that train SAEs"),
     ("revisions", "text?", "commits of what it read from the hub"),
-    ("tokens_seen", "int?", "that an SAE was trained on, each epoch counted"),
-    ("differs_from_trained", "text?", "in what the variant's cells differ from those of trained"),
+    ("tokens_seen", "int?", "by an SAE in training, summed over epochs"),
+    ("differs_from_trained", "text?", "how the variant's cells differ from those of trained"),
 )

@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_line_wherever_it_is_noticed(
     )
 
 
-def test_every_rule_calls_a_verb_that_is_there() -> None:
+def test_every_rule_calls_a_verb_that_exists() -> None:
     assert set(LINES) == {
         *("prepare_corpus", "train_subject", "randomize_model", "cache_activations", "train_sae"),
         *("evaluate_sae", "collect_latents", "explain_latents", "score_latents", "aggregate"),

@@ -86,7 +86,7 @@ def bundled(study: Path, *options: str) -> dict[str, str]:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
-def test_a_bundle_holds_versions_config_logs_sizes_and_makers(study: Path) -> None:
+def test_a_bundle_has_versions_config_logs_sizes_and_provenance(study: Path) -> None:
     found = bundled(study)
     versions = json.loads(found["versions.json"])
     assert {"torch", "transformers", "snakemake"} <= versions["packages"].keys()

@@ -185,7 +185,9 @@ def test_what_a_python_object_does_not_say_is_asked_for(
     assert str(found.exception).startswith(said)
 
 
-def test_what_is_wrong_is_said_and_the_study_is_that_which_fits(made: Made, tmp_path: Path) -> None:
+def test_a_wrong_feeding_is_named_and_the_study_has_the_fitting_one(
+    made: Made, tmp_path: Path
+) -> None:
     overlay = tmp_path / "study.yaml"
     found = made.check(
         *("--no-bos", "--site", "resid_post.0", "--overlay", str(overlay)),
@@ -235,7 +237,7 @@ def test_no_study_is_written_for_an_sae_that_nothing_makes_fit(made: Made, tmp_p
     assert not overlay.exists()
 
 
-def test_a_study_of_a_folder_of_its_own_runs_from_anywhere(
+def test_a_study_in_its_own_folder_runs_from_anywhere(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made.root)
@@ -258,7 +260,7 @@ def test_a_study_of_a_folder_of_its_own_runs_from_anywhere(
     assert str(again) == f"--overlay: '{overlay}' exists already; give another name"
 
 
-def test_an_overlay_needs_a_study_that_it_is_merged_into(made: Made, tmp_path: Path) -> None:
+def test_an_overlay_needs_a_study_to_merge_into(made: Made, tmp_path: Path) -> None:
     given = ("check", str(made.sae), "--overlay", "gpt2.yaml", "--root", str(tmp_path))
     said = str(CliRunner().invoke(app, given).exception)
     assert said.startswith(f"--overlay: 'gpt2.yaml': {tmp_path} has no study to merge it")

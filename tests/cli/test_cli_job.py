@@ -85,9 +85,7 @@ def test_outputs_of_one_folder_have_one_provenance(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("of_folder", [True, False])
-def test_of_many_cells_those_that_a_job_wrote_have_a_provenance(
-    tmp_path: Path, of_folder: bool
-) -> None:
+def test_only_cells_that_a_job_wrote_get_a_provenance(tmp_path: Path, of_folder: bool) -> None:
     tables = {name: tmp_path / f"sae={name}/seed=0/scores.parquet" for name in ("a", "b", "c")}
     for name in ("a", "b"):
         tables[name].parent.mkdir(parents=True)

@@ -123,7 +123,7 @@ def test_a_study_without_tables_is_one_line(tmp_path: Path) -> None:
         print_verdicts(tmp_path)
 
 
-def test_an_answer_of_another_version_is_one_line_that_says_how_to_make_it_anew(
+def test_an_answer_of_another_version_is_one_line_that_says_how_to_remake_it(
     tmp_path: Path,
 ) -> None:
     write(tmp_path, "verdicts", [])
@@ -132,7 +132,7 @@ def test_an_answer_of_another_version_is_one_line_that_says_how_to_make_it_anew(
         print_verdicts(tmp_path)
 
 
-def test_a_positive_control_is_spoken_of_as_what_it_is(
+def test_a_positive_control_is_described_as_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdicts = {"retrained": ("separates", "equivalent"), "step0": ("separates", "equivalent")}

@@ -37,7 +37,7 @@ def help_text() -> str:
     return result.output
 
 
-def test_help_shows_the_verbs_for_people_first_and_the_rules_in_a_panel_of_their_own() -> None:
+def test_help_shows_verbs_for_people_first_and_rules_in_a_separate_panel() -> None:
     text = help_text()
     starts = [text.index(f"─ {panel} ─") for panel in PANELS]
     assert starts == sorted(starts)
@@ -283,7 +283,7 @@ def test_studies_without_a_comparison_in_common_are_not_called_the_same(
     assert told("one", "one")[0] == 0
 
 
-def test_what_keeps_comparisons_apart_may_be_no_key_alone() -> None:
+def test_comparisons_may_differ_only_in_combinations_of_keys() -> None:
     def of(*sites_and_saes: tuple[str, str]) -> dict[tuple[str, ...], dict[str, str]]:
         rest = ("metric", "step0", "trained", "step0")
         return {("model", "s", *one, "", "", *rest): {} for one in sites_and_saes}

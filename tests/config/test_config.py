@@ -249,7 +249,7 @@ def test_a_mistake_is_refused_with_a_line_that_names_it(key: str, value: Any, li
     assert refusal(changed(key, value)) == f"config: {line}"
 
 
-def test_headers_of_the_users_own_leave_the_usual_key_at_home() -> None:
+def test_the_default_key_is_not_sent_next_to_the_users_own_headers() -> None:
     def key_of(**endpoint: Any) -> str | None:
         study = changed("explainers/gpt", {"kind": "openai", "model": "m", **endpoint})
         found = parse_config(study).explainers["gpt"].endpoint
@@ -276,7 +276,7 @@ def test_the_study_of_these_tests_is_valid() -> None:
     assert config.variants == ("trained", "step0")
 
 
-def test_all_of_several_mistakes_are_told() -> None:
+def test_all_of_several_mistakes_are_reported() -> None:
     study = changed("seeed", 1)
     study["saes"]["topk"]["k"] = 0
     assert sorted(refusal(study).splitlines()) == [
@@ -286,7 +286,7 @@ def test_all_of_several_mistakes_are_told() -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], "text", 3])
-def test_a_file_that_is_no_mapping_is_refused(data: Any) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(data: Any) -> None:
     assert refusal(data) == f"config: {data!r}: input should be an object"
 
 
@@ -337,7 +337,7 @@ def test_the_schema_has_every_section_and_lets_no_unknown_keys_through() -> None
         assert definition["additionalProperties"] is False, name
 
 
-def test_draws_multiply_random_variants_alone() -> None:
+def test_draws_multiply_only_random_variants() -> None:
     study = changed("draws", 3)
     config = parse_config(study)
     assert config.draws_of("trained", "small") == config.draws_of("step0", "small") == range(1)

@@ -122,7 +122,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("pattern", WRONG)
-def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+def test_an_invalid_pattern_is_refused(pattern: str) -> None:
     subject = {"corpus": "c", "source": {"kind": "train"}, "sites": [pattern]}
     said = refused(parse_section, Subject, subject, where="config: subjects.s")
     assert said.startswith(f"config: subjects.s: sites: {pattern!r} is not a site; write embed, or")

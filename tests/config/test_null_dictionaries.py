@@ -102,7 +102,7 @@ def test_a_recipe_is_made_where_it_says_and_its_saes_do_not_depend_on_that() -> 
         ({"sites": ["resid_post.9"]}, "saes.mine.sites: no subject has a site resid_post.9"),
     ],
 )
-def test_a_place_that_the_study_has_not_is_refused(keys: dict[str, Any], said: str) -> None:
+def test_a_place_that_the_study_lacks_is_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
         study(mine={"k": 8, "n_latents": 64, **keys})
     assert said in str(error.value)

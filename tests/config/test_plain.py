@@ -77,7 +77,7 @@ def test_values_that_are_named_twice_are_fine() -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "large"])
-def test_what_is_no_file_is_told_and_not_read(tmp_path: Path, kind: str) -> None:
+def test_anything_but_a_regular_file_is_reported_and_not_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "config.yaml"
     if kind == "folder":
         path.mkdir()
@@ -99,7 +99,7 @@ def test_what_is_no_file_is_told_and_not_read(tmp_path: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("text", ["a: 2024-13-45", "? [a]\n: 1", "a: !!int x", "a: b: c", "\ta: 1"])
-def test_yaml_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+def test_invalid_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: not YAML \(") as caught:
@@ -158,7 +158,7 @@ def test_a_model_of_more_weights_than_its_files_hold_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "[1]", '{"a": NaN', '{"a":' * 999 + "1" + "}" * 999]
 )
-def test_a_model_config_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+def test_an_invalid_model_config_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"subject: .*config\.json"):
         check_model(str(tmp_path), "subject")

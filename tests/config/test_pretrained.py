@@ -119,7 +119,7 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before(tmp_path: Path) ->
     check(saelens(tmp_path, hook_name="blocks.0.hook_resid_post"), "resid_pre.1")
 
 
-def test_what_is_not_there_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
+def test_a_missing_sae_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
     missing = str(tmp_path / "no")
     assert f"{missing!r} is not a folder" in refusal(missing)
     (tmp_path / "empty").mkdir()

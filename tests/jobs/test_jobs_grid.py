@@ -283,7 +283,7 @@ def test_a_null_is_made_from_the_sae_of_its_own_cell_and_a_given_one_from_traine
         ({"from": "wide", "seeds": [0, 1]}, "seeds: 1 is not one of the seeds of wide (0, 4)"),
     ],
 )
-def test_a_source_that_is_none_is_refused_with_the_key(keys: dict[str, Any], line: str) -> None:
+def test_an_invalid_source_is_refused_with_the_key(keys: dict[str, Any], line: str) -> None:
     said = refused(with_derived, **keys)
     start, _, end = line.partition(".* ")
     assert f"saes.rotated.{start}" in said

@@ -156,7 +156,7 @@ def test_models_that_differ_in_sites_or_floors_have_rules_of_their_own() -> None
     assert {rule_of(rule.name) for rule in free_rules(plus)} == {"explain_and_score"}
 
 
-def test_who_asks_nobody_is_told_from_who_waits_for_an_answer() -> None:
+def test_explainers_without_endpoint_are_told_from_those_that_wait_for_one() -> None:
     config = with_a_model()
     assert free_explainers(config) == ["lexical", "swapped"]
     assert free_explainers(config, "gpt") == ["gpt_swapped"]
@@ -166,7 +166,7 @@ def test_who_asks_nobody_is_told_from_who_waits_for_an_answer() -> None:
     assert free_pairs(config, "gpt") == []
 
 
-def test_those_that_write_come_before_those_that_exchange() -> None:
+def test_explainers_that_write_come_before_those_that_exchange() -> None:
     """The order of the config does not matter."""
     explainers = dict(reversed(list(study().explainers.items())))
     turned = study().model_copy(update={"explainers": explainers})
@@ -220,7 +220,7 @@ def other(config: Config) -> set[str]:
         ),
     ],
 )
-def test_who_asks_and_who_does_not_run_again_apart(
+def test_jobs_with_and_without_endpoints_run_again_separately(
     section: str, name: str, more: dict[str, Any], expected: set[str]
 ) -> None:
     data = with_a_model().model_dump(mode="json")

@@ -59,7 +59,7 @@ def test_all_sites_of_a_model_train_together_if_the_config_says_so(tmp_path: Pat
     ]
 
 
-def test_the_jobs_of_a_run_keep_to_what_was_whole_when_it_began(
+def test_the_jobs_of_a_run_keep_to_what_was_complete_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def test_patterns_of_sites_do_not_reach_the_jobs() -> None:
 
 
 @pytest.mark.parametrize("variant", STUDY["variants"][2:-1])
-def test_a_randomization_depends_on_its_own_settings_alone(variant: str) -> None:
+def test_a_randomization_depends_only_on_its_own_settings(variant: str) -> None:
     key = {"subject": "s", "variant": variant, "draw": "1"}
     plain = params(study(), "randomize_model", **key)
     changed = {
@@ -243,7 +243,7 @@ def test_jobs_that_share_a_pass_hold_every_sae_once(
 
 
 @pytest.mark.parametrize("mode", [{"mode": "stream"}, {"shared_pass": True}])
-def test_a_finished_sae_is_not_made_again_beside_a_new_one(
+def test_a_finished_sae_is_not_made_again_when_one_is_added(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     config = many(**mode)

@@ -231,7 +231,7 @@ def site(
         ),
     ],
 )
-def test_a_site_without_partitions_of_its_own_fits(
+def test_a_site_without_partitions_fits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     profile: str,

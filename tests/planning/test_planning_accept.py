@@ -108,7 +108,7 @@ def config() -> Config:
     return parse_config(SMALL_CONFIG)
 
 
-def test_nothing_is_to_be_accepted_where_no_code_changed(tmp_path: Path, config: Config) -> None:
+def test_without_code_changes_nothing_can_be_accepted(tmp_path: Path, config: Config) -> None:
     found = Made(tmp_path, config).compare("train_sae", "cache_activations")
     assert (found.changes, found.activations, found.others) == ({}, {}, set())
 
@@ -137,9 +137,7 @@ def test_activations_without_records_of_snakemake_are_known_by_their_manifests(
     assert made.compare("cache_activations").activations == {}
 
 
-def test_saes_of_one_pass_are_known_by_what_each_says_of_itself(
-    tmp_path: Path, config: Config
-) -> None:
+def test_saes_of_one_pass_are_known_by_their_own_keys(tmp_path: Path, config: Config) -> None:
     made = Made(tmp_path, config, train_sae=OLD)
     params = train_sae(config, MODEL)
     files = [paths.SAE_CONFIG.format(**keys) for keys in CELLS]

@@ -312,7 +312,7 @@ def test_results_may_be_a_link_themselves(study: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", ["0.input.lock", "0.output.lock", "17.output.lock"])
-def test_nothing_is_deleted_beside_snakemake(
+def test_nothing_is_deleted_while_snakemake_runs(
     study: Path, capsys: pytest.CaptureFixture[str], lock: str
 ) -> None:
     file = study / ".snakemake/locks" / lock
@@ -356,7 +356,7 @@ def test_snakemake_waits_for_a_prune(study: Path, monkeypatch: pytest.MonkeyPatc
     assert {*seen} == {("output", path) for path in LEFT if path.startswith("results/")}
 
 
-def test_a_config_of_which_nothing_is_here_deletes_nothing(study: Path) -> None:
+def test_a_config_without_any_results_here_deletes_nothing(study: Path) -> None:
     for path in NAMED:
         (study / path).unlink()
     before = tree(study)

@@ -68,7 +68,7 @@ def test_a_gpu_where_there_is_none_gets_one_line(study: SlurmStudy) -> None:
     assert study.started() == []
 
 
-def test_what_would_wait_for_ever_is_named(study: SlurmStudy) -> None:
+def test_what_would_wait_forever_is_named(study: SlurmStudy) -> None:
     limits = {"mem_mb": 1000, "max_mem_mb": 100_000, "max_runtime": 2_000}
     file = edit(
         study, "profile.yaml", **{"slurm-status-command": None, "default-resources": limits}

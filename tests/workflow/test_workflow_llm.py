@@ -169,7 +169,7 @@ EDITS: dict[str, tuple[Any, dict[str, int], str]] = {
 
 
 @pytest.mark.parametrize("case", EDITS)
-def test_what_asks_nobody_and_what_is_paid_run_again_apart(
+def test_free_and_paid_explanations_run_again_separately(
     asked: Asking, server: ScriptedServer, tmp_path: Path, case: str
 ) -> None:
     edit, expected, made = EDITS[case]

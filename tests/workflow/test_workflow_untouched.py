@@ -43,7 +43,7 @@ def test_looking_at_a_study_by_any_config_changes_no_byte(study: Study, tmp_path
             assert content(copied.folder / "results") == before, (name, configs)
 
 
-def test_a_run_that_the_lock_refuses_changes_no_byte(study: Study, tmp_path: Path) -> None:
+def test_a_run_refused_by_the_lock_changes_no_byte(study: Study, tmp_path: Path) -> None:
     copied = copy_of(study, tmp_path / "s")
     other = copied.folder / "other.yaml"
     config = edited(lambda c: c.update(variants=["trained", "step0"]))

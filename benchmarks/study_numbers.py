@@ -159,7 +159,7 @@ def blocks(results: Path) -> dict[str, str]:
         for name in ("summaries", "models", "discriminating_power", "verdicts")
     }
     answer = json.loads((results / "tables" / "answer.json").read_text(encoding="utf-8"))
-    quoted = textwrap.wrap(" ".join(answer["sentences"]), COLUMNS - 2)
+    quoted = textwrap.wrap(" ".join(answer["sentences"]), COLUMNS - 2, break_on_hyphens=False)
     return {
         "answer": "\n".join(f"> {line}" for line in quoted),
         "summaries": summaries_table(tables["summaries"]),

@@ -164,8 +164,8 @@ def test_a_matrix_that_is_not_the_end_of_its_part_is_refused() -> None:
     block.mlp.register_forward_hook(lambda _module, _args, output: output * 2)
     said = refused(verify_sites, subject, ("mlp_post.1",), where="here")
     assert said == (
-        "here: mlp_post.1: not supported for model_type 'llama', in which what reads it is not the "
-        "end of its part of a block"
+        "here: mlp_post.1: not supported for model_type 'llama', in which the module that reads it "
+        "is not the last one of its part of the block"
     )
 
 

@@ -47,7 +47,7 @@ class Documents(NamedTuple):
     n_windows: Floats
     """Judged windows in each, [n_documents]."""
     held: float
-    """Share of the effects' summed squares that the spread of latents, seeds or draws includes."""
+    """Part of the effects' summed squares that the spread of latents, seeds or draws includes."""
 
 
 @dataclass(frozen=True)

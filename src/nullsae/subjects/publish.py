@@ -329,7 +329,7 @@ def check_loss(loss: float, tokens: Tokens, where: str) -> None:
         raise UserError(
             f"{where}: the trained subject's held-out loss is {loss:.2f} nats, no better than the "
             f"frequencies of tokens ({unigram:.2f}): is the corpus tokenized by its own tokenizer, "
-            f"with the BOS that it expects (corpora.*.prepend_bos), and are the weights whole?"
+            f"with the BOS that it expects (corpora.*.prepend_bos), and are the weights complete?"
         )
     if warning := caution(loss, bigram):
         log.warning("warning: %s: %s", where, warning)

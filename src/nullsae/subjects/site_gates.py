@@ -85,7 +85,8 @@ def _check_projection(subject: Subject, site: str, where: str) -> None:
     """Check that the site, projected, is the output of its attention or its MLP."""
     if not is_projected_plainly(subject, site) and not _is_last_step(subject, site):
         raise _refuse(
-            *(subject, where, site), "in which what reads it is not the end of its part of a block"
+            *(subject, where, site),
+            "in which the module that reads it is not the last one of its part of the block",
         )
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 GRAD_CLIP_NORM = 1.0
 LOG_ROWS = 20
-# Limits the loss from a kill without SIGTERM. Resuming is exact, so the timing affects no results.
+# Limits the work lost to a kill without SIGTERM. Resuming is exact, so timing affects no results.
 CHECKPOINT_SECONDS = 120.0
 
 

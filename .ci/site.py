@@ -1,4 +1,4 @@
-"""mkdocs calls these: pages that lie beside docs/ belong to the site, too."""
+"""Hooks of mkdocs: add pages outside docs/ to the site."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BESIDE = ("CONTRIBUTING.md", "SECURITY.md")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that lie at the top of the repository."""
+    """Add the pages at the top of the repository."""
     from mkdocs.structure.files import File
 
     top = Path(config.config_file_path).parent
@@ -20,9 +20,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Have links between docs/ and the top of the repository lead to pages of the site.
+    """Make links between docs/ and the top of the repository lead to pages of the site.
 
-    Those to other files at the top become their names: the site has no copy of them.
+    Links to other files at the top become plain names, as the site has no copy of them.
     """
     at_top = page.file.src_uri in BESIDE
 

@@ -1,7 +1,7 @@
 """nullsae: placebo-controlled interpretability of sparse autoencoders.
 
-The functions below load what they need when they are first used: `import nullsae` loads no torch.
-docs/python.md shows them at work.
+`import nullsae` loads no torch: the functions below import what they need on first use.
+docs/python.md shows how to use them.
 """
 
 from importlib import import_module
@@ -41,11 +41,11 @@ _HOMES = {
     "verdict": "api.scores",
 }
 
-# Type checkers read the imports above, and know no other attribute.
+# Type checkers read the imports above instead, so that unknown attributes are errors.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """The public function of this name, from the module that it stands in."""
+        """Import a public name from its module."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -11,14 +11,14 @@ from pathlib import Path
 MODEL_KEYS = "subject={subject}/variant={variant}/draw={draw}"
 SPLIT_KEYS = MODEL_KEYS + "/split={split}"
 CELL_KEYS = MODEL_KEYS + "/site={site}/sae={sae}/seed={seed}"
-# An SAE as it was after a share of its training.
+# An SAE after a share of its training.
 CHECKPOINT_KEYS = CELL_KEYS.replace("{sae}", "{sae}@{share}")
 EXPLAINER_KEYS = CELL_KEYS + "/explainer={explainer}"
 SCORER_KEYS = EXPLAINER_KEYS + "/scorer={scorer}"
 RECIPE_KEYS = "subject={subject}/site={site}/sae={sae}"
 
 RUN_CONFIG = "results/run_config.yaml"
-# What the code was made of that made what is here, and which of it counts as the present one.
+# What each code hash of these results was made of, and which old hashes count as the current one.
 CODE = "results/code.json"
 ACCEPTED = "results/accepted.json"
 
@@ -52,10 +52,10 @@ METRICS = "results/metrics/" + CELL_KEYS
 RECONSTRUCTION = METRICS + "/reconstruction.parquet"
 DOCUMENTS = METRICS + "/documents.parquet"
 GEOMETRY = METRICS + "/geometry.parquet"
-# Copies of the three tables above, so that no SAE is evaluated again beside a new one.
+# Copies of the three tables above, so that adding an SAE evaluates no other again.
 EVALUATED = "results/work/evaluated"
 CROSS_EVALUATION = METRICS + "/cross_evaluation.parquet"
-# Of all SAEs of a recipe at a site.
+# One table for all SAEs of a recipe at a site.
 OVERLAP = "results/overlap/" + RECIPE_KEYS + "/overlap.parquet"
 
 LATENT_FOLDER = "results/latents/" + CELL_KEYS
@@ -63,11 +63,11 @@ LATENTS = LATENT_FOLDER + "/latents.parquet"
 COVERAGE = LATENT_FOLDER + "/coverage.parquet"
 WINDOWS = LATENT_FOLDER + "/windows.parquet"
 FIRINGS = LATENT_FOLDER + "/firings.safetensors"
-# Copies of these four, where one job has all SAEs of a model.
+# Copies of these four, if one job collects for all SAEs of a model.
 COLLECTED = "results/work/collected"
 
 EXPLANATIONS = "results/explanations/" + EXPLAINER_KEYS + "/explanations.parquet"
-# Where the tables of one job's latents lie until they are joined; no part of the data set.
+# Tables of one job's latents until they are joined; not part of the data set.
 SHARD_OF_EXPLAINER = EXPLAINER_KEYS + "/shard={shard}"
 SHARD_OF_SCORER = SCORER_KEYS + "/shard={shard}"
 EXPLANATIONS_SHARD = "results/work/explanations/" + SHARD_OF_EXPLAINER + "/explanations.parquet"
@@ -85,23 +85,23 @@ TOY_TABLE = "results/toy/toy.parquet"
 TOY_PAGE = "results/toy/index.html"
 
 TABLE = "results/tables/{table}.parquet"
-# What the tables say together.
+# The study's answer, from all tables.
 ANSWER = "results/tables/answer.json"
 FIGURE = "results/figures/{figure}.{format}"
 REPORT = "results/report/index.html"
 LOG = "results/logs/{rule}/{keys}.log"
 BENCHMARK = "results/benchmarks/{rule}/{keys}.tsv"
-# What a job asked of language models; beside the benchmark file of the job.
+# A job's use of language models, next to its benchmark file.
 ASKED = "results/benchmarks/{rule}/{keys}.asked.json"
 COSTS = "results/benchmarks/costs.parquet"
-# Who made what; each artifact has a `provenance.json` of its own (core/provenance.py).
+# All provenance; each artifact also has its own `provenance.json` (core/provenance.py).
 PROVENANCE = "results/benchmarks/provenance.parquet"
 WORK = "results/work"
-# Batches of requests that an endpoint works on; a job that was killed finds its own here.
+# Batches that an endpoint is working on; a killed job finds its own here when it runs again.
 BATCHES = "results/work/batches"
 
 
 def partition_keys(path: Path | str) -> dict[str, str]:
-    """The `key=value` folders of a path as a dictionary, in path order."""
+    """Return the `key=value` folders of a path as a dictionary, in path order."""
     pairs = (part.partition("=") for part in Path(path).parent.parts if "=" in part)
     return {key: value for key, _, value in pairs}

@@ -30,7 +30,7 @@ LINES = {
 def failure(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """What the entry point prints when it exits with 2."""
+    """Return what the entry point prints when it exits with 2."""
     monkeypatch.setattr(sys, "argv", ["nullsae", *arguments])
     for variable in ("OMP_WAIT_POLICY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(variable, "PASSIVE" if variable.startswith("OMP") else "1")
@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_line_wherever_it_is_noticed(
     )
 
 
-def test_every_rule_calls_a_verb_that_is_there() -> None:
+def test_every_rule_calls_a_verb_that_exists() -> None:
     assert set(LINES) == {
         *("prepare_corpus", "train_subject", "randomize_model", "cache_activations", "train_sae"),
         *("evaluate_sae", "collect_latents", "explain_latents", "score_latents", "aggregate"),
@@ -99,7 +99,7 @@ def test_every_rule_gives_options_that_its_verb_has(verb: str) -> None:
     parameters = group.commands[verb].params  # type: ignore[attr-defined]
     known = {option for parameter in parameters for option in parameter.opts}
     needed = {p.opts[0] for p in parameters if p.required}
-    # An option that is repeated, or left out where there is no file, stands among the params.
+    # Options that are repeated, or left out without a file, are in the params.
     blocks = re.split(r"^ *rule\b[^\n]*:$", RULE_TEXT, flags=re.MULTILINE)
     found = [block for block in blocks if f'"nullsae {verb} ' in block]
     assert found

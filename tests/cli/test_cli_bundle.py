@@ -1,4 +1,4 @@
-"""`nullsae report --bundle`: what strangers get to see of a study."""
+"""`nullsae report --bundle`: what a bug report shows to strangers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nullsae.core import provenance
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 
-# None of these begins as a vendor's keys do: they are known by where they stand.
+# None of these has a vendor's prefix: only their places show that they are secrets.
 SECRETS = {
     "MY_LAB_HEADER": "correct-horse-battery",
     "HF_TOKEN": "tok+en/with=signs",
@@ -47,7 +47,7 @@ llm: {max_cost_usd: 1.0}
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as a run leaves it, with secrets wherever one may stand."""
+    """A folder as a run leaves it, with a secret in every place where one may be."""
     home = tmp_path / "home/me"
     folder = home / "studies/mine"
     folder.mkdir(parents=True)
@@ -76,7 +76,7 @@ Error in rule killed:
 
 
 def bundled(study: Path, *options: str) -> dict[str, str]:
-    """The texts in the bundle of a study, by name."""
+    """Return the texts in the bundle of a study, by name."""
     output = study.parent / "bug.zip"
     result = CliRunner().invoke(app, ["report", str(study), "--bundle", str(output), *options])
     assert result.exit_code == 0, result.exception
@@ -86,7 +86,7 @@ def bundled(study: Path, *options: str) -> dict[str, str]:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
-def test_a_bundle_holds_versions_config_logs_sizes_and_makers(study: Path) -> None:
+def test_a_bundle_has_versions_config_logs_sizes_and_provenance(study: Path) -> None:
     found = bundled(study)
     versions = json.loads(found["versions.json"])
     assert {"torch", "transformers", "snakemake"} <= versions["packages"].keys()
@@ -161,7 +161,7 @@ def test_a_bundle_below_results_does_not_list_itself(study: Path) -> None:
 
 def test_a_study_that_never_ran_has_a_bundle(tmp_path: Path) -> None:
     found = bundled(tmp_path)
-    assert found["results.txt"].split() == ["0", "in", "all"]
+    assert found["results.txt"].split() == ["0", "in", "total"]
     assert "variants:" in found["config/resolved.yaml"]
 
 
@@ -170,7 +170,7 @@ def test_long_logs_are_cut_at_a_line_and_most_of_all_those_that_did_not_fail(
 ) -> None:
     key = "sk-proj-" + "1a" * 20
     line = f"key {key}\n"
-    # The cut goes through the key: what is left of it begins like no key.
+    # The cut goes through the key, so that the rest has no key's prefix.
     n = write_bundle.LOG_BYTES // len(line) + 2
     long = line * n
     assert (len(long) - write_bundle.LOG_BYTES) % len(line) > 12

@@ -1,4 +1,4 @@
-"""`nullsae check` on an SAE of SAELens' layout, fed as it was trained and otherwise."""
+"""`nullsae check` on an SAE in SAELens' layout, fed as in training and otherwise."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def documents() -> list[str]:
 
 
 def with_bos(encoder: Encoder) -> Encoder:
-    """Its first token is BOS, and another one, of no text, ends documents."""
+    """Return the tokenizer with its first token as BOS, and another, unused one as EOS."""
     backend = encoder.tokenizer.backend_tokenizer
     keys = {"bos_token": EOS, "eos_token": "."}
     return encoder_of(PreTrainedTokenizerFast(tokenizer_object=backend, **keys))
 
 
 def contexts(encoder: Encoder, texts: list[str]) -> Tokens:
-    """Texts in a row, cut, BOS at the start of each context."""
+    """Concatenate texts and cut them into contexts that begin with BOS."""
     end = np.array([encoder.eos_token_id], dtype=np.int32)
     ids = np.concatenate([part for text in encoder.encode(texts) for part in (text, end)])
     ids = ids[: len(ids) // (CONTEXT - 1) * (CONTEXT - 1)].reshape(-1, CONTEXT - 1)
@@ -109,13 +109,13 @@ def test_an_sae_is_fed_as_its_own_files_say(made: Made, tmp_path: Path) -> None:
     for part in ("blocks.1.hook_resid_post", "51,200", "topk, k 4", "It fits: ", "CE score"):
         assert part in found.output
     # The model is not trained.
-    assert "A study of it would stop there." in found.output
+    assert "A study of it would stop at its gates." in found.output
     config = read_merged_config([made.root / "config.yaml", overlay])
     (subject,), (corpus,) = config.subjects.values(), config.corpora.values()
     assert list(config.saes) == ["published", "rotated", "rate_matched_random"]
     recipe = config.saes["published"]
     assert recipe.pretrained == str(made.sae)
-    # Itself on every variant, placebos beside it where they are compared with it; no training.
+    # The SAE itself on every variant, placebos only where they are compared with it; no training.
     assert recipe.dictionary == "given"
     assert [sae.variants for sae in config.saes.values()] == [None, ("trained",), ("trained",)]
     assert not any(sae.origin.trained for sae in config.saes.values())
@@ -146,7 +146,7 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "somebodys.py").write_text(OBJECT.format(folder=str(made.sae)))
-    # The plan's Snakemake imports it, too.
+    # The plan's Snakemake imports it too.
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     overlay, mine = tmp_path / "study.yaml", Path("somebodys:Mine")
@@ -154,7 +154,7 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
     cut = ("--bos", "--context-tokens", str(CONTEXT))
     found = made.check(*place, *cut, "--overlay", str(overlay), sae=mine)
     assert found.exit_code == 0, found.output
-    # The answer comes first, the same figures as those of the files, and who runs what is said.
+    # The answer comes first, with the same figures as for the files; the trusted key is named.
     first = found.stdout.splitlines()[0]
     assert first == made.check().stdout.splitlines()[0]
     assert first.startswith("It fits: explained variance 0.9")
@@ -171,9 +171,9 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "--site: missing; the Python object nobodys:Mine does not say it"),
-        (("--site", "resid_post.1"), "--model: missing; the Python object nobodys:Mine"),
-        (("--site", "hook_z.1", "--model"), "--d-model: missing; the dimensions of hook_z.1"),
+        ((), "--site: missing; a Python object, such as nobodys:Mine, has no"),
+        (("--site", "resid_post.1"), "--model: missing; a Python object, such as nobodys:Mine"),
+        (("--site", "hook_z.1", "--model"), "--d-model: missing; give the dimensions of hook_z.1"),
         (("--site", "resid_post.1", "--model"), "SAE.object: no Python file of the module"),
     ],
 )
@@ -185,7 +185,9 @@ def test_what_a_python_object_does_not_say_is_asked_for(
     assert str(found.exception).startswith(said)
 
 
-def test_what_is_wrong_is_said_and_the_study_is_that_which_fits(made: Made, tmp_path: Path) -> None:
+def test_a_wrong_feeding_is_named_and_the_study_has_the_fitting_one(
+    made: Made, tmp_path: Path
+) -> None:
     overlay = tmp_path / "study.yaml"
     found = made.check(
         *("--no-bos", "--site", "resid_post.0", "--overlay", str(overlay)),
@@ -195,7 +197,7 @@ def test_what_is_wrong_is_said_and_the_study_is_that_which_fits(made: Made, tmp_
     said = " ".join(found.output.split())
     assert "it fits at resid_post.1 and with BOS before each context" in said
     assert (
-        "Differs: it was made on contexts with BOS, and corpora.text.prepend_bos is false." in said
+        "Differs: it was made on contexts with BOS, but corpora.text.prepend_bos is false." in said
     )
     config = read_merged_config([made.root / "config.yaml", overlay])
     assert config.subjects["subject"].sites == ("resid_post.1",)
@@ -208,7 +210,7 @@ def test_eos_stands_for_a_bos_that_the_tokenizer_lacks(made: Made, tmp_path: Pat
     tokenizer = AutoTokenizer.from_pretrained(made.model)
     tokenizer.bos_token, tokenizer.eos_token = None, EOS
     tokenizer.save_pretrained(tmp_path / "model")
-    # EOS ends documents too: few of them, so that nothing but its place before contexts matters.
+    # EOS also ends documents: few, so that only its place before contexts matters.
     texts = tmp_path / "long.jsonl"
     parts = documents()
     long = [" ".join(parts[i : i + 8]) for i in range(0, len(parts), 8)]
@@ -235,7 +237,7 @@ def test_no_study_is_written_for_an_sae_that_nothing_makes_fit(made: Made, tmp_p
     assert not overlay.exists()
 
 
-def test_a_study_of_a_folder_of_its_own_runs_from_anywhere(
+def test_a_study_in_its_own_folder_runs_from_anywhere(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made.root)
@@ -252,17 +254,17 @@ def test_a_study_of_a_folder_of_its_own_runs_from_anywhere(
     assert study["subjects"]["subject"]["source"]["path"] == str(made.model)
     assert study["corpora"]["text"]["tokenizer"]["path"] == str(made.model)
     assert study["corpora"]["text"]["source"]["paths"] == [str(made.texts)]
-    # The plan is of that study, which is not written over.
+    # The plan is for that study, which is not overwritten.
     assert "train_sae" in found.output
     again = CliRunner().invoke(app, given).exception
     assert str(again) == f"--overlay: '{overlay}' exists already; give another name"
 
 
-def test_an_overlay_needs_a_study_that_it_is_merged_into(made: Made, tmp_path: Path) -> None:
+def test_an_overlay_needs_a_study_to_merge_into(made: Made, tmp_path: Path) -> None:
     given = ("check", str(made.sae), "--overlay", "gpt2.yaml", "--root", str(tmp_path))
     said = str(CliRunner().invoke(app, given).exception)
-    assert said.startswith(f"--overlay: 'gpt2.yaml': {tmp_path} has no study that it could be")
-    assert said.endswith("name it as a study of its own, such as gpt2/study.yaml")
+    assert said.startswith(f"--overlay: 'gpt2.yaml': {tmp_path} has no study to merge it")
+    assert said.endswith("give it a folder of its own, such as gpt2/study.yaml")
 
 
 @pytest.mark.parametrize(

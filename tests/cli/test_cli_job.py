@@ -1,4 +1,4 @@
-"""The head of a job's log, and what it leaves of who made its files."""
+"""The head of a job's log, and the provenance of its files."""
 
 from __future__ import annotations
 
@@ -85,16 +85,14 @@ def test_outputs_of_one_folder_have_one_provenance(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("of_folder", [True, False])
-def test_of_many_cells_those_that_a_job_wrote_have_a_provenance(
-    tmp_path: Path, of_folder: bool
-) -> None:
+def test_only_cells_that_a_job_wrote_get_a_provenance(tmp_path: Path, of_folder: bool) -> None:
     tables = {name: tmp_path / f"sae={name}/seed=0/scores.parquet" for name in ("a", "b", "c")}
     for name in ("a", "b"):
         tables[name].parent.mkdir(parents=True)
         tables[name].write_text("before")
     pattern = f"{tmp_path}/sae={{sae}}/seed={{seed}}"
     with job("score", "tables", makes=[pattern if of_folder else f"{pattern}/scores.parquet"]):
-        for name in ("b", "c"):  # as all tables are written: whole, under another name first
+        for name in ("b", "c"):  # as tables are written: under a temporary name first
             write_text(tables[name], "after")
     found = sorted(file.parent.parent.name for file in tmp_path.rglob("provenance.json"))
     assert found == ["sae=b", "sae=c"]

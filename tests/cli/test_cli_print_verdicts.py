@@ -83,7 +83,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     print_verdicts(tmp_path)
     in_short = capsys.readouterr().out.splitlines()
     assert in_short[:2] == [*sentences]
-    assert "Warning: a judge answered about 62% of the windows of a comparison only." in in_short
+    assert "Warning: a judge answered about only 62% of a comparison's windows." in in_short
     assert "Warning: subject small: the subject [b]knows[/b] little." in in_short
     assert len(in_short) < 25
     print_verdicts(tmp_path, all_verdicts=True)
@@ -91,12 +91,12 @@ def test_verdicts_are_followed_by_what_they_say_together(
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     judged = "auroc (lexical, detection)"
     assert ["small", "embed", "topk", judged, "reversed +0.07", "reversed +0.07"] in cells
-    # What does not fit the column goes on below.
+    # What does not fit into the column continues below.
     assert ["", "", "", "", "", "of 62% *"] in cells
-    assert "* So much of the windows only" in " ".join(lines)
+    assert "* Based on this share of the windows" in " ".join(lines)
     assert ["small", "embed", "topk", "cosine", "", "none"] in cells
     assert "None: L0 differs." in lines
-    # Each column says what its verdicts are about, and so does the first line.
+    # Each column, and the first line, say what the verdicts are about.
     assert lines[0].startswith("One draw and one seed: each verdict is about this randomization")
     heads = [line.strip("┃").split("┃") for line in lines if line.startswith("┃")]
     for place, variant in ((-2, "step0"), (-1, "cascade")):
@@ -106,7 +106,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     assert ["small", "embed", "topk", "31.9, 200,000", *["32, 100,000"] * 2] in cells
     assert ["small", "topk", "cosine", "", "7", "", "2", "1", "", ""] in cells
     assert "Warning: subject small: the subject [b]knows[/b] little." in lines
-    older = "Made by older code in part: train_sae accepted from 00000000000000aa."
+    older = "Made in part by older code: train_sae accepted from 00000000000000aa."
     assert older in lines
     told = "step0 and trained were not made alike: torch 2.5.1 (trained: 2.6.0), in sae embed."
     assert f"Warning: subject small: {told}" in lines
@@ -116,14 +116,14 @@ def test_verdicts_are_followed_by_what_they_say_together(
 
 
 def test_a_study_without_tables_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not there; .* is no study; `nullsae init "):
+    with pytest.raises(UserError, match=r"does not exist; .* is no study; `nullsae init "):
         print_verdicts(tmp_path)
     (tmp_path / "study.yaml").touch()
-    with pytest.raises(UserError, match="not there; `nullsae run "):
+    with pytest.raises(UserError, match="does not exist; `nullsae run "):
         print_verdicts(tmp_path)
 
 
-def test_an_answer_of_another_version_is_one_line_that_says_how_to_make_it_anew(
+def test_an_answer_of_another_version_is_one_line_that_says_how_to_remake_it(
     tmp_path: Path,
 ) -> None:
     write(tmp_path, "verdicts", [])
@@ -132,7 +132,7 @@ def test_an_answer_of_another_version_is_one_line_that_says_how_to_make_it_anew(
         print_verdicts(tmp_path)
 
 
-def test_a_positive_control_is_spoken_of_as_what_it_is(
+def test_a_positive_control_is_described_as_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdicts = {"retrained": ("separates", "equivalent"), "step0": ("separates", "equivalent")}

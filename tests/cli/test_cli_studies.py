@@ -1,4 +1,4 @@
-"""The verbs for people that name a study by its folder."""
+"""Verbs for people that take the folder of a study."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def help_text() -> str:
     return result.output
 
 
-def test_help_shows_the_verbs_for_people_first_and_the_rules_in_a_panel_of_their_own() -> None:
+def test_help_shows_verbs_for_people_first_and_rules_in_a_separate_panel() -> None:
     text = help_text()
     starts = [text.index(f"─ {panel} ─") for panel in PANELS]
     assert starts == sorted(starts)
@@ -106,17 +106,20 @@ def test_snakemake_gets_the_caller_s_options_and_the_defaults_that_they_leave_op
     ("line", "said"),
     [
         (["run", "s"], r"s: no study.yaml here; `nullsae init s --model PATH_OR_ID` writes one"),
-        (["plan", "s"], r"s: no such folder; `nullsae init s` makes a study there"),
+        (["plan", "s"], r"s: no such folder; `nullsae init s` writes a study there"),
         (["prune", "s"], r"s: no such folder"),
         (["fetch", "s"], r"s: no such folder"),
         (["report"], r".*/results/report/index.html: does not exist; `nullsae run .` writes it"),
         (["report", "s"], r".*s/results/report/index.html: does not exist; s is no study; `nulls"),
         (["diff", "s", "s"], r"s/results/run_config.yaml: does not exist; s is no study; `nulls"),
-        (["verdicts", "s"], r"s/results/tables/verdicts.parquet: not there; s is no study; `nu"),
-        (["watch", "s"], r"s: no run here yet; s is no study; `nullsae init s` makes one there"),
+        (
+            ["verdicts", "s"],
+            r"s/results/tables/verdicts.parquet: does not exist; s is no study; `nu",
+        ),
+        (["watch", "s"], r"s: no run here yet; s is no study; `nullsae init s` writes one there"),
         (["init", "."], r"study.yaml: exists already; edit it, or choose another folder"),
-        (["init", "study.yaml"], r"study.yaml: is a file; name a folder, which is made"),
-        (["plan", "a b"], r"a b: no such folder; `nullsae init 'a b'` makes a study there"),
+        (["init", "study.yaml"], r"study.yaml: is a file; name a folder to create"),
+        (["plan", "a b"], r"a b: no such folder; `nullsae init 'a b'` writes a study there"),
         (
             ["export", "sae", "--sae", "s", "--layout", "saelens", "--output", "o"],
             r"--sae: s is no",
@@ -181,9 +184,9 @@ def test_a_study_that_cannot_be_written_to_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "study.yaml").touch()
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write all
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
     result = CliRunner().invoke(app, ["run", str(tmp_path)])
-    assert str(result.exception).startswith(f"{tmp_path}: not writable, and results go there")
+    assert str(result.exception).startswith(f"{tmp_path}: not writable, but results go there")
 
 
 def test_the_page_is_opened_in_the_browser(tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_the_page_is_opened_in_the_browser(tmp_path: Path) -> None:
 
 
 def made(root: Path, config: dict[str, Any], torch: str, verdicts: dict[str, Any]) -> None:
-    """A finished study: a config, who made it, and (verdict, low, high) of metrics."""
+    """Write a finished study: config, provenance, and (verdict, low, high) of metrics."""
     write_text(root / paths.RUN_CONFIG, yaml.safe_dump(config))
     row = dict.fromkeys(PROVENANCE.names) | {"kind": "sae", "job": 0, "torch": torch}
     row |= dict.fromkeys(("verb", "nullsae", "python", "device", "device_kind", "host"), "x")
@@ -271,7 +274,7 @@ def test_studies_without_a_comparison_in_common_are_not_called_the_same(
         result = CliRunner().invoke(app, ["diff", a, b])
         return result.exit_code, result.output.splitlines()[-1]
 
-    nothing = "Verdicts: nothing to compare, no comparison is in both. "
+    nothing = "Verdicts: nothing to compare, as no comparison is in both. "
     assert told("one", "other") == (
         1,
         f"{nothing}metric: auroc in one and a, b, c, 2 more in other.",
@@ -280,14 +283,14 @@ def test_studies_without_a_comparison_in_common_are_not_called_the_same(
     assert told("one", "one")[0] == 0
 
 
-def test_what_keeps_comparisons_apart_may_be_no_key_alone() -> None:
+def test_comparisons_may_differ_only_in_combinations_of_keys() -> None:
     def of(*sites_and_saes: tuple[str, str]) -> dict[tuple[str, ...], dict[str, str]]:
         rest = ("metric", "step0", "trained", "step0")
         return {("model", "s", *one, "", "", *rest): {} for one in sites_and_saes}
 
     a, b = of(("x", "topk"), ("y", "wide")), of(("x", "wide"), ("y", "topk"))
     (said,) = why_none_is_common(["one", "other"], [a, b])
-    assert said.startswith("No key alone (stage, subject, site, sae, ")
+    assert said.startswith("No single key (stage, subject, site, sae, ")
     b = {tuple("step1" if v == "step0" else v for v in key): row for key, row in a.items()}
     found = why_none_is_common(["one", "other"], [a, b])
     assert found == ["variant: step0 in one and step1 in other"]

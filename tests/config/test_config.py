@@ -46,7 +46,7 @@ DROP = object()
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    """The study with one key set, or dropped."""
+    """Return the study with one key set, or dropped."""
     study = copy.deepcopy(STUDY)
     section: Any = study
     *path, last = key.split("/")
@@ -60,7 +60,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def refusal(data: Any) -> str:
-    """Mistakes, a line each."""
+    """Return the lines about mistakes."""
     with pytest.raises(UserError) as caught:
         parse_config(data)
     return str(caught.value)
@@ -79,7 +79,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "subjects/small/source/revision",
         "main",
-        "subjects.small.source.revision: unknown key",  # it belongs to the other kind
+        "subjects.small.source.revision: unknown key",  # a key of the other kind
     ),
     ("subjects/small/corpus", DROP, "subjects.small.corpus: missing"),
     ("activations", DROP, "activations: missing"),
@@ -225,8 +225,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "explainers/gpt",
         {"kind": "openai", "model": "m", "base_url": "https://a.org/v1?key=s3cr3t"},
-        "explainers.gpt.base_url: its query has 'key', and secrets never stand in a config; put it "
-        "into an environment variable and name that in api_key_env or headers_env",
+        "explainers.gpt.base_url: its query has 'key', and a config must not contain secrets; put "
+        "it into an environment variable and name that in api_key_env or headers_env",
     ),
     (
         "explainers/gpt",
@@ -249,12 +249,12 @@ def test_a_mistake_is_refused_with_a_line_that_names_it(key: str, value: Any, li
     assert refusal(changed(key, value)) == f"config: {line}"
 
 
-def test_headers_of_the_users_own_leave_the_usual_key_at_home() -> None:
+def test_the_default_key_is_not_sent_next_to_the_users_own_headers() -> None:
     def key_of(**endpoint: Any) -> str | None:
         study = changed("explainers/gpt", {"kind": "openai", "model": "m", **endpoint})
         found = parse_config(study).explainers["gpt"].endpoint
         assert found is not None
-        # Params that were written out and read again say the same.
+        # Params that are written and read again agree.
         assert (
             Endpoint.model_validate_json(
                 found.model_dump_json(include=set(Endpoint.model_fields))
@@ -276,7 +276,7 @@ def test_the_study_of_these_tests_is_valid() -> None:
     assert config.variants == ("trained", "step0")
 
 
-def test_all_of_several_mistakes_are_told() -> None:
+def test_all_of_several_mistakes_are_reported() -> None:
     study = changed("seeed", 1)
     study["saes"]["topk"]["k"] = 0
     assert sorted(refusal(study).splitlines()) == [
@@ -286,7 +286,7 @@ def test_all_of_several_mistakes_are_told() -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], "text", 3])
-def test_a_file_that_is_no_mapping_is_refused(data: Any) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(data: Any) -> None:
     assert refusal(data) == f"config: {data!r}: input should be an object"
 
 
@@ -304,7 +304,7 @@ def test_an_entry_set_to_null_is_removed() -> None:
 
 
 def test_a_suggestion_comes_from_the_same_section() -> None:
-    """Keys of params are those of the params' model, not of the config."""
+    """Params suggest keys of their own model, not of the config."""
     message = r"(?m)^--params: activation_key: unknown key; did you mean 'activations_key'\?$"
     with pytest.raises(UserError, match=message):
         parse_section(TrainSaeParams, {"activation_key": ""}, where="--params")
@@ -337,7 +337,7 @@ def test_the_schema_has_every_section_and_lets_no_unknown_keys_through() -> None
         assert definition["additionalProperties"] is False, name
 
 
-def test_draws_multiply_random_variants_alone() -> None:
+def test_draws_multiply_only_random_variants() -> None:
     study = changed("draws", 3)
     config = parse_config(study)
     assert config.draws_of("trained", "small") == config.draws_of("step0", "small") == range(1)
@@ -394,7 +394,7 @@ def test_k_beyond_an_expansion_is_refused() -> None:
         "config: saes.topk.k: 129 is larger than the number of latents that can be active at "
         "once, 128, at 64 dimensions"
     )
-    # Of the plus and minus of a direction only one is active.
+    # Only one of plus and minus a direction is active.
     for k, dictionary in ((64, "pca"), (64, "identity")):
         resolve_subjects(parse_config(changed("saes/topk", {"k": k, "dictionary": dictionary})))
         study = changed("saes/topk", {"k": k + 1, "dictionary": dictionary})
@@ -403,7 +403,7 @@ def test_k_beyond_an_expansion_is_refused() -> None:
 
 
 def test_scorers_judge_explanations_of_their_own_side() -> None:
-    """A placebo has the side of what it exchanges."""
+    """A placebo has the side of the explanations that it exchanges."""
     study = changed("explainers/promoted", {"kind": "promoted"})
     study["explainers"]["other"] = {"kind": "swapped", "of": "promoted"}
     study["scorers"]["continuation"] = {"kind": "continuation"}
@@ -414,7 +414,7 @@ def test_scorers_judge_explanations_of_their_own_side() -> None:
 
 
 def test_what_was_made_elsewhere_is_judged_there_unless_a_judge_is_named() -> None:
-    """Token statistics are judged on the windows of such scores, and texts of others are not."""
+    """Token statistics are judged on the windows of such scores, but others' texts are not."""
     study = changed("explainers/theirs", {"kind": "import", "path": "a/{site}"})
     study["explainers"]["swap"] = {"kind": "swapped", "of": "theirs"}
     study["scorers"]["given"] = {"kind": "import", "of": "theirs", "path": "b/{site}"}
@@ -432,6 +432,6 @@ def test_what_was_made_elsewhere_is_judged_there_unless_a_judge_is_named() -> No
 def test_a_scorer_without_explanations_of_its_side_is_refused() -> None:
     said = refused(parse_config, changed("scorers/next", {"kind": "continuation"}))
     assert said == (
-        "config: scorers.next: kind continuation judges explanations of the output side, and none "
-        "of explainers writes such"
+        "config: scorers.next: kind continuation judges explanations of the output side, but no "
+        "explainer writes any"
     )

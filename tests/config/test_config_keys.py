@@ -1,4 +1,4 @@
-"""Keys stand in no config, are never shown, and go to no stranger without encryption."""
+"""Keys are refused in configs, never shown, and not sent to other machines unencrypted."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_secret_in_a_config_is_refused_and_not_shown(keys: dict[str, Any]) -> 
     ],
     ids=str,
 )
-def test_what_is_no_secret_is_taken(keys: dict[str, Any]) -> None:
+def test_text_without_secrets_is_accepted(keys: dict[str, Any]) -> None:
     parse_section(Endpoint, {"model": "m", **keys}, where="here")
 
 
@@ -100,7 +100,7 @@ def test_what_is_no_secret_is_taken(keys: dict[str, Any]) -> None:
         *("a/v1", "http://a:0/v1", "ftp://a/v1", "http://[::1/v1", "http://a\u202eb/v1"),
     ],
 )
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     assert refusal(base_url=url).startswith("here: base_url: ")
 
 

@@ -172,13 +172,13 @@ def test_patterns_without_a_number_of_blocks_are_refused(tmp_path: Path) -> None
     source = {"kind": "pretrained", "path": str(tmp_path)}
     assert resolve_subjects(study(source, "mlp_out.99")).subjects["s"].sites == ("mlp_out.99",)
     assert refused(resolve_subjects, study(source, "resid_post.*")) == (
-        "config: subjects.s.sites: the number of blocks is not known here, so patterns cannot be "
-        "resolved; name each site"
+        "config: subjects.s.sites: patterns need the number of blocks, which is not known here; "
+        "name each site"
     )
 
 
 def merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """What Snakemake makes of two config files."""
+    """Merge two configs as Snakemake does."""
     both = base.keys() & overlay.keys()
     inner = {k for k in both if isinstance(base[k], dict) and isinstance(overlay[k], dict)}
     return {**base, **overlay, **{k: merged(base[k], overlay[k]) for k in inner}}

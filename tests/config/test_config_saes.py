@@ -26,7 +26,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"l1_coefficient": 1.0},
         "l1_coefficient is for architecture gated or standard, not 'topk'",
     ),
-    # Whatever its value: also the one that it has where it is not given.
+    # For any value, including the default.
     (
         {"l1_coefficient": 0.2},
         "l1_coefficient is for architecture gated or standard, not 'topk'",

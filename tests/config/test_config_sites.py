@@ -23,7 +23,7 @@ FEW = settings(max_examples=60, deadline=None)
 
 
 def slowly(pattern: str, n_layers: int) -> list[str]:
-    """Which sites a pattern means, by asking each block whether it is meant."""
+    """Return the sites that a pattern means, by testing each block."""
     if pattern == "embed":
         return ["embed"]
     kind, blocks = pattern.split(".", 1)
@@ -45,7 +45,7 @@ def slowly(pattern: str, n_layers: int) -> list[str]:
 
 @st.composite
 def studies(draw: st.DrawFn) -> tuple[list[str], int]:
-    """Patterns that all mean something, and a number of blocks."""
+    """Draw patterns that all match some site, and a number of blocks."""
     n_layers = draw(st.integers(1, 30))
     block = st.integers(-n_layers, n_layers - 1)
     patterns = []
@@ -84,7 +84,7 @@ def test_patterns_mean_the_sites_found_by_asking_block_by_block(
 def test_a_block_takes_no_others_whose_number_begins_with_its_own(
     n_layers: int, kind: str, data: st.DataObject
 ) -> None:
-    """In hook libraries that match names by their beginning, `layers.1` takes 10 to 19."""
+    """In hook libraries that match names by prefix, `layers.1` also matches 10 to 19."""
     layer = data.draw(st.integers(0, n_layers - 1))
     assert expand_sites([f"{kind}.{layer}"], n_layers) == (f"{kind}.{layer}",)
 
@@ -122,7 +122,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("pattern", WRONG)
-def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+def test_an_invalid_pattern_is_refused(pattern: str) -> None:
     subject = {"corpus": "c", "source": {"kind": "train"}, "sites": [pattern]}
     said = refused(parse_section, Subject, subject, where="config: subjects.s")
     assert said.startswith(f"config: subjects.s: sites: {pattern!r} is not a site; write embed, or")

@@ -23,7 +23,7 @@ def test_a_floor_is_fitted_to_the_draw_of_its_variant() -> None:
         assert is_floor(floor)
         assert not has_model(floor)
         assert fitted_to(floor, 3) == (floor.partition("@")[2], 3)
-    # Two samples of one fit: there is no second draw of what was trained.
+    # Two samples of one fit: trained has no second draw.
     assert fitted_to("gaussian", 0) == fitted_to("gaussian", 3) == ("trained", 0)
     for variant in VARIANTS:
         assert not is_floor(variant)

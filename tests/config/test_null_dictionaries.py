@@ -1,4 +1,4 @@
-"""Null dictionaries that a study gets beside its learned ones."""
+"""Null dictionaries that a study adds to its learned ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NULLS = ("rate_matched_random", "rotated", "pca", "identity")
 
 
 def study(**saes: dict[str, Any]) -> Config:
-    """The default study, with these recipes in place of its own."""
+    """Return the default study with these recipes instead of its own."""
     data = yaml.safe_load(BASE.read_text(encoding="utf-8"))
     if saes:
         data["saes"] = saes
@@ -36,12 +36,12 @@ def test_the_default_study_has_them_for_trained_at_the_last_site() -> None:
     found = [cell for cell in sae_cells(config) if cell["sae"] != "topk"]
     assert [cell["sae"] for cell in found] == names
     assert {(cell["variant"], cell["site"]) for cell in found} == {("trained", "resid_post.2")}
-    # Neither a floor, nor anything of their own kind to be matched with.
+    # They have neither a floor nor others of their kind to match with.
     assert {cell["sae"] for cell in floor_cells(config)} == {"topk"}
     assert {cell["sae"] for cell in recipe_cells(config)} == {"topk"}
     assert derived_recipes(config) == dict.fromkeys(names[:2], "topk")
     assert {config.saes[name].given_k for name in names} == {None, 16}
-    # What the tables are made from holds them already.
+    # The params of the tables already include them.
     again = parse_config(config.model_dump(mode="json"))
     assert resolve_subjects(again) == config
 
@@ -102,7 +102,7 @@ def test_a_recipe_is_made_where_it_says_and_its_saes_do_not_depend_on_that() -> 
         ({"sites": ["resid_post.9"]}, "saes.mine.sites: no subject has a site resid_post.9"),
     ],
 )
-def test_a_place_that_the_study_has_not_is_refused(keys: dict[str, Any], said: str) -> None:
+def test_a_place_that_the_study_lacks_is_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
         study(mine={"k": 8, "n_latents": 64, **keys})
     assert said in str(error.value)

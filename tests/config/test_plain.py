@@ -1,4 +1,4 @@
-"""What others wrote is counted before anything is made of it."""
+"""The amount of others' data is checked before it is used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from refusing import refused
 
 
 def bomb(opening: str, closing: str, levels: int = 12) -> str:
-    """Each level holds the one below ten times."""
+    """Return YAML in which each level has the one below ten times."""
     lines = [f"a0: &a0 {opening.format('k')}x{closing}"]
     for i in range(1, levels):
         inner = ", ".join(opening.format(f"k{j}") * (j < 0) + f"*a{i - 1}" for j in range(10))
@@ -77,7 +77,7 @@ def test_values_that_are_named_twice_are_fine() -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "large"])
-def test_what_is_no_file_is_told_and_not_read(tmp_path: Path, kind: str) -> None:
+def test_anything_but_a_regular_file_is_reported_and_not_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "config.yaml"
     if kind == "folder":
         path.mkdir()
@@ -99,7 +99,7 @@ def test_what_is_no_file_is_told_and_not_read(tmp_path: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("text", ["a: 2024-13-45", "? [a]\n: 1", "a: !!int x", "a: b: c", "\ta: 1"])
-def test_yaml_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+def test_invalid_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: not YAML \(") as caught:
@@ -127,7 +127,7 @@ def test_a_line_about_yaml_does_not_show_what_stands_there(tmp_path: Path) -> No
         ({"max_position_embeddings": 10**12}, "max_position_embeddings"),
         ({"num_local_experts": 10**6}, "num_local_experts"),
         ({"num_attention_heads": 1e308}, "num_attention_heads"),
-        # The names of other families, and parts of a config.
+        # Names of other families, and nested configs.
         ({"decoder_layers": 10**7}, "decoder_layers: 10,000,000 is not from -1 to 2,000"),
         ({"decoder": {"attn_config": {"kv_n_heads": 10**7}}}, "kv_n_heads"),
         ({"ffn_config": {"moe_num_experts": 10**7}}, "moe_num_experts"),
@@ -149,7 +149,7 @@ def test_a_model_of_more_weights_than_its_files_hold_is_refused(tmp_path: Path) 
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match=r"a model of 4.*e\+11 weights.* 1,000 bytes"):
         check_model(str(tmp_path), "subject")
-    # Files of another format say nothing, and no folder is found by others.
+    # Other formats' files are not counted, nor folders on the hub.
     (tmp_path / "model.safetensors").unlink()
     check_model(str(tmp_path), "subject")
     check_model(str(tmp_path / "none"), "subject")
@@ -158,7 +158,7 @@ def test_a_model_of_more_weights_than_its_files_hold_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "[1]", '{"a": NaN', '{"a":' * 999 + "1" + "}" * 999]
 )
-def test_a_model_config_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+def test_an_invalid_model_config_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"subject: .*config\.json"):
         check_model(str(tmp_path), "subject")

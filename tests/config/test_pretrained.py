@@ -1,4 +1,4 @@
-"""What an SAE was made on is known, and compared, when a config is parsed."""
+"""What an SAE was made on is compared with the study when a config is parsed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check(pretrained: Any, site: str = "resid_post.1", **keys: Any) -> None:
 
 
 def saelens(folder: Path, width: int = 128, **metadata: Any) -> str:
-    """A folder of SAELens, whose weights nobody looks at yet."""
+    """Write a folder in SAELens' layout, without valid weights, which are not read yet."""
     config = {
         "architecture": "standard",
         "d_in": width,
@@ -88,18 +88,18 @@ def test_an_sae_that_was_made_on_what_it_is_given_passes(tmp_path: Path) -> None
     ("name", "metadata", "says"),
     [
         ("model", {"model_name": "pythia-70m"},
-         "it was made on pythia-70m, and subjects.small.source.path is EleutherAI/pythia-14m"),
+         "it was made on pythia-70m, but subjects.small.source.path is EleutherAI/pythia-14m"),
         ("revision", {"model_from_pretrained_kwargs": {"revision": "step3000"}},
-         "it was made on step3000, and subjects.small.revision is main"),
+         "it was made on step3000, but subjects.small.revision is main"),
         ("hook", {"hook_name": "blocks.2.hook_resid_post"},
-         "it was made at blocks.2.hook_resid_post (resid_post.2 here), and is used at "
+         "it was made at blocks.2.hook_resid_post (resid_post.2 here), but is used at "
          "resid_post.1"),
         ("context_tokens", {"context_size": 128},
-         "it was made on 128, and corpora.text.context_tokens is 64"),
+         "it was made on 128, but corpora.text.context_tokens is 64"),
         ("prepend_bos", {"prepend_bos": True},
-         "it was made on contexts with BOS, and corpora.text.prepend_bos is false"),
+         "it was made on contexts with BOS, but corpora.text.prepend_bos is false"),
         ("data_set", {"dataset_path": "someone/else"},
-         "it was made on someone/else, and corpora.text.source.path is someone/text"),
+         "it was made on someone/else, but corpora.text.source.path is someone/text"),
     ],
 )  # fmt: skip
 def test_each_difference_stops_in_one_line_until_it_is_accepted(
@@ -119,7 +119,7 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before(tmp_path: Path) ->
     check(saelens(tmp_path, hook_name="blocks.0.hook_resid_post"), "resid_pre.1")
 
 
-def test_what_is_not_there_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
+def test_a_missing_sae_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
     missing = str(tmp_path / "no")
     assert f"{missing!r} is not a folder" in refusal(missing)
     (tmp_path / "empty").mkdir()
@@ -132,7 +132,8 @@ def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: 
     study["saes"] = {"theirs": {"pretrained": saelens(tmp_path, width=32)}}
     said = refused(check_pretrained, resolve_subjects(parse_config(study)))
     assert said == (
-        "config: saes.theirs.pretrained: an SAE for 32 dimensions, but resid_post.1 of small has 64"
+        "config: saes.theirs.pretrained: the SAE reads 32 dimensions, but resid_post.1 of small "
+        "has 64"
     )
 
 
@@ -146,7 +147,7 @@ def test_sparsifys_folder_and_run_say_what_an_sae_was_made_on(tmp_path: Path, in
     run = {"model": "EleutherAI/pythia-14m", "dataset": "someone/text", "ctx_len": 64}
     (tmp_path / "config.json").write_text(json.dumps(run))
     check(f"{tmp_path}::{inside.replace('1', '{layer}')}")
-    assert "it was made at layers.1 (resid_post.1 here), and is used at mlp_out.1" in refusal(
+    assert "it was made at layers.1 (resid_post.1 here), but is used at mlp_out.1" in refusal(
         str(folder), "mlp_out.1"
     )
     (tmp_path / "config.json").write_text(json.dumps({**run, "model": "EleutherAI/pythia-31m"}))
@@ -188,7 +189,7 @@ def test_differences_are_accepted_of_pretrained_saes_alone() -> None:
         ("blocks.3.attn.hook_z", "hook_z.3"),
         ("hook_embed", "embed"),
         ("gpt_neox.layers.3", "resid_post.3"),
-        # NNsight's, and those of TransformerLens' bridge.
+        # Names of NNsight and of TransformerBridge.
         ("model.layers[3].output[0]", "resid_post.3"),
         (".transformer.h[3].mlp.inputs[0][0]", "mlp_in.3"),
         ("blocks.3.hook_out", "resid_post.3"),
@@ -205,7 +206,7 @@ def test_differences_are_accepted_of_pretrained_saes_alone() -> None:
         ("layers.1", "resid_post.1"),
         ("embed_tokens", "embed"),
         ("resid_pre.2", "resid_pre.2"),
-        # What a norm gives, and attention patterns, are no sites.
+        # Outputs of norms, and attention patterns, are not sites.
         ("model.layers.12.post_attention_layernorm.output", None),
         ("blocks.3.attn.hook_pattern", None),
         ("blocks.3.hook_mlp_in", None),
@@ -243,11 +244,11 @@ def test_a_transcoder_is_known_as_such_when_a_config_is_parsed(tmp_path: Path) -
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
     check(str(folder), "mlp_in.1", input_site="mlp_in", output_site="mlp_out")
     for keys in ({}, {"input_site": "mlp_in", "output_site": "resid_post"}):
-        said = f"mlp_out.1, and the recipe says {keys.get('output_site', 'mlp_in')}.1 at mlp_in.1"
+        said = f"mlp_out.1, but the recipe says {keys.get('output_site', 'mlp_in')}.1 at mlp_in.1"
         with pytest.raises(UserError, match=rf"saes\.theirs\.output_site: .* writes {said}"):
             check(str(folder), "mlp_in.1", **keys)
     sae = saelens(tmp_path / "sae", hook_name="blocks.1.mlp.hook_in")
-    with pytest.raises(UserError, match=r"sae writes mlp_in\.1, and the recipe says mlp_out\.1"):
+    with pytest.raises(UserError, match=r"sae writes mlp_in\.1, but the recipe says mlp_out\.1"):
         check(sae, "mlp_in.1", input_site="mlp_in", output_site="mlp_out")
 
 

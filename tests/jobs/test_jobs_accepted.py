@@ -1,4 +1,4 @@
-"""Code that was accepted counts as the code that a job's files were made by, job by job."""
+"""Accepted code counts, job by job, as the code that made the job's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hash of a rule's code changes with what it computes, and with nothing else."""
+"""The hash of a rule's code changes only with what the code computes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_tokens_are_those_of_python() -> None:
         text = file.read_text(encoding="utf-8")
         own = [t for t in code_hash._TOKEN.findall(text) if t[0] not in "#\n\\"]
         read = tokenize.generate_tokens(io.StringIO(text).readline)
-        # Python 3.12 takes f-strings apart, which whitespace in them shows.
+        # Python 3.12 tokenizes inside f-strings, so their whitespace matters.
         python = "".join(token.string for token in read if token.type not in ends)
         assert "".join("".join(own).split()) == "".join(python.split()), file
 

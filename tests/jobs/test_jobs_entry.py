@@ -1,4 +1,4 @@
-"""How Snakemake was started: what is refused, and what is read anew."""
+"""How Snakemake was started: what is refused, and what is parsed again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_jobs_without_a_file_system_in_common_are_refused_in_one_line(
     line = refused(check_start, workflow(**storage), ["snakemake"])
     assert line.startswith(said)
     assert "docs/cluster.md" in line
-    # What a run was allowed to do, its jobs may.
+    # Jobs may do what their run was allowed to.
     check_start(workflow(is_main_process=False, **storage), ["snakemake"])
 
 
@@ -60,10 +60,10 @@ def test_a_folder_without_room_for_snakemake_s_records_is_refused(
     full = SimpleNamespace(free=0)
     monkeypatch.setattr("nullsae.jobs.entry.shutil.disk_usage", lambda path: full)
     assert refused(check_start, workflow(), ["snakemake"]) == f"{tmp_path / place}: {FULL}"
-    # A test's user may be root, who may write anywhere.
+    # The tests may run as root, who may write anywhere.
     monkeypatch.setattr("nullsae.jobs.entry.os.access", lambda path, mode: False)
     line = refused(check_start, workflow(), ["snakemake", "-n"])
-    assert line.startswith(f"{tmp_path / place}: not writable, and Snakemake keeps its records")
+    assert line.startswith(f"{tmp_path / place}: not writable, but Snakemake keeps its records")
 
 
 def test_a_place_of_another_user_is_named_before_any_job_starts(
@@ -76,7 +76,7 @@ def test_a_place_of_another_user_is_named_before_any_job_starts(
     check_places(dag)
     foreign = Path("results/logs")
     monkeypatch.setattr("nullsae.jobs.entry.os.access", lambda path, mode: Path(path) != foreign)
-    assert refused(check_places, dag).startswith("results/logs: not writable by this user, and ")
+    assert refused(check_places, dag).startswith("results/logs: not writable by this user, but ")
 
 
 def test_a_source_cache_of_each_node_is_no_hindrance() -> None:

@@ -27,7 +27,7 @@ def expected(config: Config, variant: str) -> list[Any]:
     return [sae.get("expect") for model in params["models"] for sae in model["saes"]]
 
 
-def test_figures_are_expected_of_the_given_sae_and_of_no_null(tmp_path: Path) -> None:
+def test_figures_are_expected_only_of_the_given_sae(tmp_path: Path) -> None:
     config = study(tmp_path, expect={"l0": 71, "explained_variance": 0.8})
     assert expected(config, "trained") == [{"l0": 71.0, "explained_variance": 0.8}]
     assert expected(config, "rerandomized") == [None]

@@ -1,4 +1,4 @@
-"""Files of the user count by their names and bytes."""
+"""The user's files count by name and bytes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_file_is_read_once_however_many_processes_look(
 
 
 def test_a_file_that_may_still_change_is_not_remembered(home: Path) -> None:
-    """Two edits within one tick of the clock may leave the same size and time."""
+    """Two edits within one clock tick may leave the same size and time."""
     file = write(home / "text.jsonl", "a text", seconds_ago=0)
     first, time_ns = stamped(file), file.stat().st_mtime_ns
     file.write_text("a test", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""SAEs along their training are cells of their own, and no work of a training job."""
+"""Checkpoints are cells of their own, but not trained by jobs of their own."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_transcoder_is_made_where_it_reads_and_for_trained_alone() -> None:
     ("keys", "said"),
     [
         ({"pretrained": None, "n_latents": 8}, "transcoders are not trained here; give pretrained"),
-        ({"input_site": None}, "input_site: missing; a transcoder has an input_site, an output"),
+        ({"input_site": None}, "input_site: missing; a transcoder has an input_site and out"),
         ({"output_site": "mlp"}, "output_site: 'mlp' is not one of resid_pre, hook_z, "),
         ({"output_site": "attn_out"}, "output_site: attn_out does not come after mlp_in in a"),
     ],
@@ -169,7 +169,7 @@ def test_a_checkpoint_outside_the_training_is_refused(share: float) -> None:
     ("made", "why"),
     [
         ({"dictionary": "pca", "n_latents": None}, "'pca' is not trained"),
-        ({"pretrained": "a/b", "n_latents": None}, "a pretrained SAE has no known training"),
+        ({"pretrained": "a/b", "n_latents": None}, "the training of a pretrained SAE is unknown"),
     ],
 )
 def test_checkpoints_of_what_is_not_trained_are_refused(made: dict[str, Any], why: str) -> None:
@@ -177,7 +177,7 @@ def test_checkpoints_of_what_is_not_trained_are_refused(made: dict[str, Any], wh
 
 
 def floored(*, floors: bool = True, **changes: Any) -> Config:
-    """Two draws, two sites, and a recipe of each kind."""
+    """Return a study of two draws, two sites, and a recipe of each kind."""
     data = copy.deepcopy(STUDY)
     data["evaluation"] = {"gaussian_floors": floors, "cross_tokens": 64}
     data |= {"variants": ["trained", "step0", "rerandomized"], "draws": 2}
@@ -190,7 +190,7 @@ def floored(*, floors: bool = True, **changes: Any) -> Config:
 def test_every_variant_draw_and_recipe_has_one_floor() -> None:
     cells = [tuple(cell.values()) for cell in floor_cells(floored())]
     variants = [("trained", "0"), ("step0", "0"), ("rerandomized", "0"), ("rerandomized", "1")]
-    # No tokens to look up, nothing to train, and no floor along the training.
+    # No floors of token lookup, of pretrained SAEs, and of checkpoints.
     saes = [("wide", "0"), ("wide", "4"), ("plain", "0"), ("components", "0")]
     assert cells == [
         ("s", f"gaussian@{variant}", draw, site, *sae)
@@ -245,7 +245,7 @@ def test_a_floor_is_trained_apart_from_its_variant() -> None:
 
 
 def with_derived(**keys: Any) -> Config:
-    """The study with SAEs made from others: three rotations of one, and the SAE of two seeds."""
+    """Return the study with SAEs made from others: three rotations of one, and two seeds."""
     data = copy.deepcopy(STUDY)
     data["saes"]["rotated"] = {"dictionary": "rotated", "from": "plain", "seeds": [0, 1, 2]} | keys
     data["saes"]["moved"] = {"dictionary": "given", "from": "wide", "seeds": [4]}
@@ -257,7 +257,7 @@ def test_what_is_made_from_another_sae_is_a_cell_without_a_training() -> None:
     names = {cell["sae"] for cell in sae_cells(config)}
     assert names == {*NAMES, "rotated", "moved"}
     assert {cell["sae"] for cell in trained_together(config, {})} == {"wide", "plain"}
-    # Nothing is trained on Gaussian data for them either.
+    # They have no floors either.
     assert set(floor_recipes(config)) == {"wide", "plain"}
 
 
@@ -266,7 +266,7 @@ def test_a_null_is_made_from_the_sae_of_its_own_cell_and_a_given_one_from_traine
     here = {"subject": "s", "variant": "step0", "draw": "0", "site": "embed"}
     trained = {**here, "variant": "trained"}
     rotated = source_cell(config, {**here, "sae": "rotated", "seed": "2"})
-    # One SAE, turned three times.
+    # One SAE, rotated three times.
     assert rotated == {**here, "sae": "plain", "seed": "0"}
     moved = source_cell(config, {**here, "sae": "moved", "seed": "4"})
     assert moved == {**trained, "sae": "wide", "seed": "4"}
@@ -283,7 +283,7 @@ def test_a_null_is_made_from_the_sae_of_its_own_cell_and_a_given_one_from_traine
         ({"from": "wide", "seeds": [0, 1]}, "seeds: 1 is not one of the seeds of wide (0, 4)"),
     ],
 )
-def test_a_source_that_is_none_is_refused_with_the_key(keys: dict[str, Any], line: str) -> None:
+def test_an_invalid_source_is_refused_with_the_key(keys: dict[str, Any], line: str) -> None:
     said = refused(with_derived, **keys)
     start, _, end = line.partition(".* ")
     assert f"saes.rotated.{start}" in said

@@ -1,4 +1,4 @@
-"""Limits of what jobs ask for, as profiles and command lines write them."""
+"""Limits of jobs' requests, as profiles and command lines write them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_limit_is_read_with_its_unit(kind: Kind, given: Any, expected: int) ->
         *(("runtime", given) for given in ("64GB", "", "0")),
     ],
 )
-def test_what_is_no_amount_is_refused_with_the_right_form(kind: Kind, given: Any) -> None:
+def test_an_invalid_amount_is_refused_with_the_right_form(kind: Kind, given: Any) -> None:
     example = "64GB" if kind == "mem_mb" else "12h"
     with pytest.raises(UserError, match=rf"^profile: .*; write .* such as {example}$"):
         limit(kind, given, "profile")
@@ -67,14 +67,14 @@ def test_default_resources_of_any_form_set_the_limit(
 
 
 @pytest.mark.parametrize("given", ["max_runtime=1 / 0", 'max_runtime="soon"', "max_runtime=[1]"])
-def test_a_limit_that_is_none_is_one_line(given: str) -> None:
+def test_an_invalid_limit_is_one_line(given: str) -> None:
     with pytest.raises(UserError, match=r"^--default-resources max_runtime: ") as caught:
         default_limit(Resources.parse([given], allow_expressions=True), "runtime", 99)
     assert "\n" not in str(caught.value)
 
 
 def given(*assignments: str) -> ResourceSettings:
-    """As the command line's parser hands over what `--set-resources` says of `train_sae`."""
+    """Parse `--set-resources` of `train_sae` as Snakemake's command line does."""
     parsed = Resources.parse(list(assignments), allow_expressions=True)
     return ResourceSettings(overwrite_resources={"train_sae": parsed})
 
@@ -107,7 +107,7 @@ def test_set_resources_takes_sizes_with_units_and_expressions(
 
 
 @pytest.mark.parametrize("assignment", ['mem_mb="much"', "disk_mb='2 hours'", "mem_mb=3hours"])
-def test_a_size_that_is_none_is_one_line_that_names_the_rule(assignment: str) -> None:
+def test_an_invalid_size_is_one_line_that_names_the_rule(assignment: str) -> None:
     with pytest.raises(UserError, match=r"^--set-resources train_sae:.*_mb: .*64GB$") as caught:
         read_set_resources(given(assignment))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What jobs ask for: closed forms, and real trainings, each in a process that is watched."""
+"""Requested memory, against closed forms and real trainings in measured processes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ D_MODEL, TOKENS, BATCH, SITE = 256, 4_096, 1_024, "resid_post.1"
 M, K, SUBJECT = 8_192, 16, neox_size(1, D_MODEL, 40_000, "float32")
 # Two matrices and two vectors in float32.
 ONE = 4 * (2 * M * D_MODEL + M + D_MODEL)
-# Trains an SAE of each width in a copy of a process that has imported all; prints the most that was
-# resident in each, libraries included, in megabytes.
+# Trains an SAE of each width in a fork of a process that has imported everything, and prints the
+# peak resident memory of each, including libraries, in megabytes.
 TRAINED = """
 import json, os, re, sys
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_trainings_of_two_widths_hold_what_they_ask_for_and_three_quarters_of_it
 
 
 def held(rule: str, n_eval: int, variant: str = "trained", **recipe: Any) -> float:
-    """By the formula of a rule, of one SAE of a subject with one block."""
+    """Return the formula's memory for one SAE of a subject with one block."""
     given = {"k": K, "n_latents": M, "batch_tokens": BATCH, "heldout_tokens": BATCH, **recipe}
     changes = {
         "subjects": {"small": {"sites": [SITE]}},
@@ -128,7 +128,7 @@ def test_a_training_counts_a_step_in_which_all_latents_are_dead() -> None:
     data = 4 * D_MODEL * (chunk + BATCH) + 2 * 2 * D_MODEL * chunk
     kept = 2 * (ONE / 2)
     assert held("train_sae", TOKENS, auxk_coefficient=0.0) == step + data + kept
-    # By default half as many as there are dimensions model the residual.
+    # By default AuxK uses half as many latents as dimensions.
     auxk = 4 * M * D_MODEL + BATCH * 56 * D_MODEL / 2
     assert held("train_sae", TOKENS) == step + auxk + data + kept
 
@@ -136,8 +136,8 @@ def test_a_training_counts_a_step_in_which_all_latents_are_dead() -> None:
 def test_collecting_latents_holds_one_thing_after_the_other_and_little_of_each_token() -> None:
     n = 2**18
     always = ONE + 350 * M + 66 * n / 32
-    # Whatever the number of firings, a piece of them is described at a time; then tables are
-    # written, the windows above all.
+    # Firings are described in pieces, however many there are; then tables, mostly windows, are
+    # written.
     windows = 2 * 50 * (40 + 40 + 100 + 100) * (12 * 32 + 60)
     assert held("collect_latents", n, "gaussian") == always + max(150 * 2**19, 8e7 + windows)
     # Of what asks the subject, ranks take the most: those of 2^18 of 2^21 effects of three rows of

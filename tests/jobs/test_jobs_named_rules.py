@@ -1,4 +1,4 @@
-"""What Snakemake's options say of a rule, and the rules of other names that it stands for."""
+"""Snakemake's options that name a rule apply to all rules made from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_option_that_names_a_rule_means_all_that_are_made_of_it(tmp_path: Pat
         made = snakemake.workflow(ResourceSettings(cores=1), snakefile=tmp_path / "Snakefile")
         workflow = made._workflow
         mean_all(workflow, MADE)
-        # As the interface does it, once the rules are read.
+        # As Snakemake does after the rules are read.
         workflow.dag_settings = DAGSettings(
             forcerun={"train_sae", "results/a.json"}, until={"measure"}, omit_from={"report"}
         )

@@ -1,4 +1,4 @@
-"""Jobs that take all SAEs of a model: which there are, and what each makes."""
+"""Jobs for all SAEs of a model: which exist, and what each makes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def study(*overlays: str) -> Config:
 
 
 def changed(**sections: Any) -> Config:
-    """The default study with more in some sections."""
+    """Return the default study with additions to some sections."""
     data = study().model_dump(mode="json")
     for name, more in sections.items():
         data[name] = data[name] | more if isinstance(more, dict) else more
@@ -40,13 +40,13 @@ def changed(**sections: Any) -> Config:
 
 
 def with_a_model() -> Config:
-    """A language model, its placebo, and a scorer that runs a model itself."""
+    """Return the study with a language model, its placebo, and a scorer that runs a model."""
     explainers = {"gpt": GPT, "gpt_swapped": {"kind": "swapped", "of": "gpt"}}
     return changed(explainers=explainers, scorers={"likelihood": LIKELIHOOD})
 
 
 def files_made(config: Config, rules: list[ModelRule], patterns: tuple[str, ...]) -> list[str]:
-    """All files of the jobs of these rules."""
+    """Return all files of the jobs of these rules."""
     found = []
     for model in variant_cells(config):
         for rule in rules:
@@ -146,7 +146,7 @@ def test_models_that_differ_in_sites_or_floors_have_rules_of_their_own() -> None
         ("evaluate_sae__1", ("rerandomized",)),
     ]
     plus = study("config/paper-plus.yaml")
-    # One site each, of four numbers, and what waits for the language model.
+    # One site each, with four numbers, and the explainer that waits for the language model.
     assert len(evaluation_rules(plus)) == 4
     assert [(rule.name, rule.writer) for rule in free_rules(plus)] == [
         ("explain_and_score", None),
@@ -156,18 +156,18 @@ def test_models_that_differ_in_sites_or_floors_have_rules_of_their_own() -> None
     assert {rule_of(rule.name) for rule in free_rules(plus)} == {"explain_and_score"}
 
 
-def test_who_asks_nobody_is_told_from_who_waits_for_an_answer() -> None:
+def test_explainers_without_endpoint_are_told_from_those_that_wait_for_one() -> None:
     config = with_a_model()
     assert free_explainers(config) == ["lexical", "swapped"]
     assert free_explainers(config, "gpt") == ["gpt_swapped"]
     pairs = [(e, s) for e in ("lexical", "swapped") for s in ("detection", "fuzzing")]
     assert free_pairs(config) == pairs
-    # A model is asked to judge what a model wrote, and likelihoods take a model.
+    # A model judges what a model wrote, and likelihoods need a model.
     assert free_pairs(config, "gpt") == []
 
 
-def test_those_that_write_come_before_those_that_exchange() -> None:
-    """Whatever the order of the config."""
+def test_explainers_that_write_come_before_those_that_exchange() -> None:
+    """The order of the config does not matter."""
     explainers = dict(reversed(list(study().explainers.items())))
     turned = study().model_copy(update={"explainers": explainers})
     assert list(turned.explainers) == ["swapped", "lexical"]
@@ -179,7 +179,7 @@ CELL = {**MODEL, "site": "resid_post.1", "sae": "topk", "seed": "0"}
 
 
 def said(config: Config) -> dict[str, tuple[str, str]]:
-    """Params and code of jobs, by what they do."""
+    """Return params and code of jobs, by what they do."""
     judged = {**CELL, "scorer": "detection"}
     jobs = {
         "free": ("explain_and_score", MODEL),
@@ -196,7 +196,7 @@ def said(config: Config) -> dict[str, tuple[str, str]]:
 
 
 def other(config: Config) -> set[str]:
-    """The jobs that are others than those of `with_a_model`."""
+    """Return the jobs that differ from those of `with_a_model`."""
     before, after = said(with_a_model()), said(config)
     return {name for name, found in before.items() if after[name] != found}
 
@@ -204,14 +204,14 @@ def other(config: Config) -> set[str]:
 @pytest.mark.parametrize(
     ("section", "name", "more", "expected"),
     [
-        # What asks nobody.
+        # An explainer without an endpoint.
         ("explainers", "short", {"kind": "lexical", "top_tokens": 3}, {"free"}),
         ("explainers", "lexical", {"kind": "lexical", "top_tokens": 3}, {"free"}),
         ("explainers", "short_swapped", {"kind": "swapped", "of": "lexical"}, {"free"}),
-        # A language model, with another prompt: its placebo is made by the judge itself.
+        # A language model with another prompt: the judge makes its placebo itself.
         ("explainers", "gpt", {**GPT, "shown_windows": 7}, {"gpt explains"}),
         ("explainers", "other", {"kind": "swapped", "of": "gpt"}, {"placebo of gpt"}),
-        # How a model is asked is no business of a formula.
+        # A formula does not depend on the settings for endpoints.
         (
             "scorers",
             "detection",
@@ -220,7 +220,7 @@ def other(config: Config) -> set[str]:
         ),
     ],
 )
-def test_who_asks_and_who_does_not_run_again_apart(
+def test_jobs_with_and_without_endpoints_run_again_separately(
     section: str, name: str, more: dict[str, Any], expected: set[str]
 ) -> None:
     data = with_a_model().model_dump(mode="json")
@@ -229,18 +229,18 @@ def test_who_asks_and_who_does_not_run_again_apart(
 
 
 def test_a_judge_of_placebos_depends_on_the_code_that_exchanges() -> None:
-    """It makes them itself, where the one that reads what a model wrote does not."""
+    """It makes them itself, unlike the judge that reads what a model wrote."""
     config = with_a_model()
     keys = {**CELL, "scorer": "detection"}
     swapped = job_code(config, "score_latents", {**keys, "explainer": "gpt_swapped"})
     assert swapped != job_code(config, "score_latents", {**keys, "explainer": "gpt"})
-    # What the formula judges is a file that the same job wrote before.
+    # The formula judges a file that the same job wrote before.
     lexical = rule_params(config, "score_latents", {**keys, "explainer": "lexical"})
     assert '"explainers":[]' in lexical
 
 
 def test_the_default_study_and_paper_plus_have_at_most_half_the_jobs() -> None:
-    """By hand: what was a job of each SAE, explainer and scorer before, and what is one now."""
+    """Counted by hand: jobs per SAE, explainer and scorer, against shared ones."""
     # Corpus, subject, 4 more models, 6 x 2 captures and as many samples; 12 SAEs and 12 floors,
     # trained; latents of 12; 2 matches; tables, report, and `all`.
     others = 1 + 1 + 4 + 12 + 12 + 24 + 12 + 2 + 1 + 1 + 1

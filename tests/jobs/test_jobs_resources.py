@@ -1,4 +1,4 @@
-"""What jobs ask for, against bytes that are counted and the limits that were asked for before."""
+"""Requests of jobs, against counted bytes and former limits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def study(*overlays: str) -> Config:
 
 
 def jobs(config: Config) -> list[tuple[str, dict[str, str]]]:
-    """One or more jobs of each rule that trains or measures, by rule and keys."""
+    """Return one or more jobs of each rule that trains or measures, by rule and keys."""
     split = {"split": "sae_train"}
     found = [("prepare_corpus", {"corpus": name}) for name in config.corpora]
     for keys in variant_cells(config):
@@ -83,7 +83,7 @@ def test_a_job_for_many_saes_starts_once_takes_their_time_and_holds_the_largest(
     together = needs.asked("evaluate_sae", cells)
     assert len(cells) == 21 + 20
     assert together.megabytes == max(asked.megabytes for asked in each)
-    # Each writes its tables, and is asked at least half an hour for, which covers its start.
+    # Each writes its tables, and requests at least half an hour, which covers its start.
     work = [job_work(needs._study, "evaluate_sae", [cell]) for cell in cells]
     joined = job_work(needs._study, "evaluate_sae", cells)
     assert joined.flops == pytest.approx(sum(one.flops for one in work))
@@ -108,7 +108,7 @@ def test_gates_of_the_largest_subject_are_asked_room_for_its_largest_tensor() ->
     asked = Needs(study("config/paper.yaml")).asked("randomize_model", [LARGE])
     size = neox_size(32, 4096, 50_432, "bfloat16")
     assert size.largest_tensor == 50_432 * 4096
-    # With the original, which is mapped.
+    # Including the mapped original.
     counted = 2 * size.weight_bytes + COMPARED_BYTES * size.largest_tensor
     assert counted < asked.megabytes * 1e6 < 1.3 * counted
 
@@ -132,7 +132,7 @@ def test_every_job_of_the_papers_grid_fits_a_node_of_80_gb_of_gpu_and_256_gb(ove
         assert of.gpu_megabytes <= 80_000, (job, of)
     if overlay == "config/paper.yaml":
         largest = max(of.gpu_megabytes for of in asked.values())
-        # An SAE of 262,144 latents with gradients and moments, and the subject beside it.
+        # An SAE of 262,144 latents with gradients and moments, and the subject.
         width = 64 * 4096
         assert (
             largest * 1e6
@@ -151,9 +151,9 @@ def test_jobs_of_a_spread_subject_ask_for_its_gpus() -> None:
     assert n_gpus(config, name) == 4
     on_cpu = config.compute.model_copy(update={"device": "cpu"})
     assert n_gpus(config.model_copy(update={"compute": on_cpu}), name) == 0
-    with pytest.raises(ValueError, match="gpus: 4 are used with a device_map only"):
+    with pytest.raises(ValueError, match="gpus: 4 GPUs need a device_map"):
         PretrainedSource(**{**given, "device_map": None})
-    # Params of jobs that ask for one stay as they were.
+    # Params of jobs that request one GPU do not change.
     assert "gpus" not in subject.source.model_dump()
 
 

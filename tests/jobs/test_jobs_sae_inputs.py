@@ -21,7 +21,7 @@ VARIANTS = ("trained", "retrained", "rerandomized", "gaussian")
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
-    """A study whose activations are captured as its config says."""
+    """Write a study whose activations are captured as its config says."""
     (tmp_path / "more.yaml").write_text(f"variants: [{', '.join(VARIANTS)}]\n")
     config = read_merged_config([REPOSITORY / "config.yaml", tmp_path / "more.yaml"])
     monkeypatch.chdir(tmp_path)

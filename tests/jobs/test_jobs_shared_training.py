@@ -32,7 +32,7 @@ def test_sites_of_a_stream_train_apart_only_if_the_config_says_so(tmp_path: Path
         for variant in ("trained", "rerandomized")
         for site in ("resid_post.1", "resid_post.2")
     ]
-    # Neither the SAEs nor what they are known by depend on who trains them.
+    # Neither the SAEs nor their keys depend on the job that trains them.
     first, second = (
         {
             (cell.site, cell.seed, job.params.keys.variant): job.params.cell_key(cell, "code")
@@ -59,7 +59,7 @@ def test_all_sites_of_a_model_train_together_if_the_config_says_so(tmp_path: Pat
     ]
 
 
-def test_the_jobs_of_a_run_keep_to_what_was_whole_when_it_began(
+def test_the_jobs_of_a_run_keep_to_what_was_complete_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,7 +73,7 @@ def test_the_jobs_of_a_run_keep_to_what_was_whole_when_it_began(
         write_json(Path(paths.SAE_CONFIG.format(**keys)), {"key": key})
         for pattern in (paths.SAE_WEIGHTS, paths.HISTORY):
             Path(pattern.format(**keys)).touch()
-    # A second attempt of a job, after the first one made half of its SAEs.
+    # A job's second attempt, after the first made half of its SAEs.
     assert whole_once(config, is_main=False) == [0, 0]
     # Another study in the same process, such as a second module, is its own.
     other = study(tmp_path, "mode: stream, sites_together: false")
@@ -84,6 +84,6 @@ def test_the_jobs_of_a_run_keep_to_what_was_whole_when_it_began(
         ("", 2),
         ("_whole", 2),
     ]
-    # A plan asks as if there were no results.
+    # A plan sees a study without results.
     monkeypatch.setenv(NO_RESULTS, "1")
     assert whole_once(config, is_main=True) == []

@@ -1,4 +1,4 @@
-"""Each job's slice of the config holds what the job uses, and nothing else."""
+"""Each job's slice of the config has exactly what the job uses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CELL = {"subject": "s", "draw": "1", "site": "resid_post.1", "sae": "topk", "see
 
 
 def study(**changes: Any) -> Config:
-    """The study with values at keys such as `saes__topk__k` replaced, subjects resolved."""
+    """Return the study with values at keys such as `saes__topk__k` replaced, and resolved."""
     data = copy.deepcopy(STUDY)
     for path, value in changes.items():
         *sections, key = path.split("__")
@@ -65,7 +65,7 @@ def test_patterns_of_sites_do_not_reach_the_jobs() -> None:
 
 
 @pytest.mark.parametrize("variant", STUDY["variants"][2:-1])
-def test_a_randomization_depends_on_its_own_settings_alone(variant: str) -> None:
+def test_a_randomization_depends_only_on_its_own_settings(variant: str) -> None:
     key = {"subject": "s", "variant": variant, "draw": "1"}
     plain = params(study(), "randomize_model", **key)
     changed = {
@@ -143,7 +143,7 @@ def test_an_edit_of_a_local_pretrained_sae_is_noticed(tmp_path: Path, pretrained
 
 
 def with_theirs(folder: Path, path: str, **section: Any) -> Config:
-    """A study whose cells may have files of their own in a folder."""
+    """Return a study whose cells may have their own files in a folder."""
     theirs = {"kind": "import", "path": f"{folder}/{path}", "source": "{site}", **section}
     return study(explainers__theirs=theirs)
 
@@ -168,7 +168,7 @@ def test_an_edit_of_what_was_made_elsewhere_is_noticed_by_its_own_model(tmp_path
     assert changed == ["trained"]
     (tmp_path / "trained0/log.txt").write_text("of no explanation")
     assert files("trained")[0].startswith("explanations: 2 files ")
-    with pytest.raises(UserError, match=r"other0: not there, but kind import"):
+    with pytest.raises(UserError, match=r"other0: does not exist, but kind import"):
         rule_params(
             with_theirs(tmp_path, "other{draw}"),
             "explain_and_score",
@@ -189,7 +189,7 @@ def test_one_file_for_two_saes_is_refused_with_the_key_that_it_lacks(tmp_path: P
 
 
 def many(**activations: Any) -> Config:
-    """Six sites, five SAEs of five seeds each."""
+    """Return a study of six sites, with five SAEs of five seeds each."""
     saes = {
         name: {"k": 4, "n_latents": 64, "seeds": list(range(5))}
         for name in ("topk", "matryoshka_wide", "frozen_decoder", "soft_frozen", "jumprelu")
@@ -203,7 +203,7 @@ def many(**activations: Any) -> Config:
 
 
 def write_saes(root: Path, jobs: list[SharedJob]) -> None:
-    """What these jobs leave behind, as far as the workflow looks at it."""
+    """Write the outputs of these jobs that the workflow looks at."""
     for job in jobs:
         keys = [job.params.cell_key(cell, job.params.code(cell)) for cell in job.params.cells]
         for key, file in zip(keys, job.files(paths.SAE_CONFIG), strict=True):
@@ -213,7 +213,7 @@ def write_saes(root: Path, jobs: list[SharedJob]) -> None:
 
 
 def jobs_in(root: Path, config: Config) -> tuple[list[SharedJob], list[SharedJob]]:
-    """The jobs that have SAEs to make, and those whose SAEs are whole."""
+    """Return the jobs that have SAEs to make, and those whose SAEs are complete."""
     jobs = shared_jobs(config, whole_saes(config, root))
     return [job for job in jobs if not job.whole], [job for job in jobs if job.whole]
 
@@ -234,7 +234,7 @@ def test_jobs_that_share_a_pass_hold_every_sae_once(
     assert len(set(names)) == len(names)
     assert all(name.isidentifier() for name in names)
     for job in jobs:
-        # The shell gets all of a command as one argument.
+        # The shell gets the whole command as one argument.
         assert len(job.text) < 131_072 / 2
         parsed = TrainSaeParams.model_validate_json(job.text)
         assert parsed == job.params
@@ -243,7 +243,7 @@ def test_jobs_that_share_a_pass_hold_every_sae_once(
 
 
 @pytest.mark.parametrize("mode", [{"mode": "stream"}, {"shared_pass": True}])
-def test_a_finished_sae_is_not_made_again_beside_a_new_one(
+def test_a_finished_sae_is_not_made_again_when_one_is_added(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     config = many(**mode)
@@ -288,7 +288,7 @@ def test_an_sae_that_is_lost_or_damaged_has_a_job_to_make_it(tmp_path: Path) -> 
 
 
 def test_neither_the_mode_nor_what_is_trained_beside_it_changes_an_sae(tmp_path: Path) -> None:
-    """A change would show in its key, which would train it again."""
+    """A change would alter its key and train it again."""
     shared = shared_jobs(many(shared_pass=True))
     wildcards = {**CELL, "draw": "0", "variant": "trained"}
     one = TrainSaeParams.model_validate_json(rule_params(many(), "train_sae", wildcards))
@@ -407,7 +407,7 @@ def test_a_job_insists_on_what_its_floor_is_fitted_to() -> None:
 
 
 def test_floors_change_no_job_of_a_variant() -> None:
-    """Its params; what runs again is told by these."""
+    """Params decide what runs again."""
     plain, config = study(), with_floors()
     cells = list(sae_cells(plain))
     for cell in cells:
@@ -419,7 +419,7 @@ def test_floors_change_no_job_of_a_variant() -> None:
             keys = {**cell, **judged}
             own = cell if rule == "train_sae" else keys
             assert rule_params(config, rule, own) == rule_params(plain, rule, own), rule
-        # A floor is evaluated by the job of its variant, after the SAEs of that.
+        # A floor is evaluated by the job of its variant, after the variant's SAEs.
         with_floor = EvaluateSaesParams.model_validate_json(
             rule_params(config, "evaluate_sae", cell)
         )
@@ -441,7 +441,7 @@ def test_a_floor_has_the_slice_of_its_variant_but_for_what_it_does_not_use() -> 
     own: dict[str, Any] = {"saes__topk__checkpoints": [0.5], "evaluation__fidelity_tokens": 512}
     place = {**CELL, "variant": "gaussian@cascade"}
     trained = params(with_floors(), "train_sae", **place)
-    # SAEs along the training are no floors, and there is no model to measure fidelity in.
+    # Checkpoints have no floors, and there is no model to measure fidelity in.
     assert params(with_floors(**own), "train_sae", **place) == trained
     variant = {**CELL, "variant": "cascade"}
     measured = [params(config, "evaluate_sae", **variant) for config in changed_or_not(own)]
@@ -477,7 +477,7 @@ def test_jobs_that_share_a_pass_keep_floors_apart_and_miss_none(
     # Trained and step0, and two draws of rerandomized.
     assert len(before) == 4 * per_variant
     assert len(jobs) == 2 * len(before)
-    # Those of variants are as they were, with their names.
+    # The jobs of variants, and their names, do not change.
     assert [(job.name, job.text) for job in jobs[: len(before)]] == [
         (job.name, job.text) for job in before
     ]

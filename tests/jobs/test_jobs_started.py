@@ -1,4 +1,4 @@
-"""The profiles of a command line; the rest is seen by running the commands that messages show."""
+"""Profiles of a command line; other tests run the commands that messages show."""
 
 from __future__ import annotations
 

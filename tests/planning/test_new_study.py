@@ -1,4 +1,4 @@
-"""What `nullsae init` guesses, against models whose files the tests write."""
+"""What `nullsae init` guesses from models' files, which the tests write."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def guessed(model: str, **more: Any) -> Guess:
 
 
 def parsed(found: Guess) -> Any:
-    """The config that the written overlay makes of the base config."""
+    """Return the base config with the written overlay."""
     return read_merged_config([BASE], yaml.safe_load(overlay(found, AMOUNTS)))
 
 
@@ -69,7 +69,7 @@ def test_a_local_model_is_guessed_from_its_own_files(
     assert (found.size.n_layers, found.size.d_model, found.size.vocab_size) == (8, 16, 500)
     assert found.variants[:2] == ("trained", "fresh_init")
     config = parsed(found)
-    # Jobs run in the study's folder: what is local is named by its whole path.
+    # Jobs run in the study's folder, so local paths are absolute.
     assert config.subjects["a-model-mine"].source.path == model
     assert config.corpora["text"].tokenizer.path == model
     assert list(config.corpora) == ["text"]
@@ -119,13 +119,13 @@ def test_an_sae_says_where_and_on_what_it_was_trained(
         bos,
     )
     config = parsed(found)
-    # Itself on every variant, placebos where they are compared with it; nothing is trained.
+    # The SAE itself on every variant, placebos only where they are compared; nothing is trained.
     assert list(config.saes) == ["given", "rotated", "rate_matched_random"]
     assert config.saes["given"].pretrained == f"{tmp_path}/saes::layers.1"
     assert [sae.variants for sae in config.saes.values()] == [None, ("trained",), ("trained",)]
     assert not any(sae.origin.trained for sae in config.saes.values())
     assert not config.evaluation.gaussian_floors
-    # One for each site is told by its path alone.
+    # An SAE per site is recognized by its path.
     each = guessed(model, sae=f"{tmp_path}/saes::layers.{{layer}}", sites=("resid_post.1",))
     assert each.sites == ("resid_post.1",)
     parsed(each)

@@ -1,4 +1,4 @@
-"""The jobs of a plan: those of Snakemake for a study that has no results."""
+"""The jobs of a plan: Snakemake's for a study without results."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The plan of the default study against one run of it: tests/data/default_run.json.
 
-The run is recorded, with its config, since tests share their machine: a time measured here would
-say how busy it is. `nullsae.jobs.work.rates.REFERENCE_CPU` is the machine of the run.
+The run is recorded with its config, because tests share their machine: times measured here would
+depend on how busy it is. `nullsae.jobs.work.rates.REFERENCE_CPU` is the machine of the run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_the_time_of_all_jobs_is_within_a_factor_of_1_5(plan: Plan) -> None:
     measured = sum(alone[rule] * row.jobs for rule, row in planned.items())
     total = sum(row.core_seconds for row in planned.values())
     assert 1 / 1.5 < total / measured < 1.5
-    # What Snakemake samples misses the last moments of each job: it is less than was spent.
+    # Snakemake's samples miss the last moments of each job, so its times are too short.
     sampled = sum(RECORDED["sampled_cpu_seconds"].values())
     assert 1 / 1.5 < total / sampled < 1.5
 

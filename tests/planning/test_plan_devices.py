@@ -1,4 +1,4 @@
-"""Rates of machines: the table, a calibration of this one, and files that are none."""
+"""Rates of machines: the table, a calibration of this one, and damaged files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_calibration_measures_what_a_plan_reads(cache: Path) -> None:
     assert file == cache / "nullsae" / "calibration.json"
     found = read_calibration(file)
     cpu, host = found["cpu"], found["host"]
-    # Within what a slow and a fast core of these years reach, however busy they are.
+    # Between the rates of slow and fast current cores, however busy they are.
     assert 1e9 < cpu.product_flops_per_second < 1e12
     assert cpu.forward_flops_per_second["float32"] < cpu.product_flops_per_second
     assert 1e9 < cpu.bytes_per_second < 1e12

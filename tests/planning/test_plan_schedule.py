@@ -1,4 +1,4 @@
-"""Schedules, against closed forms, bounds that every schedule keeps, and a slow simulation."""
+"""Schedules, against closed forms, bounds of any schedule, and a slow simulation."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_independent_jobs_fill_the_machines() -> None:
 
 
 def test_the_longest_way_to_the_end_goes_first() -> None:
-    """First come, first served would begin with the two short jobs and take 12."""
+    """First come, first served would start with the two short jobs and take 12."""
     needs: list[list[int]] = [[], [], [], [2]]
     found = list_schedule(needs, [2.0, 2.0, 5.0, 5.0], uses_gpu=[True] * 4, gpus=2, slots=1)
     assert found.seconds == 10.0

@@ -1,4 +1,4 @@
-"""What a study will take and ask, before anything runs or is sent."""
+"""Estimates of a study's time and requests, before anything runs or is sent."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:
 def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a study that asks nobody says so."""
+    """A study without endpoints says so."""
     plans: list[Plan] = []
 
     def kept(*args: Any, **options: Any) -> Plan:
@@ -97,8 +97,8 @@ def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
         assert re.search(rf"{row.rule} .* {row.jobs:,} ", printed), row.rule
     assert f" {sum(row.jobs for row in plan.rows):,} " in printed
     assert re.search(r"Time: [\d.]+ minutes on 2 cores", printed)
-    assert re.search(r"Disk: [\d.]+ GB at the most, of which [\d.]+ (GB|MB) stay", printed)
-    assert "asks no language model" in printed
+    assert re.search(r"Disk: at most [\d.]+ GB, of which [\d.]+ (GB|MB) stay", printed)
+    assert "use no language model endpoint" in printed
     assert not (folder / "results").exists()
 
 
@@ -117,7 +117,7 @@ def test_more_gpus_shorten_a_plan_and_not_its_longest_chain(folder: Path) -> Non
 
 def test_a_study_kept_on_the_cpu_is_not_planned_for_a_gpu(folder: Path) -> None:
     config = read_merged_config([folder / "config.yaml"])
-    with pytest.raises(UserError, match=r"--device: 'a100', but the study keeps to the CPU"):
+    with pytest.raises(UserError, match=r"--device: 'a100', but the study uses only the CPU"):
         make_plan(config, folder, device="a100")
     plan = make_plan(config, folder)
     assert plan.total("gpu_seconds") == 0
@@ -220,5 +220,5 @@ def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
     assert corpus.tokens == 1_050_112
     collect = next(row for row in plan.rows if row.rule == "collect_latents")
     causal = 2 * 50_048 + 50 * 16 * 64 * (2 * 4 + 1)
-    # Null dictionaries, too, of which there are four.
+    # Including four null dictionaries.
     assert collect.tokens == (N_CELLS + 4) * (50_048 + causal)

@@ -35,13 +35,13 @@ def test_a_machine_without_slurm_gets_one_line(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     said = refusal(REPOSITORY / "profiles/slurm")
-    assert said.startswith("scontrol: not found: no SLURM on this machine; ")
+    assert said.startswith("scontrol: not found: this machine has no SLURM; ")
 
 
 def test_a_controller_that_does_not_answer_gets_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a command that fails as SLURM's do where slurmctld is gone."""
+    """The command fails as SLURM's do without slurmctld."""
     command = tmp_path / "scontrol"
     command.write_text("#!/bin/sh\necho 'slurm_load_ctl_conf error: Unable to contact' >&2\nexit 1")
     command.chmod(0o755)
@@ -53,7 +53,7 @@ def test_a_controller_that_does_not_answer_gets_one_line(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "holds no profile.yaml"),
+        (None, "has no profile.yaml"),
         ("executor: [slurm", "not readable as YAML"),
         ("slurm", "not a YAML mapping"),
     ],
@@ -106,8 +106,8 @@ def test_defaults_that_are_written_as_a_list_are_read() -> None:
 
 
 def test_the_profile_sends_jobs_with_a_gpu_where_gpus_are() -> None:
-    """A partition in `default-resources` would be taken whatever the job needs, and a rule that is
-    not there would be set nothing.
+    """A partition in `default-resources` would be used whatever the job needs, and settings of an
+    unknown rule would have no effect.
     """
     profile = cluster._mapping(REPOSITORY / "profiles/slurm/profile.yaml")
     assert "slurm_partition" not in profile["default-resources"]
@@ -122,7 +122,7 @@ def test_the_profile_sends_jobs_with_a_gpu_where_gpus_are() -> None:
         assert f"rule {rule}:" in rules
 
 
-# Sites that send jobs by something else than a partition
+# Sites that submit jobs by something other than a partition
 
 PERLMUTTER = """\
 regular_milan_ss11|up|infinite|515072|(null)|cpu,amd
@@ -151,9 +151,9 @@ def site(
     qos: str | None = QOS,
     clusters: str = "",
 ) -> Path:
-    """A profile, and commands that answer as SLURM's of a site with accounting do.
+    """Write a profile, and commands that answer as SLURM's at a site with accounting.
 
-    With `clusters`, sinfo and scontrol know nothing but these.
+    With `clusters`, sinfo and scontrol know only these.
     """
     bin_folder = folder / "bin"
     bin_folder.mkdir()
@@ -171,7 +171,7 @@ def site(
             (bin_folder / name).write_text(f"#!/bin/sh\n{check}cat <<'END'\n{answer}END\n")
             (bin_folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}:/bin:/usr/bin")
-    # The executor is not in the environment of these tests.
+    # The environment of these tests does not have the executor.
     monkeypatch.setattr(cluster, "PLUGIN", "pytest")
     file = folder / "profile.yaml"
     file.write_text(profile)
@@ -223,7 +223,7 @@ def site(
             {"sinfo": WITH_DEFAULT},
             ["day: 1,440 minutes, 128,000 MB"],
         ),
-        # Nobody here knows what a quality of service grants.
+        # What a quality of service grants is unknown here.
         (
             f"slurm-qos: whatever\ndefault-resources: {{{CAPS}}}\n",
             {"qos": None},
@@ -231,7 +231,7 @@ def site(
         ),
     ],
 )
-def test_a_site_without_partitions_of_its_own_fits(
+def test_a_site_without_partitions_fits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     profile: str,
@@ -284,7 +284,7 @@ def test_a_site_without_partitions_of_its_own_fits(
         (
             f"default-resources: {{{CAPS}}}\n",
             PERLMUTTER,
-            "names no partition, and this cluster has no default one; give slurm_partition, "
+            "names no partition, but this cluster has no default one; give slurm_partition, "
             "constraint or qos in default-resources, or slurm-partition-config",
         ),
     ],
@@ -312,6 +312,6 @@ def test_jobs_of_seconds_are_no_jobs_of_their_own() -> None:
     rules = "".join(f.read_text() for f in (REPOSITORY / "workflow/rules").glob("*.smk"))
     for rule in profile["groups"]:
         assert f"rule {rule}:" in rules
-    # Copies of files, which the machine that Snakemake runs on may do itself.
+    # Copying files is for the machine that Snakemake runs on.
     taken = rules.partition("rule take_checkpoint:")[2].partition("\nrule ")[0]
     assert "\n    localrule: True\n" in taken

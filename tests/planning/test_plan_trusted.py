@@ -1,4 +1,4 @@
-"""What a config is trusted with: found by the marks of its models, named before anything runs."""
+"""Trusted keys of a config are found by their marks and named before anything runs."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_encoding_counts_one_product_and_training_no_second_one() -> None:
     )
     once = encoding(recipe, 64, 512, 2560)
     assert once.product_flops == 2560 * 2 * 64 * 512
-    # The start encodes its sample, here all tokens, and one held-out token is evaluated.
+    # Initialization encodes its sample, here all tokens; one held-out token is evaluated.
     start = once.product_flops + 2 * 64 * 512
     steps = training(recipe, 64, 512, 2560)
     assert steps.product_flops == start + once.product_flops
@@ -204,7 +204,7 @@ def test_latents_of_saes_that_share_a_pass_cost_it_once(tmp_path: Path) -> None:
     config = found.config.model_copy(update={"activations": apart})
     by_site = job_work(replace(found, config=config), "collect_latents", cells)
     assert by_site.forward_flops - together.forward_flops == pytest.approx(to_first)
-    # The others wait with a run of firings while one is described, which takes the most.
+    # The others wait with a run of firings while one is described, which takes most memory.
     waiting = sae_bytes(128, 1024) + 10 * 2**20
     assert together.held_bytes == alone[0].held_bytes + 3 * waiting
     # All firings are on disk, 8 bytes each, and those of one SAE twice.
@@ -212,7 +212,7 @@ def test_latents_of_saes_that_share_a_pass_cost_it_once(tmp_path: Path) -> None:
 
 
 def test_every_rule_of_the_workflow_has_a_formula_or_is_named_as_having_none() -> None:
-    # Those that a loop makes name their log alike.
+    # Rules made in a loop have the same name in their logs.
     named = r'^\s*(?:rule|checkpoint) (\w+):|paths\.LOG\.format\(rule="(\w+)"'
     rules = {
         name
@@ -234,7 +234,7 @@ def test_every_job_waits_for_earlier_ones(tmp_path: Path) -> None:
     jobs = planned_jobs(study(text, tmp_path), tmp_path)
     for index, job in enumerate(jobs):
         assert all(need < index for need in job.needs)
-    # Everything but the report is waited for by another job.
+    # Another job waits for each job except the report.
     waited_for = {need for job in jobs for need in job.needs}
     assert waited_for == set(range(len(jobs) - 1))
 

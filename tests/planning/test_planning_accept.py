@@ -1,4 +1,4 @@
-"""What an upgrade of the code concerns, job by job: the present code against what was recorded."""
+"""Which jobs a code upgrade affects: the current code against the recorded one."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def nothing_accepted() -> Iterator[None]:
 
 
 class Made:
-    """A study that was made while rules had the given hashes; captures and SAEs of one model."""
+    """Return captures and SAEs of one model, made while rules had the given hashes."""
 
     def __init__(self, root: Path, config: Config, **codes: str) -> None:
         self.root, self.config, self.codes = root, config, codes
         self.jobs: list[MadeJob] = []
-        # As the builders wrote params then: by other hashes.
+        # Params as the builders wrote them then, with other hashes.
         then = accepted.Accepted()
         accepted.honour(then)
         model = ModelKeys.of(MODEL)
@@ -94,7 +94,7 @@ class Made:
         return self
 
     def kept(self, *rules: str, config: Config | None = None) -> dict[str, int]:
-        """The jobs that can be kept, per rule."""
+        """Return the jobs that can be kept, by rule."""
         found = self.compare(*rules, config=config)
         kept: dict[str, int] = {}
         for change in found.changes.values():
@@ -108,7 +108,7 @@ def config() -> Config:
     return parse_config(SMALL_CONFIG)
 
 
-def test_nothing_is_to_be_accepted_where_no_code_changed(tmp_path: Path, config: Config) -> None:
+def test_without_code_changes_nothing_can_be_accepted(tmp_path: Path, config: Config) -> None:
     found = Made(tmp_path, config).compare("train_sae", "cache_activations")
     assert (found.changes, found.activations, found.others) == ({}, {}, set())
 
@@ -137,9 +137,7 @@ def test_activations_without_records_of_snakemake_are_known_by_their_manifests(
     assert made.compare("cache_activations").activations == {}
 
 
-def test_saes_of_one_pass_are_known_by_what_each_says_of_itself(
-    tmp_path: Path, config: Config
-) -> None:
+def test_saes_of_one_pass_are_known_by_their_own_keys(tmp_path: Path, config: Config) -> None:
     made = Made(tmp_path, config, train_sae=OLD)
     params = train_sae(config, MODEL)
     files = [paths.SAE_CONFIG.format(**keys) for keys in CELLS]
@@ -176,7 +174,7 @@ def test_saes_of_one_pass_are_known_by_what_each_says_of_itself(
 def test_code_before_a_capture_is_accepted_by_its_own_name(tmp_path: Path, config: Config) -> None:
     made = Made(tmp_path, config, prepare_corpus=OLD, cache_activations=OLDER, train_sae=OLD)
     rules = ("cache_activations", "train_sae")
-    # The corpus has no job here: what its code was is in the record alone.
+    # The corpus has no job here: only the record has its former code.
     record: Record = {"prepare_corpus": {OLD: {}}}
     refused = made.compare(*rules, record=record)
     assert [change.jobs for change in refused.changes.values()] == [[], []]
@@ -203,7 +201,7 @@ def test_seeds_of_different_code_each_keep_their_own(tmp_path: Path, config: Con
     assert by_code == {
         old: (accepted.job_name(keys),) for old, keys in zip((OLD, OLDER), CELLS, strict=True)
     }
-    # Recorded, it is what Snakemake compares with what it recorded itself.
+    # Once recorded, Snakemake compares it with its own record.
     acceptance = Acceptance(date="", nullsae="", codes=tuple(found.codes({})))
     accepted.append_acceptance(tmp_path, acceptance)
     assert made.compare("train_sae").changes == {}

@@ -1,4 +1,4 @@
-"""What prune takes for left over, what it never touches, and how it deletes."""
+"""What prune considers left over, what it never touches, and how it deletes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ NAMED = (
     "results/toy/sweeps/source=sharkey/data=data/expansion=2/seed=0/sweep.parquet",
     "results/toy/index.html",
     f"results/logs/train_sae/{CELL}.log",
-    # Of a job that trained several SAEs, as another config shared the work out.
+    # A job that trained several SAEs, as another config split the work.
     f"results/logs/train_sae/{MODEL}/site=resid_post.1.log",
     f"results/benchmarks/explain_latents/{OF_GPT}.asked.json",
     "results/benchmarks/aggregate/all.tsv",
@@ -164,7 +164,7 @@ def config(root: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def named(config: Config, root: Path) -> Named:
-    """As Snakemake says it, once for all tests here."""
+    """What Snakemake's jobs name, computed once for all tests here."""
     found = named_by(config, root)
     assert not (root / "results").exists()
     return found
@@ -197,7 +197,7 @@ def test_what_each_file_is(config: Config, named: Named) -> None:
         *((State.NAMED, NAMED), (State.LEFT, LEFT), (State.PAID, PAID), (State.FOREIGN, FOREIGN)),
     ):
         assert {path: found.state(path) for path in given} == dict.fromkeys(given, state)
-    # Every file that a job makes is one that a later prune knows again.
+    # Prune recognizes every file that a job makes.
     nobodys = Named(frozenset(), named.rules, frozenset())
     other = ResultsTree(config, nobodys)
     fixed = {file for file in named.files if other.state(file) is State.NAMED}
@@ -226,7 +226,7 @@ def test_what_a_killed_training_left_is_kept_for_the_sae_that_the_config_names(
     ):
         assert found.state(f"results/work/train_sae-{own}{name}") is State.NAMED
         assert found.state(f"results/work/train_sae-{own[::-1]}{name}") is State.LEFT
-        # A key of one rule is none of another.
+        # A key of one rule does not count for another.
         assert found.state(f"results/work/prepare_corpus-{own}{name}") is not State.NAMED
     verbs = {name.rpartition("-")[0] for name in named.work}
     assert verbs == {"prepare_corpus", "train_sae"}  # no tokens to train the subject on
@@ -251,10 +251,10 @@ def test_a_listing_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[st
     n_left = sum(path.startswith("results/") for path in LEFT)
     assert f"({n_left:,} files) are left over" in said.splitlines()[0]
     assert "Nothing was deleted; --yes deletes it." in said
-    assert "kept, as it was paid for" in said
+    assert "kept, because it was paid for" in said
     assert "results/cache/" in said
     for name in ("notes.txt", "my_copy/", "figures/poster.png"):
-        assert name in said.partition("not ours, and left alone:")[2]
+        assert name in said.partition("not written by nullsae, and left alone:")[2]
     assert "The last run here also had variants cascade, saes wide: is a --configfile" in said
 
 
@@ -312,20 +312,20 @@ def test_results_may_be_a_link_themselves(study: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", ["0.input.lock", "0.output.lock", "17.output.lock"])
-def test_nothing_is_deleted_beside_snakemake(
+def test_nothing_is_deleted_while_snakemake_runs(
     study: Path, capsys: pytest.CaptureFixture[str], lock: str
 ) -> None:
     file = study / ".snakemake/locks" / lock
     file.parent.mkdir(parents=True)
     file.write_text("results/tables/scores.parquet\n")
     before = tree(study)
-    assert "Snakemake is at work here, so nothing was deleted" in refused(
+    assert "Snakemake is running here, so nothing was deleted" in refused(
         prune, study, [study / "more.yaml"], yes=True
     )
     assert capsys.readouterr().out == ""
     assert tree(study) == before
     assert [f.name for f in file.parent.iterdir()] == [lock]
-    prune(study, [study / "more.yaml"])  # to look is allowed
+    prune(study, [study / "more.yaml"])  # listing is allowed
 
 
 def test_nothing_is_deleted_under_a_job_that_snakemake_left_behind(study: Path) -> None:
@@ -339,7 +339,7 @@ def test_nothing_is_deleted_under_a_job_that_snakemake_left_behind(study: Path) 
 
 
 def test_snakemake_waits_for_a_prune(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock is one that Snakemake itself reads, and names what is about to go."""
+    """Snakemake itself reads the lock, which names what is about to be deleted."""
     from snakemake.persistence.file import FilePersistence
 
     seen: list[tuple[str, str]] = []
@@ -356,7 +356,7 @@ def test_snakemake_waits_for_a_prune(study: Path, monkeypatch: pytest.MonkeyPatc
     assert {*seen} == {("output", path) for path in LEFT if path.startswith("results/")}
 
 
-def test_a_config_of_which_nothing_is_here_deletes_nothing(study: Path) -> None:
+def test_a_config_without_any_results_here_deletes_nothing(study: Path) -> None:
     for path in NAMED:
         (study / path).unlink()
     before = tree(study)
@@ -403,7 +403,7 @@ def test_what_says_that_a_cell_is_whole_goes_first(
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    with pytest.raises(UserError, match=r"results: no such folder: nothing was run in "):
+    with pytest.raises(UserError, match=r"results: no such folder; nothing was run in "):
         prune(tmp_path, [])
 
 

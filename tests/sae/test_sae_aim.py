@@ -196,7 +196,7 @@ def test_nulls_are_made_again_where_the_sae_is_another(tmp_path: Path) -> None:
         ({"dictionary": "pca", "match_l0_of": "own"}, "'own' is not one of the pretrained SAEs"),
         ({"dictionary": "pca", "k": 3, "match_l0_of": "theirs"}, "give either k or match_l0_of"),
         ({"dictionary": "token_lookup", "match_l0_of": "theirs"}, "the L0 of 'token_lookup' is 1"),
-        ({"pretrained": "some/sae", "match_l0_of": "theirs"}, "has an L0 of its own"),
+        ({"pretrained": "some/sae", "match_l0_of": "theirs"}, "has its own L0"),
     ],
 )
 def test_an_l0_that_cannot_be_matched_is_refused(recipe: dict[str, Any], text: str) -> None:

@@ -429,7 +429,7 @@ def test_a_folder_with_two_saes_is_refused(tmp_path: Path) -> None:
     assert read(tmp_path).n_latents == WIDTH
     save_file(our_sae("topk").parameters(), tmp_path / "sae.safetensors")
     text = refused(read, tmp_path)
-    assert "holds several SAEs, sae_weights.safetensors and sae.safetensors; leave one" in text
+    assert "holds several SAEs, sae_weights.safetensors and sae.safetensors; leave only one" in text
 
 
 # The hub

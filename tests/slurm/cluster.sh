@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A SLURM cluster on this host, for tests: one controller and two nodes, of which one has two
-# pretend GPUs. Debian, root; no systemd; loopback only; no accounting database.
+# A SLURM cluster on this host, for tests: one controller and two nodes, one with two pretend GPUs.
+# Debian, root; no systemd; loopback only; no accounting database.
 #
-#   cluster.sh start     install what is missing by apt, start, wait until both nodes are idle
-#   cluster.sh stop      cancel all jobs, end the daemons, remove all of it but the packages
-#   cluster.sh status    nodes and jobs; 0 only if both nodes take jobs
+#   cluster.sh start     install what is missing with apt, start, wait until both nodes are idle
+#   cluster.sh stop      cancel all jobs, stop the daemons, remove everything except the packages
+#   cluster.sh status    nodes and jobs; 0 only if both nodes accept jobs
 #
-# Exit code 77: there can be none here (no root, no package, another cluster).
+# Exit code 77: no cluster can be started here (no root, no package, another cluster).
 #
-# NULLSAE_CLUSTER  folder of everything that it writes (default /tmp/nullsae-cluster)
+# NULLSAE_CLUSTER  folder for everything that it writes (default /tmp/nullsae-cluster)
 set -euo pipefail
 
 DIR=${NULLSAE_CLUSTER:-/tmp/nullsae-cluster}
@@ -18,14 +18,14 @@ SOCKET=$DIR/munge/socket
 NODES=(cpu0 gpu0)
 WAIT_SECONDS=60
 
-# What a caller may skip for: no fault of the cluster.
+# Callers may skip on this exit code: it is no fault of the cluster.
 CANNOT=77
 
 say() { printf 'cluster.sh: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 cannot() { say "$*"; exit "$CANNOT"; }
 
-# The process of a pid file, if it is alive and the daemon that it should be.
+# Print the pid in a pid file, if that process is alive and the right daemon.
 running() {
     local daemon=$1 file=$2 pid
     [[ -s $file ]] && pid=$(<"$file") && [[ $(cat "/proc/$pid/comm" 2>/dev/null) == "$daemon" ]] &&
@@ -65,7 +65,7 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# Jobs of a node that went down start again once their credentials have expired.
+# Jobs of a node that went down start again only after their credentials expire.
 AuthInfo=socket=$SOCKET,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$DIR/state
@@ -74,8 +74,8 @@ SlurmctldPidFile=$DIR/slurmctld.pid
 SlurmdPidFile=$DIR/slurmd-%n.pid
 SlurmctldLogFile=$DIR/log/slurmctld.log
 SlurmdLogFile=$DIR/log/slurmd-%n.log
-# Without cgroups, which a container may not have: what a job started is known by its process
-# group, also where its shell has ended, and memory is watched by polling.
+# Without cgroups, which a container may lack: a job's processes are found by process group, even
+# after its shell has exited, and memory is polled.
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -84,7 +84,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=2
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
-# One line for each job that ended, which tests read.
+# One line per finished job, which tests read.
 JobCompType=jobcomp/filetxt
 JobCompLoc=$DIR/log/jobs.log
 MinJobAge=3600
@@ -94,11 +94,11 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 KillWait=60
 InactiveLimit=0
-# A node that was set down stays so.
+# A node that was set down stays down.
 ReturnToService=1
 SlurmctldTimeout=30
 SlurmdTimeout=30
-# Nodes may claim more than the host has: jobs ask for what a study needs elsewhere.
+# Nodes may claim more than the host has, because jobs request what a study needs elsewhere.
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=cpu0 NodeHostname=$HOST NodeAddr=127.0.0.1 Port=16818 CPUs=2 RealMemory=64000
@@ -106,12 +106,12 @@ NodeName=gpu0 NodeHostname=$HOST NodeAddr=127.0.0.1 Port=16819 CPUs=2 RealMemory
 PartitionName=main Nodes=cpu0 Default=YES MaxTime=2-00:00:00 State=UP
 PartitionName=gpu Nodes=gpu0 Default=NO MaxTime=1-00:00:00 State=UP
 CONF
-    # With a file for each, SLURM gives out device numbers.
+    # With a file per GPU, SLURM assigns device numbers.
     cat >"$DIR/gres.conf" <<CONF
 NodeName=gpu0 Name=gpu File=/dev/null
 NodeName=gpu0 Name=gpu File=/dev/zero
 CONF
-    # SLURM_CONF does not do: Snakemake's job step drops it before its own srun.
+    # SLURM_CONF does not work: Snakemake's job step drops it before its own srun.
     mkdir -p "$ETC"
     local name
     for name in slurm.conf gres.conf; do

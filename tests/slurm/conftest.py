@@ -1,4 +1,4 @@
-"""One cluster, a study that runs on this machine, and one that has a bad day on the cluster."""
+"""A cluster, a study that runs on this machine, and one that has a bad day on the cluster."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cluster() -> Iterator[Path]:
     """Folder of a running cluster."""
     if find_spec("snakemake_executor_plugin_slurm") is None:
         pytest.skip("needs Snakemake's executor for SLURM: make test-slurm")
-    # Not below pytest's folder: munged wants all folders above its socket open to everybody.
+    # Not below pytest's folder: munged requires world-readable folders above its socket.
     folder = Path(tempfile.mkdtemp(prefix="nullsae-cluster-"))
     folder.chmod(0o755)
     environment = {**os.environ, "NULLSAE_CLUSTER": str(folder)}
@@ -77,7 +77,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
 
 @pytest.fixture
 def study(tmp_path: Path, local: Study, cluster: Path) -> SlurmStudy:
-    """A copy of the finished study, made ready for the cluster."""
+    """A copy of the finished study, prepared for the cluster."""
     shutil.copytree(local.folder, tmp_path / "study")
     return SlurmStudy(tmp_path / "study", local.tree, cluster).prepare()
 
@@ -91,13 +91,15 @@ def _stopped(log: Path) -> str | None:
 def bad_day(
     tmp_path_factory: pytest.TempPathFactory, tree: Path, cluster: Path, local: Study
 ) -> BadDay:
-    """First run: a job gets too little memory; then Snakemake is killed, all jobs cancelled. Second
-    run: a second Snakemake tries the folder, a node goes down and comes back, a job runs out of
-    time.
+    """A study disturbed in two runs.
+
+    First run: a job gets too little memory; then Snakemake is killed and all jobs are cancelled.
+    Second run: another Snakemake tries the folder, a node goes down and comes back, and a job runs
+    out of time.
     """
     folder = tmp_path_factory.mktemp("slurm") / "study"
     new_study(folder, tree).configure(small)
-    # The corpus is known by name and time: the same file, so that the two studies are one.
+    # The same file, by name and content, so that the two studies are equal.
     shutil.copy2(local.folder / "docs.jsonl", folder / "docs.jsonl")
     study = SlurmStudy(folder, tree, cluster).prepare()
 
@@ -125,13 +127,13 @@ def bad_day(
         on_node = slurm("squeue", "-h", "-w", "gpu0", "-o", "%i").split()
         slurm("scontrol", "update", "nodename=gpu0", "state=down", "reason=test")
         day.beside = study.snakemake().stdout
-        # A node that has a process of a job refuses to start the job again, and is drained.
+        # A node with a process of a job refuses to start the job again, and is drained.
         wait_for("the end of the node's jobs", lambda: not alive(on_node), second)
         slurm("scontrol", "update", "nodename=gpu0", "state=resume")
         day.out_of_time = freeze_training(study, "train_sae", second, since, "variant=trained/")
         of_sae = folder / paths.LOG.format(rule="train_sae", keys=cell(paths.CELL_KEYS))
-        # Snakemake prints the log as soon as SLURM counts the job as ended, and the next attempt
-        # writes it anew: what the training says between the two stands nowhere else.
+        # Snakemake prints the log as soon as SLURM reports the end of the job, and the next attempt
+        # overwrites it: what the training logs in between is nowhere else.
         day.logs["train_sae, out of time"] = wait_for(
             "a training that its time limit ends", lambda: _stopped(of_sae), second
         )

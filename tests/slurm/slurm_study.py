@@ -1,4 +1,4 @@
-"""Runs the real workflow on the cluster of `cluster.sh`, and disturbs it."""
+"""Run the real workflow on the cluster of `cluster.sh`, and disturb it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ import yaml
 from workflow_study import Study
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
-# Exit code of the script where there can be no cluster.
+# Exit code of the script if no cluster can be started.
 CANNOT = 77
-# Of a run of this study on a busy machine.
+# For a run of this study on a busy machine.
 PATIENCE_SECONDS = 420.0
-# Less than twice of what the training of an SAE asks for.
+# Less than twice what the training of an SAE requests.
 MAX_MEGABYTES = 6_000
 SUBJECT_STEPS, SAE_STEPS = 300, 2_048
-# Each `nullsae` that a job starts, as `Started` reads it. The GPUs are pretend ones: a job that
-# knew of its grant would stop, since it cannot use it.
+# Records each `nullsae` that a job starts, as `Started` reads it. The GPUs are not real: a job that
+# knew of its GPU would stop, since it cannot use it.
 WRAPPER = """#!/bin/sh
 printf '%s %s %s %s %s\\n' "$(date +%s.%N)" $$ "${{SLURM_JOB_ID:-local}}" \\
     "${{CUDA_VISIBLE_DEVICES:-none}}" "$*" | tr '\\n' ' ' | cut -c 1-4000 >> {log}
@@ -37,7 +37,7 @@ exec env -u CUDA_VISIBLE_DEVICES -u SLURM_STEP_GPUS -u SLURM_JOB_GPUS {nullsae} 
 
 
 def small(config: dict[str, Any]) -> None:
-    """Few jobs, some of them long enough to be caught in the middle of their work."""
+    """Configure few jobs, some long enough to be interrupted in the middle."""
     config["compute"]["device"] = "auto"
     config["subjects"]["small"]["source"]["steps"] = SUBJECT_STEPS
     config["saes"]["topk"].update(batch_tokens=64, epochs=8, checkpoint_every_steps=10**6)
@@ -64,7 +64,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that SLURM says has ended; times in whole seconds."""
+    """A job that ended according to SLURM; times in whole seconds."""
 
     job: str
     state: str
@@ -77,7 +77,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class SlurmStudy(Study):
-    """A study whose jobs go to the cluster."""
+    """A study whose jobs run on the cluster."""
 
     cluster: Path
     """Folder of the running cluster."""
@@ -93,7 +93,7 @@ class SlurmStudy(Study):
         return self.folder / "site"
 
     def prepare(self) -> SlurmStudy:
-        """Write the site's profile, from the project's, and the wrapper that keeps a record."""
+        """Write the site's profile, from the project's, and the wrapper that records starts."""
         project = self.tree / "profiles/slurm"
         given = yaml.safe_load((project / "profile.yaml").read_text(encoding="utf-8"))
         given["slurm-status-command"] = "squeue"
@@ -122,7 +122,7 @@ class SlurmStudy(Study):
 
     @contextmanager
     def running(self, *arguments: str, log: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Snakemake in the background, its output in a file; killed at the end of the block."""
+        """Run Snakemake in the background, its output in a file; kill it at the block's end."""
         with open(self.folder / log, "wb") as stream:
             process = subprocess.Popen(
                 self.command(*arguments),
@@ -140,7 +140,7 @@ class SlurmStudy(Study):
                 process.wait()
 
     def started(self, verb: str = "", *, since: float = 0.0) -> list[Started]:
-        """What jobs started, in order; of one verb, after a time."""
+        """Return what jobs started, in order; only one verb, and after a time, if given."""
         file = self.folder / "started.log"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         found = []
@@ -151,7 +151,7 @@ class SlurmStudy(Study):
         return [s for s in jobs if verb in ("", s.verb) and s.at >= since]
 
     def ended(self) -> list[Ended]:
-        """Jobs of this study by the order of their ends, one that began anew more than once."""
+        """Return this study's jobs in order of their ends; restarted ones occur repeatedly."""
         found = []
         for line in (self.cluster / "log/jobs.log").read_text(encoding="utf-8").splitlines():
             given = dict(part.split("=", 1) for part in line.split() if "=" in part)
@@ -175,23 +175,23 @@ class SlurmStudy(Study):
 
 @dataclass
 class BadDay:
-    """A study that finished on the cluster in spite of all, and what it went through."""
+    """A study that finished on the cluster despite all disturbances, and its records."""
 
     study: SlurmStudy
     first_log: str
-    """What Snakemake said until it was killed."""
+    """Snakemake's output until it was killed."""
     second_log: str
     beside: str
-    """What a second run in its folder said meanwhile."""
+    """The output of a concurrent run in its folder."""
     cancelled: Started
-    """The training of the subject that `scancel` ended."""
+    """The subject's training that `scancel` ended."""
     out_of_time: Started
-    """The training of an SAE that its time limit ended."""
+    """The SAE training that its time limit ended."""
     interrupted: list[Started] = field(default_factory=list)
-    """Jobs at work on the node that went down."""
+    """Jobs that ran on the node that went down."""
     left_in_queue: list[str] = field(default_factory=list)
     logs: dict[str, str] = field(default_factory=dict)
-    """Of the two trainings, at their ends."""
+    """Logs of the two trainings, at their ends."""
 
 
 def _seconds(time_: str) -> float:
@@ -199,7 +199,7 @@ def _seconds(time_: str) -> float:
 
 
 def slurm(*command: str) -> str:
-    """Output of one of SLURM's commands."""
+    """Return the output of a SLURM command."""
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
@@ -209,14 +209,14 @@ def queue(states: str = "PD,R,CG,CF,S") -> list[str]:
 
 
 def alive(jobs: Iterable[str]) -> list[str]:
-    """Return those jobs that still have processes, whatever the controller thinks of them."""
+    """Return the jobs that still have processes, even if the controller disagrees."""
     titles = (p.info["cmdline"] for p in psutil.process_iter(["cmdline"]))
     steps = [title[0] for title in titles if title and title[0].startswith("slurmstepd: ")]
     return [job for job in jobs if any(step.startswith(f"slurmstepd: [{job}.") for step in steps)]
 
 
 def wait_for(what: str, found: Callable[[], Any], process: subprocess.Popen[bytes] | None) -> Any:
-    """What `found` returns, once that is something; `process` must live until then."""
+    """Wait until `found` returns something, and return it; `process` must live until then."""
     end = time.monotonic() + PATIENCE_SECONDS
     while not (value := found()):
         assert process is None or process.poll() is None, f"Snakemake ended before {what}"
@@ -227,7 +227,7 @@ def wait_for(what: str, found: Callable[[], Any], process: subprocess.Popen[byte
 
 
 def training(pid: int) -> bool:
-    """Whether a process keeps SIGTERM for its training: /proc says which signals it catches."""
+    """Return whether a process catches SIGTERM, as a training does, by its /proc entry."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
@@ -240,7 +240,7 @@ def training(pid: int) -> bool:
 def freeze_training(
     study: SlurmStudy, verb: str, process: subprocess.Popen[bytes], since: float, holds: str = ""
 ) -> Started:
-    """Stop a process in the middle of its steps; what SLURM sends lets it go on."""
+    """Stop a process in the middle of its steps; SLURM's signals continue it."""
 
     def find() -> Started | None:
         for begun in study.started(verb, since=since):

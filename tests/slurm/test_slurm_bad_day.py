@@ -1,4 +1,4 @@
-"""A study on a real SLURM ends in the tables of one that nothing disturbed."""
+"""A disturbed study on a real SLURM gives the same tables as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_jobs_share_no_gpu_and_run_where_they_belong(bad_day: BadDay) -> None:
     ended = bad_day.study.ended()
     spans = []
     for begun in bad_day.study.started():
-        # A job that began again has more than one end.
+        # A job that was restarted has more than one end.
         end = min((e for e in ended if e.job == begun.job and e.end + 1 > begun.at), key=_end)
         assert (end.partition == "gpu") == (begun.device != "none"), begun.line
         assert begun.device in ("none", "0", "1"), "more than one device in a job"
@@ -52,15 +52,15 @@ def _end(ended: Ended) -> float:
 
 
 def asked(bad_day: BadDay, verb: str, holds: str = "") -> list[tuple[str, int, int]]:
-    """How each job of a rule ended, and the megabytes and minutes that it had asked for."""
+    """Return how each job of a rule ended, and the megabytes and minutes that it requested."""
     jobs = {s.job for s in bad_day.study.started(verb) if holds in s.line}
     ended = [e for e in bad_day.study.ended() if e.job in jobs]
     return [(e.state, e.megabytes, e.limit_minutes) for e in ended]
 
 
 def test_a_job_starved_of_memory_succeeds_with_more(bad_day: BadDay) -> None:
-    """Of the first run, which says the memory; the second run's is the rule's own, and not what
-    the profile gives to rules that ask for nothing.
+    """The first run sets the memory; in the second it is the rule's own, and not the profile's
+    default.
     """
     assert asked(bad_day, "train_subject") == [
         ("FAILED", 300, 30),

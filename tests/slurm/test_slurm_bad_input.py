@@ -1,4 +1,4 @@
-"""What a wrong profile gets: one line, and nothing is sent or half done."""
+"""A wrong profile gets one line, and nothing is submitted or half done."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_unknown_partition_gets_one_line(study: SlurmStudy, local: Study) -> 
     assert "sbatch: error: invalid partition specified: nowhere" in ran.stdout
     assert study.started() == []
     assert queue() == []
-    # Sent or not, Snakemake deletes what a job is to make anew; all else is as it was.
+    # Snakemake deletes the outputs of a job before it submits it; all else stays.
     for name in (cell(paths.WINDOWS), cell(paths.LATENTS), cell(paths.SAE_WEIGHTS)):
         assert (study.folder / name).read_bytes() == (local.folder / name).read_bytes()
 
@@ -68,7 +68,7 @@ def test_a_gpu_where_there_is_none_gets_one_line(study: SlurmStudy) -> None:
     assert study.started() == []
 
 
-def test_what_would_wait_for_ever_is_named(study: SlurmStudy) -> None:
+def test_what_would_wait_forever_is_named(study: SlurmStudy) -> None:
     limits = {"mem_mb": 1000, "max_mem_mb": 100_000, "max_runtime": 2_000}
     file = edit(
         study, "profile.yaml", **{"slurm-status-command": None, "default-resources": limits}
@@ -76,7 +76,7 @@ def test_what_would_wait_for_ever_is_named(study: SlurmStudy) -> None:
     code, lines = check(study)
     assert code == 2
     assert lines[:4] == [
-        f"{file}: slurm-status-command: missing: this cluster keeps no accounts for sacct to read; "
+        f"{file}: slurm-status-command: missing: this cluster has no accounting for sacct to read; "
         f"write slurm-status-command: squeue",
         f"{file}: default-resources.max_mem_mb: 100000: jobs without a GPU get at most 64000 MB "
         f"here (main, gpu); write 64000 or less",
@@ -93,5 +93,5 @@ def test_a_queue_that_forgets_too_soon_is_named(study: SlurmStudy) -> None:
     assert code == 2
     assert lines[0] == (
         f"{file}: slurm-init-seconds-before-status-checks: 2000: this cluster forgets jobs after "
-        f"3600 s (MinJobAge) and keeps no accounts; write 1200 or less"
+        f"3600 s (MinJobAge) and has no accounting; write 1200 or less"
     )

@@ -1,4 +1,4 @@
-"""Several of the workflow's jobs in one of SLURM's."""
+"""Several jobs of the workflow in one SLURM job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def differing(study: Study, local: Study) -> list[str]:
 
 def test_array_jobs_give_the_same_scores(study: SlurmStudy, local: Study) -> None:
     said = study.make("--forcerun", AGAIN[0], "--slurm-array-jobs", "all", "--", *SCORES)
-    # The two that nothing has to wait for. Whether later ones are ready at once, the clock decides.
+    # The two jobs that wait for nothing. Whether later ones are ready together depends on timing.
     assert re.search(r"Submitted array job with .*task IDs are 1-2\.", said)
     started = study.started()
     assert sorted(s.verb for s in started) == sorted(AGAIN * 2)

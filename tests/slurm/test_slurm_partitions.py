@@ -1,4 +1,4 @@
-"""The plugin's own choice of a partition, by the project's file."""
+"""The plugin's choice of a partition, from the project's file."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_a_cell_holds_its_partition_keys_in_its_path_alone(table: str) -> None:
 
 
 def test_columns_in_units_of_activation_say_so() -> None:
-    """Units left out of a name: those that depend on the subject's scale must say so."""
+    """Names without units: columns that depend on the subject's scale must say so."""
     for table, column in (("reconstruction", "l1"), ("latents", "max_activation")):
         metadata = tables.SCHEMAS[table].field(column).metadata
         assert metadata[b"unit"].startswith(b"activation units")

@@ -1,4 +1,4 @@
-"""A file of events that is damaged or hostile is one line, or shown as far as it can be."""
+"""A damaged or hostile file of events gives one line, or is shown as far as possible."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(folder: Path, data: bytes) -> None:
     ids=range(9),
 )
 def test_a_file_without_a_plan_is_one_line(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{SUFFIX}: its first line is no plan of a run"):
+    with pytest.raises(UserError, match=f"{SUFFIX}: its first line is not a run's plan"):
         read(tmp_path, data)
 
 

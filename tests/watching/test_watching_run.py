@@ -1,4 +1,4 @@
-"""A run as its events and the logs of its jobs tell it."""
+"""A run as recorded in its events and the logs of its jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from nullsae.watching.events import FOLDER, SUFFIX
 from nullsae.watching.run import Job, Problem, Run, newest_run
 from nullsae.watching.screen import frame, last_line, line, print_problem, show
 
-# Of the quick study, run with two cores on a busy machine.
+# From the quick study, run with two cores on a busy machine.
 RECORDED = Path(__file__).parents[1] / "data/quick_run.events.jsonl"
 
 
@@ -106,22 +106,22 @@ def told(
 def test_the_time_left_is_the_plan_times_what_finished_jobs_took_of_theirs(tmp_path: Path) -> None:
     jobs = [job(1, "a", 10.0), job(2, "a", 30.0, 1), job(3, "b", 5.0, 2), job(4, "b", 5.0)]
     events = [("started", 1, 0.0), ("finished", 1, 20.0), ("started", 2, 20.0)]
-    # Of rule a 20 s of 10 s planned: so 2 * 30 s, of which 15 s are over. Nothing of b has ended:
-    # it takes as much longer than its plan as the jobs so far, 2 * 5 s each.
+    # Rule a took 20 s of planned 10 s: so 2 * 30 s, of which 15 s are over. No job of b has
+    # finished: it is as much slower than planned as the jobs so far, 2 * 5 s each.
     assert a_run(tmp_path, told(*jobs, events=tuple(events))).time_left(35.0).seconds == 45 + 20
-    # On two cores job 4 runs beside job 2.
+    # On two cores job 4 runs concurrently with job 2.
     two = told(*jobs, events=tuple(events), cores=2)
     assert a_run(tmp_path, two).time_left(35.0).seconds == 45 + 10
-    # A rule of its own pace: 1 s of 5 s planned.
+    # The rule has its own pace: 1 s of planned 5 s.
     events += [("started", 4, 20.0), ("finished", 4, 21.0)]
     run = a_run(tmp_path, told(*jobs, events=tuple(events), cores=2))
     assert run.time_left(35.0).seconds == 45 + 1
-    # A job says of itself that it takes longer.
+    # A job's own log says that it takes longer.
     log = tmp_path / "results/logs/a/subject=s2.log"
     log.parent.mkdir(parents=True)
     log.write_text("a: 1 of 5 steps, 0.01 steps/s, 2 min left, 3.2\n")
     assert run.time_left(35.0).seconds == 120 + 1
-    # Over its time, and without a word: it may end now.
+    # Over its time, without progress in its log: it may end now.
     log.unlink()
     assert run.time_left(1000.0).seconds == 1
 
@@ -134,7 +134,7 @@ def test_the_time_left_counts_gpus_jobs_at_once_and_what_is_not_known(tmp_path: 
     jobs = [job(n, "a", 10.0) for n in range(4)]
     text = told(*jobs, cores=2**63 - 1, jobs_at_once=2)
     assert a_run(tmp_path, text).time_left(0.0).seconds == 20.0
-    # As the executor for SLURM says it, with and without a number of jobs.
+    # As with the SLURM executor, with and without a number of jobs.
     for at_once, seconds in ((2, 20.0), (None, 10.0)):
         text = told(*jobs, cores=None, jobs_at_once=at_once)
         assert a_run(tmp_path, text).time_left(0.0).seconds == seconds
@@ -152,7 +152,7 @@ def test_what_waits_for_a_failed_job_takes_no_time_any_more(tmp_path: Path) -> N
     going = a_run(tmp_path, told(*jobs, events=events, keeps_going=True))
     assert going.time_left(1.0).seconds == 10.0
     assert a_run(tmp_path, told(*jobs, events=events)).time_left(1.0).seconds == 0.0
-    # It is tried again: all is to come.
+    # It is tried again, so all jobs are left.
     again = (*events, ("started", 1, 2.0))
     run = a_run(tmp_path, told(*jobs, events=again))
     assert run.time_left(2.0).seconds == 40.0
@@ -177,9 +177,9 @@ def test_a_run_whose_snakemake_was_killed_has_ended(tmp_path: Path) -> None:
     process.wait()
     run.update()
     assert run.ended == run.file.stat().st_mtime
-    # A process that began later has got the number of the one that was.
+    # A process that started later has the same pid.
     assert a_run(tmp_path, told(**here | {"pid": os.getpid(), "time": 1.0})).ended is not None
-    # Of another machine nobody knows.
+    # On another machine this is unknown.
     assert a_run(tmp_path, told()).ended is None
 
 
@@ -259,7 +259,7 @@ def test_forty_jobs_at_once_fit_a_screen_of_24_lines_and_80_columns(tmp_path: Pa
     run.jobs[0].log = tmp_path / "not_yet.log"
     console = printed()
     console.print(frame(run, 24))
-    assert "  waits for its machine" in map(str.rstrip, text_of(console))
+    assert "  waiting for its machine" in map(str.rstrip, text_of(console))
 
 
 def test_a_file_gets_one_line_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows on a terminal of 80 columns, in a file, and to whoever comes later."""
+"""What a run shows on a terminal of 80 columns, in a file, and to a later `watch`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 120.0
 
 
 class Tmux:
-    """A terminal of 80 columns and 24 lines, by a server of its own."""
+    """Start a terminal of 80 columns and 24 lines, in its own tmux server."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,12 +38,12 @@ class Tmux:
         self(*(kind or ["new-window"]), "-d", "-n", window, f"{line}; echo exit=$?; exec sleep 999")
 
     def lines(self, window: str) -> list[str]:
-        """All that a window shows, or has scrolled away."""
+        """Return all that a window shows or has scrolled away."""
         text = self("capture-pane", "-p", "-S", "-", "-t", window)
         return [line.rstrip() for line in text.splitlines()]
 
     def until(self, window: str, is_there: Callable[[list[str]], object]) -> list[str]:
-        """The lines of a window, once they are as they should."""
+        """Wait until a window's lines are as expected, and return them."""
         end = time.monotonic() + SECONDS
         while not is_there(lines := self.lines(window)):
             assert time.monotonic() < end, "\n".join(lines)
@@ -62,7 +62,7 @@ def tmux(tmp_path: Path) -> Iterator[Tmux]:
 
 
 def frame(lines: list[str]) -> list[str]:
-    """The screen of a run, with times as T."""
+    """Return the screen of a run, with times as T."""
     start = next(place for place, line in enumerate(lines) if line.startswith("tiny: "))
     shown = [re.sub(r"\b\d+ (s|min)\b", "T", line) for line in lines[start:] if line]
     return [re.sub(r" {3,}", "  ", line) for line in shown]

@@ -1,4 +1,4 @@
-"""A workflow of few seconds, for what runs show: real Snakemake, shells in place of verbs."""
+"""A workflow of a few seconds, for tests of the display: real Snakemake, shells as verbs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ rule all:
 include: "first.smk"
 include: "second.smk"
 """
-# Each says what a log of nullsae's says, and goes on once there is a file `go`.
+# Each writes a log like nullsae's, and continues once there is a file `go`.
 FIRST = r"""
 rule slow:
     output: "results/slow/subject={subject}/part.txt"
@@ -39,7 +39,7 @@ rule end:
 
 
 def tiny_study(folder: Path) -> Path:
-    """Write the workflow into a folder that `nullsae run` takes."""
+    """Write the workflow into a folder for `nullsae run`."""
     folder.mkdir()
     texts = {"Snakefile": SNAKEFILE, "first.smk": FIRST, "second.smk": SECOND, "config.yaml": ""}
     for name, text in texts.items():
@@ -48,8 +48,8 @@ def tiny_study(folder: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """One in which `nullsae` is this checkout's."""
+    """Return an environment in which `nullsae` is this checkout's."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    # The width of a terminal is asked, not given.
+    # The terminal's width is queried, not set.
     others = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     return {**others, "PATH": path, "TERM": "xterm-256color"}

@@ -1,4 +1,4 @@
-"""One finished study for all tests here, also where several processes share them."""
+"""One finished study for all tests here, even with several processes of pytest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workflow_study import ONE_THREAD, Study, freeze, new_study
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first of pytest's processes to ask for it makes; the others wait."""
+    """Return a folder that the first of pytest's processes makes; the others wait."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     done = folder.with_name(f"{name}.done")
@@ -35,8 +35,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Iterator[None]:
-    """Commands that start warm, for all studies that are not cold."""
-    if not hasattr(os, "pidfd_open"):  # no Linux
+    """Commands that start warm, for all studies except cold ones."""
+    if not hasattr(os, "pidfd_open"):  # not Linux
         yield
         return
     folder = tmp_path_factory.mktemp("warm")
@@ -49,6 +49,6 @@ def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Itera
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
-    """A finished study, its jobs run two at a time. Tests that change something take a copy."""
+    """A finished study, run with two jobs at a time. Tests that change something use a copy."""
     folder = made_once(tmp_path_factory, "study", lambda new: new_study(new, tree).make(gpu=2))
     return Study(folder, tree)

@@ -1,12 +1,11 @@
-"""The half of test_workflow_published.py that has `sae_lens`, run by the Python of `.venv-peers`.
+"""The part of test_workflow_published.py that needs `sae_lens`, run by Python of `.venv-peers`.
 
     python published_side.py FOLDER RELEASE SAE_ID
 
-trains an SAE on `train` of FOLDER's `x.safetensors`, activations [tokens, d_model], as those under
-`gpt2-small-res-jb` were: ReLU and L1, on a model with centred weights. Saves it, serves its files
-at the release's place on a hub of this machine's own, and has `sae_lens` download it from there
-into the cache of HF_HOME. Writes what that one makes of `heldout`, centred, as
-`results.safetensors`.
+trains an SAE on `train` of FOLDER's `x.safetensors`, activations [tokens, d_model], like those of
+`gpt2-small-res-jb`: ReLU and L1, on a model with centred weights. It saves the SAE, serves its
+files at the release's address on a local hub, and lets `sae_lens` download it from there into the
+cache of HF_HOME. It writes that SAE's output for `heldout`, centred, as `results.safetensors`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ WIDTH, BATCH_TOKENS, STEPS = 32, 512, 800
 
 
 def train(x: Tensor, release: str, sae_id: str, folder: Path) -> dict[str, Path]:
-    """Train and save an SAE; its files by their places on the hub."""
+    """Train and save an SAE; return its files by their paths on the hub."""
     from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
     from sae_lens.loading.pretrained_saes_directory import get_repo_id_and_folder_name
@@ -65,7 +64,7 @@ def main(folder: Path, release: str, sae_id: str, served: dict[str, bytes]) -> N
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found = load_file(folder / "x.safetensors")
-    # What centred weights give: LayerNorms take the mean off anyway.
+    # As centred weights give them: LayerNorms subtract the mean anyway.
     x, heldout = (found[n] - found[n].mean(dim=1, keepdim=True) for n in ("train", "heldout"))
     files = train(x, release, sae_id, folder / "saved")
     served |= {place: file.read_bytes() for place, file in files.items()}
@@ -82,6 +81,6 @@ def main(folder: Path, release: str, sae_id: str, served: dict[str, bytes]) -> N
 if __name__ == "__main__":
     served: dict[str, bytes] = {}
     with local_hub(served) as address:
-        # The hub's libraries read it when they are imported.
+        # The hub's libraries read it on import.
         os.environ["HF_ENDPOINT"] = address
         main(Path(sys.argv[1]), *sys.argv[2:4], served)

@@ -1,4 +1,4 @@
-"""A study is kept and extended across a change of code, where its owner says that none matters."""
+"""A study is kept and extended across code changes that its owner accepts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE = "code of {} changed since results/ was made: "
 
 
 def edit(study: Study, *modules: str) -> None:
-    """Change what modules of the study's own copy of the sources compute, by a line."""
+    """Add a line to modules of the study's own copy of the sources."""
     for module in modules:
         file = study.tree / "src/nullsae" / module
         replace(file, file.read_text(encoding="utf-8") + "EDITED = 1\n")
@@ -46,7 +46,7 @@ def shared_pass(config: dict[str, Any]) -> None:
 
 @pytest.fixture
 def upgraded(study: Study, tmp_path: Path) -> Study:
-    """A finished study whose capture and training were edited since, moved elsewhere."""
+    """A finished study, moved, whose capture and training code was edited since."""
     tree = tmp_path / "tree"
     shutil.copytree(study.tree, tree, ignore=shutil.ignore_patterns("__pycache__"))
     found = copy_of(study, tmp_path / "study", tree=tree).configure(unjudged)
@@ -80,7 +80,7 @@ def test_an_accepted_upgrade_reruns_nothing_and_new_cells_fit_what_was_made(
 
     after = upgraded.make(VERDICTS, "--dry-run")
     assert LINE[:8] not in after
-    # Without explainers the study has other tables, which is no matter of code.
+    # Without explainers the study has other tables, but that is not a code change.
     assert upgraded.jobs(VERDICTS) == {"aggregate": 1}
     none = upgraded.run(["nullsae", "accept", "--all", "--yes"])
     assert none.returncode == 2
@@ -106,19 +106,19 @@ def test_an_accepted_upgrade_reruns_nothing_and_new_cells_fit_what_was_made(
     told = accept(upgraded, "--all", "--yes")
     assert told.count("train_sae: code ") == 2
     assert upgraded.jobs(VERDICTS) == {}
-    # An edit of the config is none of the code.
+    # An edit of the config is not one of the code.
     assert set(upgraded.configure(another_k).jobs(VERDICTS)) == {"train_sae", *measured}
 
 
 def test_what_cannot_be_accepted_gets_one_line(study: Study, tmp_path: Path) -> None:
     for folder, arguments, said in (
-        (study.folder, ("--all",), "nothing to accept: what is in results/ was made by the"),
+        (study.folder, ("--all",), "nothing to accept: results/ was made by the current"),
         (
             study.folder,
             ("train_saes",),
             "'train_saes' is not one of the rules: cache_activations, ",
         ),
-        (study.folder, (), "give the rules whose code is to be accepted, or --all"),
+        (study.folder, (), "give the rules whose code to accept, or --all"),
         (tmp_path, ("train_sae",), "no results here; --root names the study's folder"),
     ):
         done = study.run(["nullsae", "accept", *arguments, "--yes", "--root", str(folder)])

@@ -77,7 +77,7 @@ HEAD = re.compile(r"Using workflow specific profile|nullsae \d|(aggregate|[a-z]+
 
 
 def one_line(output: str, start: str) -> str:
-    """The only line of output or of a log but its head; it must begin with `start`."""
+    """Return the only line of output or log after the head; it must begin with `start`."""
     lines = [line for line in output.splitlines() if line.strip() and not HEAD.match(line)]
     assert len(lines) == 1, output
     assert lines[0].startswith(start), output
@@ -89,7 +89,7 @@ def test_a_mistake_in_the_config_is_one_line_before_anything_runs(
     tree: Path, tmp_path: Path, case: str
 ) -> None:
     edit, parts = CONFIG_MISTAKES[case]
-    # Those that take longest: one is found last, of one the nearest name is looked up.
+    # The slowest: one is found last, and one needs a suggestion.
     cold = case in ("no_subject", "near_key")
     study = new_study(tmp_path / "s", tree, cold=cold).configure(edit)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -147,7 +147,7 @@ def test_a_corpus_that_cannot_be_had_is_one_line_and_leaves_nothing(
 
 def params_of(rule: str, *edits: Edit, **wildcards: str) -> str:
     params = json.loads(rule_params(parse_config(edited(*edits)), rule, {**CELL, **wildcards}))
-    # The key holds a hash of the code, and the study ran on a frozen copy: ask for no key.
+    # The key has a hash of the code, but the study ran on a frozen copy: require no key.
     params |= {key: "" for key in params if key.endswith("activations_key")}
     return json.dumps(params)
 
@@ -161,7 +161,7 @@ def test_a_study_without_latents_to_score_says_what_to_lower(study: Study, tmp_p
     assert result.returncode != 0
     log = (copied.folder / paths.LOG.format(rule="aggregate", keys="all")).read_text()
     one_line(log, "nullsae aggregate: error: config: latents.min_firings")
-    # What was computed for single cells stays.
+    # Results of single cells stay.
     assert (copied.folder / cell(paths.SCORES)).is_file()
 
 

@@ -1,4 +1,4 @@
-"""Metrics along training: SAEs at a share of their training go through all later stages."""
+"""Metrics during training: checkpoints of SAEs go through all later stages."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ CASES: dict[str, set[str]] = {
     "latents/windows.py": {"collect_latents", "explain_and_score", *END},
     "autointerp/score.py": {"explain_and_score", *END},
     "autointerp/explain.py": {"explain_and_score", *END},
-    # No explanations or scores of this study are asked for.
+    # No endpoint explains or judges in this study.
     "autointerp/prompting.py": set(),
     "sae/architectures/topk.py": {
         *("train_sae", "evaluate_sae", "collect_latents", "explain_and_score"),
         *("match_dictionaries", *END),
     },
-    # The study has no SAEs along their training; those that it has must not be trained again.
+    # The study has no checkpoints; its SAEs must not be trained again.
     "sae/checkpoints.py": set(),
     "activations/store.py": {
         *("cache_activations", "train_sae", "evaluate_sae", "collect_latents"),
@@ -41,7 +41,7 @@ CASES: dict[str, set[str]] = {
     "statistics/effects.py": END,
     "report/templates/index.html.j2": {"report"},
     "report/style.py": {"report"},
-    # The study's SAEs are of another architecture, and none was made elsewhere.
+    # The study's SAEs have another architecture, and none was made elsewhere.
     "sae/architectures/gated.py": set(),
     "sae/exchange/layouts/saelens.py": set(),
     "cli/study.py": set(),
@@ -54,7 +54,7 @@ DOCSTRINGS = "docstrings and comments of all modules"
 def dry_runs(
     study: Study, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[set[str]]]]:
-    """The rules of each case's dry run, in a copy of sources and study, two at a time."""
+    """The rules of each case's dry run, in copies of sources and study, two at a time."""
     root = tmp_path_factory.mktemp("code")
 
     def dry_run(module: str) -> set[str]:
@@ -95,7 +95,7 @@ def test_every_module_belongs_to_a_rule_or_is_listed_as_computing_for_none() -> 
     kinds: tuple[Registry[Any], ...] = (VARIANTS, ARCHITECTURES, DICTIONARIES, EXPLAINERS, SCORERS)
     owned |= {file for kind in kinds for name in kind for file in thing_files(kind, name)}
     shared = set(files_in(NO_RULES))
-    # What is named as no part of a rule's folder computes for another rule, or for none.
+    # Files left out of a rule's folder compute for another rule, or for none.
     apart = {file for rule in rules().values() for file in files_in(rule.but)}
     files = {
         file for file in files_in(["."]) if file.suffix != ".py" or code_tokens(file.read_text())

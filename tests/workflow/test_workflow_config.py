@@ -78,7 +78,7 @@ def test_an_overlay_merges_into_the_config_and_null_drops_an_entry(
         **{"aggregate": 1, "report": 1},
     }
     file, wanted = copied.folder / paths.RUN_CONFIG, edited()
-    # A dry run, with whatever config, changes nothing under a study.
+    # A dry run, with any config, changes nothing in a study.
     assert yaml.safe_load(file.read_text()) == parse_config(wanted).model_dump(mode="json")
     copied.make(cell(paths.SAE_CONFIG, seed="7"), "--configfile", str(overlay))
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def test_the_conda_environment_pins_what_the_lock_file_pins() -> None:
 
 
 def test_the_conda_environment_names_every_dependency() -> None:
-    # It is used with `pip install --no-deps`: what it leaves out is missing.
+    # It is used with `pip install --no-deps`, so anything left out is missing.
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {canonical(re.split(r"[<>=!~ \[;]", d, maxsplit=1)[0]) for d in project["dependencies"]}
     conda = pins((REPOSITORY / "envs/nullsae.yaml").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from nullsae import paths
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 END = {"aggregate": 1, "report": 1}
-# One job for all that explains and scores without asking, and one for the metrics of all SAEs.
+# One job for explaining and scoring without endpoints, and one for the metrics of all SAEs.
 EXPLAIN_ON = {"explain_and_score": 2, **END}
 COLLECT_ON = {"collect_latents": 2, **EXPLAIN_ON}
 TRAIN_ON = {"train_sae": 2, "evaluate_sae": 2, "match_dictionaries": 1, **COLLECT_ON}
@@ -29,7 +29,7 @@ ALL = {"prepare_corpus": 1, "train_subject": 1, "randomize_model": 1, **CAPTURE_
 
 
 def put(*key: str, to: Any) -> Edit:
-    """An edit that sets one (possibly new) key."""
+    """Return an edit that sets one (possibly new) key."""
 
     def edit(config: dict[str, Any]) -> None:
         for part in key[:-1]:
@@ -105,7 +105,7 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
     "noise_std_unused": (put("randomization", "embedding_noise_std", to=2.0), {"report": 1}),
     "dtype": (put("activations", "dtype", to="float32"), CAPTURE_ON),
     "eval_tokens": (put("corpora", "docs", "eval_tokens", to=7_168), ALL),
-    # An edit far up must not hide another one below it.
+    # An edit far upstream must not hide another one downstream.
     "dtype_and_k": (
         both(put("activations", "dtype", to="float32"), put("saes", "topk", "k", to=5)),
         CAPTURE_ON,

@@ -1,4 +1,4 @@
-"""Controls added to a finished study: only they are computed, and they end in the same tables."""
+"""Controls added to a finished study: only they are computed, and the tables include them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def more_controls(config: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def jobs_of_controls() -> dict[str, int]:
-    """What the controls of `more_controls` take beyond the study: four variants, two SAEs."""
+    """Jobs of `more_controls` beyond the study's own: four variants, two SAEs."""
     return {
         **{"randomize_model": 1, "cache_activations": 2, "sample_gaussian": 2},
         **{"train_sae": 6, "evaluate_sae": 4, "collect_latents": 6, "cross_evaluate": 8},
@@ -64,7 +64,7 @@ def test_no_table_misses_a_control(controlled: Study) -> None:
     reconstruction = table(controlled, "reconstruction")
     assert list(reconstruction.variant.unique()) == VARIANTS
     assert set(reconstruction.sae) == {"topk", "lookup"}
-    # Activations without a model have no loss; all others do.
+    # Only activations without a model have no loss.
     without = reconstruction[reconstruction.ce_clean.isna()]
     assert set(without.variant) == {"gaussian"}
     assert list(table(controlled, "models").variant) == VARIANTS[:-1]

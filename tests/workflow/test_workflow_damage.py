@@ -57,7 +57,7 @@ def test_a_damaged_shard_is_named_and_the_command_shown_repairs_it(
     failed = copied.snakemake(target, *options)
     assert failed.returncode != 0
     errors = re.findall(r"^nullsae train_sae: error: (.*)$", failed.stdout, re.M)
-    # Snakemake shows the log of the failed job; it must hold one line, not a traceback.
+    # Snakemake shows the log of the failed job, which must be one line, not a traceback.
     assert errors, failed.stdout[-3000:]
     assert len(set(errors)) == 1
     assert "Traceback" not in failed.stdout
@@ -65,7 +65,7 @@ def test_a_damaged_shard_is_named_and_the_command_shown_repairs_it(
     assert ("missing" if damage is Path.unlink else "damaged") in errors[0]
     assert not (copied.folder / target).exists()
 
-    # As it stands, from the folder in which the run was started.
+    # Unchanged, from the folder in which the run was started.
     command = shlex.split(errors[0].partition("rebuild it with: ")[2])
     assert command[0] == "snakemake"
     assert ("--config" in command) is bool(options)

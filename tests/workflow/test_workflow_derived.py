@@ -30,7 +30,7 @@ def derived(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
     copied = copy_of(study, tmp_path_factory.mktemp("derived") / "study").configure(
         more_dictionaries
     )
-    # Two variants; nothing is trained, and nothing that was there is made again.
+    # Two variants; nothing is trained, and nothing existing is made again.
     assert copied.jobs() == {
         **{"derive_sae": 8, "evaluate_sae": 2, "collect_latents": 8, "match_dictionaries": 4},
         **{"explain_and_score": 2, "aggregate": 1, "report": 1},
@@ -49,7 +49,7 @@ def test_each_null_has_verdicts_against_the_sae_that_it_is_made_from(derived: St
     assert {*zip(of_dictionaries.real, of_dictionaries.null, strict=True)} == {
         ("topk", name) for name in NULLS
     }
-    # L0 is that of the SAE: all are comparable, and something is said of them.
+    # They have the SAE's L0, so all are comparable and get verdicts.
     assert table(derived, "contrasts").query("stage == 'dictionary'").not_comparable.isna().all()
     explained = of_dictionaries[of_dictionaries.metric == "explained_variance"]
     assert {*explained.verdict} <= {"separates", "equivalent", "inconclusive"}
@@ -70,7 +70,7 @@ def test_rates_and_l0_are_those_of_the_sae(derived: Study) -> None:
         pre = (x - weights["b_dec"]) @ weights["encoder.weight"].T + weights["encoder.bias"]
         limit = weights.get("threshold", np.sort(pre, axis=1)[:, -5:-4])
         rates.append(((pre > limit) & (pre > 0)).mean(axis=0))
-    # The text repeats itself: tokens of equal activations fire together, on either side of a limit.
+    # The text repeats itself: tokens with equal activations fire together, above or below a limit.
     assert rates[1] == pytest.approx(rates[0], rel=0.01, abs=3 / len(x))
 
 

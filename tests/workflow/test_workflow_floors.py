@@ -1,4 +1,4 @@
-"""A Gaussian floor for every variant: SAEs on data with its mean and covariance, and no more."""
+"""A Gaussian floor for every variant: SAEs on data with only its mean and covariance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def floors(config: dict[str, Any]) -> None:
 
 
 def also(**changes: Any) -> Edit:
-    """An edit that merges whole sections."""
+    """Return an edit that merges whole sections."""
 
     def edit(config: dict[str, Any]) -> None:
         for key, value in changes.items():
@@ -60,14 +60,14 @@ def dry_run(study: Study, folder: Path, *edits: Edit) -> dict[str, int]:
 
 
 def activations(study: Study, variant: str, split: str) -> np.ndarray[Any, Any]:
-    """All vectors of a variant at the site, read without the package."""
+    """Read all vectors of a variant at the site, without the package."""
     folder = study.folder / cell(paths.SITE, variant=variant, split=split)
     shards = [load_file(path)["activations"] for path in sorted(folder.glob("*.safetensors"))]
     return torch.cat(shards).double().numpy()
 
 
 def noise(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The standard normals behind samples, all in one row: z of mean + z R^(1/2) D."""
+    """Return the standard normals behind samples in one row: z of mean + z R^(1/2) D."""
     scaled = (x - x.mean(axis=0)) / x.std(axis=0)
     eigenvalues, vectors = np.linalg.eigh(np.corrcoef(x, rowvar=False))
     keep = eigenvalues > 1e-6
@@ -92,7 +92,7 @@ def test_every_draw_has_a_floor_and_the_variant_gaussian_is_one_itself(
     both = dry_run(study, tmp_path / "two", with_gaussian, also(draws=2), floors)
     # Two draws of rerandomized; `gaussian` is the floor of `trained`.
     more = {rule: n - without.get(rule, 0) for rule, n in both.items()}
-    # That of the first draw, which is evaluated again beside its floor.
+    # The first draw is evaluated again, together with its floor.
     assert {rule: n for rule, n in more.items() if n} == {
         **{"sample_gaussian": 4, "train_sae": 2, "evaluate_sae": 1}
     }
@@ -100,16 +100,16 @@ def test_every_draw_has_a_floor_and_the_variant_gaussian_is_one_itself(
 
 def test_an_edit_redoes_no_floor_that_it_has_no_part_in(floored: Study, tmp_path: Path) -> None:
     cases: dict[str, tuple[list[Edit], dict[str, int]]] = {
-        # What is left was evaluated before; so say the jobs, in seconds.
+        # The rest was evaluated before, so these jobs take seconds.
         "off": ([], {"evaluate_sae": 2, **END}),
         "nothing": ([floors], {}),
-        # Of the variants' SAEs: a floor has no model, and nothing is said of its latents.
+        # Of the variants' SAEs: a floor has no model, and its latents are not described.
         "fidelity": (
             [floors, also(evaluation={"fidelity_tokens": 512})],
             {"evaluate_sae": 2, **END},
         ),
         "drop": ([floors, also(variants=["trained"])], END),
-        # A floor of components, none of token lookup.
+        # PCA has a floor, token lookup has none.
         "dictionaries": (
             [floors, with_lookup],
             {
@@ -126,7 +126,7 @@ def test_an_edit_redoes_no_floor_that_it_has_no_part_in(floored: Study, tmp_path
                 **{"collect_latents": 2, "explain_and_score": 2, **END},
             },
         ),
-        # Of one variant: its own floor, and not that of the trained one.
+        # For one variant: its own floor, not that of trained.
         "one_variant": (
             [floors, also(randomization={"norm_parameters": "keep"})],
             {
@@ -179,7 +179,7 @@ def test_no_table_misses_a_floor_and_the_rows_of_variants_stay(
         assert list(rows.variant.unique()) == ["trained", "rerandomized", *FLOORS], name
         own = rows[~rows.variant.isin(FLOORS)]
         before = table(study, name)
-        # Whole numbers beside a null, which floors have, are read as floats.
+        # Floors have nulls, next to which pandas reads whole numbers as floats.
         pd.testing.assert_frame_equal(own, before, check_dtype=False, check_exact=True, obj=name)
     for name in ("latents", "coverage", "windows", "explanations", "scores", "summaries", "models"):
         file = paths.TABLE.format(table=name)
@@ -214,7 +214,7 @@ def test_a_floor_has_the_recipe_of_its_variant_and_no_loss(floored: Study) -> No
 def test_above_floors_is_what_neither_covariance_nor_token_identity_explains(
     floored: Study,
 ) -> None:
-    """From the shards and tokens of each variant, and the explained variances of both SAEs."""
+    """Computed from each variant's shards and tokens, and both SAEs' explained variances."""
     rows = table(floored, "reconstruction").set_index("variant")
     found = table(floored, "summaries")
     found = found[found.metric == "above_floors"].set_index("variant")
@@ -245,7 +245,7 @@ def test_above_floors_is_what_neither_covariance_nor_token_identity_explains(
 
 
 def load_positions(study: Study, variant: str, split: str) -> np.ndarray[Any, Any]:
-    """Where each vector's token stands in the split."""
+    """Return the position of each vector's token in the split."""
     folder = study.folder / cell(paths.SITE, variant=variant, split=split)
     shards = [load_file(path)["position"] for path in sorted(folder.glob("*.safetensors"))]
     return torch.cat(shards).numpy()
@@ -272,7 +272,7 @@ def test_the_page_does_not_show_floors_as_variants(floored: Study) -> None:
 
 
 def test_a_shared_pass_and_a_stream_give_the_same_floors(floored: Study, tmp_path: Path) -> None:
-    """A stream whose fit has all tokens samples what the cache holds, and trains to the bit."""
+    """A stream that fits to all tokens samples the same data, and trains the same bits."""
     for name, settings in (
         ("shared", {"shared_pass": True}),
         ("stream", {"mode": "stream", "fitted_tokens": 16_384}),
@@ -302,7 +302,7 @@ def test_a_damaged_floor_is_told_with_the_command_that_makes_it_again(
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     measured = cell(paths.RECONSTRUCTION, variant=FLOORS[1])
     (copied.folder / measured).unlink()
-    # Copies of what its weights gave when they were whole.
+    # Copies of its evaluation from before the damage.
     shutil.rmtree(copied.folder / paths.EVALUATED)
     assert copied.snakemake(measured).returncode != 0
     # In the job of its variant, after the variant's own SAE.
@@ -311,7 +311,7 @@ def test_a_damaged_floor_is_told_with_the_command_that_makes_it_again(
     *_, line = (copied.folder / log).read_text().splitlines()
     assert line.startswith("nullsae evaluate_sae: error: ")
     command = line.partition("rebuild it with: ")[2]
-    # As a shell reads it, with this study's folder and sources.
+    # As in a shell, with this study's folder and sources.
     here = command.replace("snakemake", " ".join(copied.command()), 1)
     result = copied.run(["bash", "-c", here])
     assert result.returncode == 0, result.stdout

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.workflow
 
 
 def assert_same(found: pa.Schema, wanted: pa.Schema) -> None:
-    """Names, types, nulls and units; Parquet calls the items of lists by another name."""
+    """Return names, types, nulls and units; Parquet renames the items of lists."""
     assert found.equals(wanted)
     assert [field.metadata for field in found] == [field.metadata for field in wanted]
 
@@ -54,7 +54,7 @@ def test_a_second_run_has_nothing_to_do(study: Study) -> None:
 def test_no_job_leaves_a_temporary_or_unfinished_file(study: Study) -> None:
     results = study.folder / "results"
     assert [p for p in results.rglob("*") if ".partial" in p.name or p.name.startswith(".")] == []
-    # Copies of evaluations stay, so that a new SAE beside them makes none anew.
+    # Copies of evaluations stay, so that adding an SAE repeats none.
     assert [f.name for f in (results / "work").glob("*")] == ["evaluated"]
 
 

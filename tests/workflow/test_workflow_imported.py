@@ -1,4 +1,4 @@
-"""Numbers that were made elsewhere go through a study, with placebos on their windows."""
+"""Scores made elsewhere go through a study, with placebos on their windows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def with_theirs(config: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def imported(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """The study with its own lexical explanations, exported and read as another's."""
+    """The study with its own lexical explanations, exported and imported."""
     copied = copy_of(study, tmp_path_factory.mktemp("imported") / "study")
     latents = [cell(paths.LATENT_FOLDER, variant=v) for v in ("trained", "rerandomized")]
     named = [f"--latents={folder}" for folder in latents]
@@ -45,7 +45,7 @@ def imported(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def text_of(study: Study) -> Path:
-    """The file of an explanation of the trained cell."""
+    """Return the file of an explanation of the trained cell."""
     run = RUN.format(variant="trained", draw=0, sae="topk", seed=0)
     return sorted((study.folder / "delphi" / run / "explanations").iterdir())[0]
 

@@ -1,4 +1,4 @@
-"""The package as pip installs it, in an environment and a folder without the checkout."""
+"""The package as installed by pip, in an environment and folder without the checkout."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Installed:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Without the checkout, and without the environment's own `bin` in PATH."""
+        """Return variables without the checkout, and without the environment's `bin` in PATH."""
         without = ("PYTHONPATH", "VIRTUAL_ENV")
         return {name: value for name, value in os.environ.items() if name not in without}
 
     def run(self, *command: object, code: int = 0) -> str:
-        """What a command prints, the errors too; it must end with this exit code."""
+        """Return a command's output and errors; it must exit with this code."""
         done = subprocess.run(
             [self.bin / str(command[0]), *map(str, command[1:])],
             cwd=self.folder,
@@ -71,7 +71,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel made from the sdist; libraries are those of the present environment."""
+    """Install the wheel made from the sdist; libraries are the current environment's."""
     made = tmp_path_factory.mktemp("made")
     tree = made / "tree"
     ignored = shutil.ignore_patterns(
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_snakemake_itself_and_frees_the_folder(installed: Installed)
 
 @pytest.mark.weekly
 def test_a_local_model_is_answered_in_two_commands(installed: Installed) -> None:
-    """The model is that of the quick study, saved with its tokenizer as a user would have one."""
+    """The model is the quick study's, saved with its tokenizer as a user would."""
     folder = installed.folder
     installed.run("nullsae", "init", "source", "--from", "quick")
     installed.run("nullsae", "run", "source", "--", TRAINED)

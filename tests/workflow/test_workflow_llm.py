@@ -1,4 +1,4 @@
-"""A study with a language model in it: what runs again, what is paid for, what is kept secret."""
+"""A study with a language model: what runs again, what is paid for, what stays secret."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def asked(study: Study, tmp_path_factory: pytest.TempPathFactory, server: Script
     assert jobs == {
         "explain_latents": N_CELLS,
         "score_latents": 2 * 2 * N_CELLS,
-        "explain_and_score": N_CELLS,  # those that are exchanged
+        "explain_and_score": N_CELLS,  # the exchanged ones
         "aggregate": 1,
         "report": 1,
     }
@@ -105,7 +105,7 @@ def test_costs_are_counted_and_agree_with_the_server(asked: Asking, server: Scri
     )
     plan = asked.run(["nullsae", "plan"])
     assert plan.returncode == 0, plan.stdout
-    # Beside the questions of the plan, a few find out what the endpoint can do.
+    # Besides the planned requests, a few test what the endpoint supports.
     planned = int(plan.stdout.split(" calls, about")[0].split()[-1].replace(",", ""))
     assert 0 <= stats["requests"] - planned <= 10
     assert f"{stats['answered']:,} replies are in" in plan.stdout
@@ -115,7 +115,7 @@ def test_nothing_runs_again_and_what_does_is_not_paid_again(
     asked: Asking, server: ScriptedServer
 ) -> None:
     assert asked.jobs() == {}
-    # How endpoints are asked changes no answer.
+    # Settings for endpoints change no answer.
     asked.configure(with_model(server, concurrency=3, timeout_seconds=60.0))
     assert asked.jobs() == {}
     server.reset()
@@ -129,7 +129,7 @@ def test_nothing_runs_again_and_what_does_is_not_paid_again(
 
 
 def add(section: str, name: str, **values: Any) -> Any:
-    """An edit that adds an entry, or sets keys of one that is there."""
+    """Return an edit that adds an entry, or sets keys of an existing one."""
 
     def edit(config: dict[str, Any]) -> None:
         config[section][name] = config[section].get(name, {}) | values
@@ -138,7 +138,8 @@ def add(section: str, name: str, **values: Any) -> Any:
 
 
 END = {"aggregate": 1, "report": 1}
-# One more that asks nobody, or another prompt: what runs again, and whom a shared job has explain.
+# Another explainer without endpoint, or another prompt: what runs again, and who explains in a
+# shared job.
 EDITS: dict[str, tuple[Any, dict[str, int], str]] = {
     "free explainer": (
         add("explainers", "short", kind="lexical", top_tokens=3),
@@ -168,7 +169,7 @@ EDITS: dict[str, tuple[Any, dict[str, int], str]] = {
 
 
 @pytest.mark.parametrize("case", EDITS)
-def test_what_asks_nobody_and_what_is_paid_run_again_apart(
+def test_free_and_paid_explanations_run_again_separately(
     asked: Asking, server: ScriptedServer, tmp_path: Path, case: str
 ) -> None:
     edit, expected, made = EDITS[case]

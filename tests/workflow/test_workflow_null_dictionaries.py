@@ -1,4 +1,4 @@
-"""Null dictionaries that the config asks for as such, by the jobs of a small study."""
+"""Null dictionaries from `evaluation.null_dictionaries`, by the jobs of a small study."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_nulls_of_a_finished_study_get_verdicts_and_leave_its_latents_as_they_ar
     assert {*found.null} == {f"topk.{null}" for null in NULLS}
     assert {*found.real} == {"topk"}
     assert {"auroc", "next_token_auroc", "explained_variance"} <= {*found.metric}
-    # A null of the dictionary has no variants, and so nothing to say of models.
+    # Null dictionaries exist only for trained, so they say nothing about models.
     assert {*verdicts[verdicts.stage == "model"].sae} == {"topk"}
     assert "Within trained" in (copied.folder / paths.ANSWER).read_text(encoding="utf-8")
 
-    # What was collected of one SAE is not collected again beside others.
+    # Latents of one SAE are not collected again when others are added.
     shutil.rmtree((copied.folder / cell(paths.LATENTS, sae="topk.pca")).parent)
     assert copied.jobs(cell(paths.LATENTS, sae="topk.pca")) == {"collect_latents": 1}
     copied.make(cell(paths.LATENTS, sae="topk.pca"))

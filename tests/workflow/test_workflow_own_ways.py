@@ -1,4 +1,4 @@
-"""Snakemake's own options, targets and modules work on a study as they do on any workflow."""
+"""Snakemake's options, targets and modules work on a study as on any workflow."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_snakefile_elsewhere_brings_its_config_where_there_is_none(
     n_models = int(re.search(r"^randomize_model +(\d+)$", found.stdout, re.M)[1])  # type: ignore[index]
     assert 0 < n_models <= len(default["variants"]) * default.get("draws", 1)
     assert list(tmp_path.iterdir()) in ([], [tmp_path / ".snakemake"])
-    # Where there is one, it counts.
+    # An existing one counts.
     there = elsewhere.run([*command, "rules", "--directory", str(study.folder)])
     assert "Nothing to be done" in there.stdout
 
@@ -143,7 +143,7 @@ def test_an_importer_keeps_its_rules_config_and_shells_to_itself(
     text = MODULE.format(snakefile=f"{study.tree}/Snakefile", renamed=renamed)
     (copied.folder / "Snakefile").write_text(text)
     options = ["--cores", "1", "--resources", "gpu=1"]
-    # Its wildcard `draw` is no number there, and no signal is trapped in its shell.
+    # Its wildcard `draw` is not a number there, and its shell traps no signal.
     made = copied.run(["snakemake", "first.txt", *options])
     assert made.returncode == 0, made.stdout
     assert "TERM" not in (copied.folder / "first.txt.traps").read_text()
@@ -171,7 +171,7 @@ def test_until_and_omit_from_cut_the_study_where_they_say(study: Study, tmp_path
 
     changed = copy_of(study, tmp_path / "s", linked=True).configure(other_k)
     assert set(changed.jobs("--until", "train_sae")) == {"train_sae"}
-    # What is below is left out, and so is what does not depend on it but has nothing to do.
+    # Downstream jobs are left out, and so are others with nothing to do.
     assert changed.jobs("--omit-from", "train_sae") == {}
     mine = f"{changed.folder}/{cell(paths.SAE_CONFIG)}"
     assert changed.jobs("--until", mine) == {"train_sae": 1}

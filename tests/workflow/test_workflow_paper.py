@@ -1,6 +1,6 @@
-"""The paper's grid, its sweeps and what its critics asked for, as dry runs without any network.
+"""The paper's grid, its sweeps and what its critics asked for, as offline dry runs.
 
-What a plan counts is held against what Snakemake would run.
+The counts of plans are compared with the jobs that Snakemake would run.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ N_VARIANTS = 5
 
 
 def expected(sites: int, saes_per_site: int, *, explainers: int = 3, models: int) -> dict[str, int]:
-    """Jobs per rule of a study in the paper's way, worked out by hand.
+    """Return the jobs per rule of a study like the paper's, counted by hand.
 
-    Beside `lexical`, a model explains, and what it wrote is exchanged where there are three.
+    Besides `lexical`, a model explains; a third explainer exchanges its explanations.
     """
     saes = sites * N_VARIANTS * saes_per_site
     return {
@@ -108,14 +108,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nowhere() -> Iterator[str]:
-    """The address of a hub that refuses connections: a port that is taken and not listened at."""
+    """The address of a hub that refuses connections: a bound port without a listener."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int], str]:
-    """Jobs per rule, and all that was printed."""
+    """Return jobs per rule, and the whole output."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder / "src"),
@@ -148,7 +148,7 @@ def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int]
 
 
 def slow(names: Iterable[str], *, but_weekly: Container[str] = ()) -> list[Any]:
-    """Those that take long: with `make test-slow`, or with `make test-weekly`."""
+    """Mark the long ones for `make test-slow` or `make test-weekly`."""
     marks = {name: pytest.mark.weekly if name in but_weekly else pytest.mark.slow for name in names}
     return [pytest.param(name, marks=mark) for name, mark in marks.items()]
 

@@ -1,4 +1,4 @@
-"""A package with one thing of each kind runs to the report, with no edit of nullsae."""
+"""A package with one thing of each kind runs to the report without an edit of nullsae."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLUGIN = REPOSITORY / "tests/plugin"
 
 @dataclass(frozen=True)
 class Extended(Study):
-    """A study that sees the packages of one more folder."""
+    """A study that also sees the packages of another folder."""
 
     packages: Path = Path()
 
@@ -44,7 +44,7 @@ def with_all_five(config: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Extended:
-    """A finished study with all five things, installed beside it."""
+    """A finished study with all five things, installed next to it."""
     packages = tmp_path_factory.mktemp("packages")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     install += ["--no-build-isolation", "--disable-pip-version-check", "--target", packages]
@@ -63,7 +63,7 @@ def column(study: Study, table: str, name: str) -> set[Any]:
 
 
 def test_tables_hold_all_five(extended: Extended) -> None:
-    # Those within the trained subject stand beside.
+    # Besides those within the trained subject.
     assert column(extended, "verdicts", "variant") == {"uniform_weights", "trained"}
     assert column(extended, "verdicts", "null") > {"uniform_weights", "foreign_direction"}
     assert "elastic" in column(extended, "reconstruction", "sae")

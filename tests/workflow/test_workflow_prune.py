@@ -1,4 +1,4 @@
-"""`nullsae prune`: what an edit of the config left over goes, all else stays as it is."""
+"""`nullsae prune`: what an edit of the config left over is deleted, all else stays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.workflow
 
 
 def fewer(config: dict[str, Any]) -> None:
-    """One variant, one explainer and one scorer less."""
+    """Drop one variant, one explainer and one scorer."""
     config["variants"] = ["trained"]
     del config["explainers"]["swapped"], config["scorers"]["fuzzing"]
 
@@ -59,7 +59,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     assert "not ours" not in complete
     assert "The last run" not in complete
     copied.configure(fewer)
-    # The config was edited and not run yet: the listing says so.
+    # The config was edited but not run yet: the listing says so.
     dropped = "variants rerandomized, explainers swapped, scorers fuzzing"
     assert f"The last run here also had {dropped}: is a --configfile missing?" in prune(copied)
     copied.make()
@@ -82,9 +82,10 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     for line in ("results/saes", "sae=wide/", "results/activations", "Nothing was deleted"):
         assert line in listed
     assert "variant=rerandomized/" in listed
-    assert f"a link, and not followed: {link.relative_to(copied.folder)}" in listed
+    assert f"a link, not followed: {link.relative_to(copied.folder)}" in listed
     for path in own:
-        assert path.removeprefix("results/") in listed.split("not ours, and left alone")[1]
+        foreign = listed.split("not written by nullsae, and left alone")[1]
+        assert path.removeprefix("results/") in foreign
     assert files(copied).keys() == before.keys() | {*wide} | own.keys()
 
     lock = copied.folder / ".snakemake/locks/0.output.lock"
@@ -92,7 +93,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     lock.write_text("results/x\n")
     refused = prune(copied, "--yes", rc=2)
     assert refused.count("\n") == 1
-    assert "Snakemake is at work here, so nothing was deleted" in refused
+    assert "Snakemake is running here, so nothing was deleted" in refused
     unlocked = copied.run(shlex.split(refused.split("`")[1]))
     assert unlocked.returncode == 0, unlocked.stdout
     assert not lock.exists()
@@ -100,7 +101,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     prune(copied, "--yes")
     after = files(copied)
     left = ("variant=rerandomized", "explainer=swapped", "scorer=fuzzing", "sae=wide")
-    # One variant has nothing to be compared with.
+    # A single variant cannot be compared.
     compared = ("results/overlap/", "results/figures/small.discrimination.png")
     kept = {
         file: content
@@ -116,7 +117,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
 
 
 def test_a_variant_without_weights_waits_for_the_trained_ones(study: Study, tmp_path: Path) -> None:
-    """Its own recipe is there, but what it runs on is not."""
+    """Its own recipe exists, but the weights that it runs on do not."""
     noisy = lambda config: config.update(variants=["trained", "noise_embeddings"])  # noqa: E731
     copied = copy_of(study, tmp_path / "study").configure(noisy)
     recipe = cell(paths.RECIPE, variant="noise_embeddings")

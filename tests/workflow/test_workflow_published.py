@@ -1,4 +1,4 @@
-"""The offline twin of config/published.yaml: an SAE that `sae_lens` trained, beside placebos."""
+"""The offline twin of config/published.yaml: an SAE trained by `sae_lens`, and placebos."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Offline(Study):
-    """A study whose jobs have `sae_lens`, a cache of the hub and no network."""
+    """A study whose jobs have `sae_lens`, the hub's cache and no network."""
 
     home: Path
-    """The cache, and `commands` that start warm."""
+    """Variables for the cache, and `commands` that start warm."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -51,14 +51,14 @@ class Offline(Study):
 
 
 def hub(home: Path) -> dict[str, str]:
-    """The variables of a process that reads the cache of the hub alone."""
+    """Return the variables of a process that reads only the hub's cache."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {"HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1", **threads}
 
 
 @dataclass(frozen=True)
 class Twin:
-    """The finished study, and what `sae_lens` says of its SAE on tokens of `eval`."""
+    """The finished study, and `sae_lens`' figures of its SAE on tokens of `eval`."""
 
     study: Study
     l0: float
@@ -79,7 +79,7 @@ def activations(study: Study, split: str) -> Array:
 
 
 def train_with_saelens(x: dict[str, Array], home: Path) -> dict[str, Array]:
-    """An SAE of activations `train` in the cache of the hub, and what it makes of `heldout`."""
+    """Put an SAE of activations `train` into the hub's cache; return its output for `heldout`."""
     save_file(x, home / "x.safetensors")
     online = {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(REPOSITORY / "tests" / "sae")}
     side = Path(__file__).with_name("published_side.py")
@@ -110,7 +110,7 @@ def twin(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]
         at_the_site(config)
         config["saes"] = yaml.safe_load(OVERLAY.read_text(encoding="utf-8"))["saes"]
         del config["saes"]["topk"]
-        # Those of the list are of the SAE whose place this one takes.
+        # The list's figures are of the SAE that this one replaces.
         config["saes"]["published"]["expect"] = {"l0": l0, "explained_variance": explained}
         config["evaluation"]["gaussian_floors"] = False
 
@@ -132,7 +132,7 @@ def test_the_sae_has_here_the_figures_that_it_has_in_saelens(twin: Twin) -> None
 def test_each_placebo_has_verdicts_against_the_published_sae(twin: Twin) -> None:
     found = twin.table("verdicts").query("stage == 'dictionary'")
     assert {*zip(found.real, found.null, strict=True)} == {("published", name) for name in NULLS}
-    # L0 is that of the SAE: all are comparable, and something is said of them.
+    # They have the SAE's L0, so all are comparable and get verdicts.
     assert twin.table("contrasts").query("stage == 'dictionary'").not_comparable.isna().all()
     explained = found[found.metric == "explained_variance"]
     assert {*explained.verdict} <= {"separates", "equivalent", "inconclusive"}
@@ -153,7 +153,7 @@ def test_rates_and_l0_are_those_of_the_sae(twin: Twin) -> None:
         weights = {k: t.double().numpy() for k, t in twin.sae(sae=name).parameters().items()}
         pre = (x - weights["b_dec"]) @ weights["encoder.weight"].T + weights["encoder.bias"]
         rates.append((pre > weights.get("threshold", 0.0)).mean(axis=0))
-    # The text repeats itself: tokens of equal activations fire together, on either side of a limit.
+    # The text repeats itself: tokens with equal activations fire together, above or below a limit.
     assert rates[1] == pytest.approx(rates[0], rel=0.01, abs=3 / len(x))
 
 
@@ -166,7 +166,7 @@ def test_check_compares_it_with_published_figures_offline(twin: Twin) -> None:
         found = twin.study.run(["nullsae", *asked])
         return found.returncode, " ".join(found.stdout.split())
 
-    # The list's are of the SAE of GPT-2 whose place this one takes.
+    # The list's figures are of the GPT-2 SAE that this one replaces.
     code, said = check()
     assert (code, "published l0" in said, "SAELens' list" in said) == (1, True, True), said
     assert re.search(r"It does not fit: L0 \d\.\d is not the expected 10;", said), said

@@ -1,4 +1,4 @@
-"""What results/README.md says of reading, word by word, on a finished study."""
+"""The instructions of results/README.md, run literally on a finished study."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_one_file_name_per_glob_gives_all_rows_of_one_kind(inside: Path, library
 
 
 def test_a_whole_tree_is_no_table(inside: Path) -> None:
-    """Why the README wants one file name: what reads all of it fails, or has rows of two kinds."""
+    """Why the README names one file: reading a whole tree fails, or mixes rows of two kinds."""
     scores, predictions = (
         sum(pq.read_metadata(f).num_rows for f in glob(f"results/scores/**/{name}", recursive=True))
         for name in ("scores.parquet", "predictions.parquet")

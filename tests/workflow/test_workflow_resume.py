@@ -19,14 +19,14 @@ CHECKPOINT_STEPS = 50
 
 
 def slow_training(config: dict[str, Any]) -> None:
-    """Some seconds of training: 256 steps in an epoch."""
+    """Make the training take some seconds: 256 steps per epoch."""
     config["saes"]["topk"].update(
         batch_tokens=64, epochs=24, checkpoint_every_steps=CHECKPOINT_STEPS
     )
 
 
 def history(file: Path) -> list[dict[str, Any]]:
-    """The training curve, without what a clock gave."""
+    """Return the training curve without clock times."""
     table = tables.read_table(file, tables.cell_schema("history"))
     rows: list[dict[str, Any]] = table.drop_columns(list(tables.MEASURED["history"])).to_pylist()
     return rows
@@ -48,7 +48,7 @@ def checkpoints(study: Study) -> list[Path]:
 
 
 def kill_at_checkpoint(study: Study, target: str) -> None:
-    """Kill Snakemake, its shell and the training at once, with no chance to tidy up."""
+    """Kill Snakemake, its shell and the training at once, without a chance to clean up."""
     process = start(study, target)
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not checkpoints(study):

@@ -1,4 +1,4 @@
-"""The positive control in whole studies: of a subject trained here, and of Pythia-14m's shape."""
+"""The positive control in whole studies: with a subject trained here, and one like Pythia-14m."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_config_of_pythia_14m_takes_less_than_an_hour_of_two_cores(tmp_path:
 
 
 def twin_pythias(cache: Path, documents: list[str]) -> None:
-    """Two trainings of Pythia-14m's blocks, and the start of one, with a small vocabulary."""
+    """Two trainings of Pythia-14m's blocks, and initial weights, with a small vocabulary."""
     kind = TrainedTokenizer(kind="train", vocab_size=512)
     tokenizer = train_tokenizer(documents, kind).tokenizer
     ids = np.concatenate([tokenizer(text)["input_ids"] for text in documents])
@@ -107,7 +107,7 @@ def twin_pythias(cache: Path, documents: list[str]) -> None:
 def test_the_config_of_pythia_14m_runs_on_models_of_that_shape_in_the_hubs_cache(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own subject, revisions and positive control; less text, one site, narrow SAEs."""
+    """It keeps subject, revisions and positive control, with less text, one site, narrow SAEs."""
     study = new_study(tmp_path / "study", tree)
     lines = (study.folder / "docs.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "hub").mkdir()

@@ -1,4 +1,4 @@
-"""Work shared out over more jobs: other jobs, the same results."""
+"""Work split into more jobs gives the same results."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_latents_in_several_jobs_get_the_same_explanations_and_scores(
         assert copy.jobs() == {
             "explain_shard": 2 * N_CELLS,
             "explain_latents": N_CELLS,
-            "explain_and_score": N_CELLS,  # those that are exchanged
+            "explain_and_score": N_CELLS,  # the exchanged ones
             "score_shard": 2 * 2 * 2 * N_CELLS,
             "score_latents": 2 * 2 * N_CELLS,
             "aggregate": 1,

@@ -1,4 +1,4 @@
-"""Adding a site must leave what was captured and trained at the others alone."""
+"""Adding a site must not touch what was captured and trained at the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nullsae import paths
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 NEW = "resid_post.1"
-# One more cell per variant, where training again at the old site would make two.
+# One more cell per variant; training again at the old site would make two.
 ONE_MORE_CELL_EACH = {
     **{"cache_activations": 4, "train_sae": 2, "evaluate_sae": 2, "collect_latents": 2},
     **{"explain_and_score": 2, "match_dictionaries": 1},
@@ -25,7 +25,7 @@ def two_sites(config: dict[str, Any]) -> None:
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each file."""
+    """Return inode and time of each file."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
 
@@ -50,7 +50,7 @@ def test_a_new_site_is_captured_and_trained_without_touching_the_old_one(
     old_shards = copied.folder / cell(paths.SITE, split="sae_train")
     old_sae = copied.folder / cell(paths.SAE)
     before = stamps(old_shards), stamps(old_sae)
-    assert len(before[0]) == 4  # two shards, their manifest, and who made them
+    assert len(before[0]) == 4  # two shards, their manifest, and provenance
     new = cell(paths.SAE_CONFIG, site=NEW)
     copied.make(new)
     assert (copied.folder / new).is_file()
@@ -58,5 +58,5 @@ def test_a_new_site_is_captured_and_trained_without_touching_the_old_one(
     keys = cell(paths.MODEL_KEYS) + "/split=sae_train"
     log = copied.folder / paths.LOG.format(rule="cache_activations", keys=keys)
     assert f"captured {NEW}\n" in log.read_text()
-    # Dropping it again leaves more captured than is asked for, which spoils no SAE.
+    # Dropping it again leaves more captured than requested, which affects no SAE.
     assert copied.configure().jobs() == {}

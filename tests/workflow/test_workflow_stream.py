@@ -1,4 +1,4 @@
-"""Several SAEs in one job: live activations or a shared pass, with the triggers of single ones."""
+"""Several SAEs in one job, on live activations or a shared pass, run again like single ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SITES, VARIANTS = ("resid_post.0", "resid_post.1"), ("trained", "gaussian")
 
 
 def streamed(config: dict[str, Any]) -> None:
-    """Two sites, a variant without a model, a dictionary that is fitted, an SAE along training."""
+    """Two sites, a variant without a model, a fitted dictionary, and a checkpoint."""
     config["subjects"]["small"]["sites"] = list(SITES)
     config["variants"] = list(VARIANTS)
     config["activations"].update(mode="stream", fitted_tokens=8_192, shard_tokens=4_096)
@@ -41,7 +41,7 @@ def other_k(config: dict[str, Any]) -> None:
 
 
 def measured(*names: str) -> list[str]:
-    """One of the files that SAEs are needed for, of these in all cells."""
+    """Return one file that needs each of these SAEs, in all cells."""
     return [
         cell(paths.RECONSTRUCTION, sae=name, site=site, variant=variant)
         for name in names
@@ -51,7 +51,7 @@ def measured(*names: str) -> list[str]:
 
 
 def jobs_of(study: Study, *targets: str) -> dict[str, int]:
-    """What a dry run would run, with all jobs that train several SAEs as one entry."""
+    """Return what a dry run would run, with all jobs that train several SAEs as one entry."""
     found: dict[str, int] = {}
     for rule, n in study.jobs(*targets).items():
         name = "train_saes" if rule.startswith("train_saes_") else rule
@@ -60,7 +60,7 @@ def jobs_of(study: Study, *targets: str) -> dict[str, int]:
 
 
 def saes(study: Study) -> dict[str, tuple[int, int]]:
-    """Inode and time of each SAE's `cfg.json`."""
+    """Return inode and time of each SAE's `cfg.json`."""
     folder = study.folder / "results/saes"
     files = [p for p in folder.rglob("cfg.json") if "checkpoints" not in p.parts]
     return {str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
@@ -77,7 +77,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
 def test_a_finished_stream_study_has_nothing_to_do(stream: Study) -> None:
     assert stream.jobs(*measured("topk")) == {}
     assert len(saes(stream)) == 2 * 2 * 3  # with those along their training
-    # Only the part that something is fitted to is captured.
+    # Only the tokens that something is fitted to are captured.
     manifest = stream.folder / cell(paths.SITE, split="sae_train") / "manifest.json"
     assert json.loads(manifest.read_text())["n_tokens"] == 8_192
     config = json.loads((stream.folder / cell(paths.SAE_CONFIG)).read_text())
@@ -125,14 +125,14 @@ def test_adding_an_sae_to_a_stream_leaves_the_others_alone(stream: Study, tmp_pa
     after = saes(grown)
     assert before.items() <= after.items()
     assert {Path(path).parents[1].name for path in after.keys() - before.keys()} == {"sae=wide"}
-    # Of the job's two, the site that was not asked for is there as well.
+    # The job's other site, which was not requested, is there too.
     assert len(after) == len(before) + 2
 
 
 def test_editing_an_sae_of_a_stream_leaves_the_others_alone(stream: Study, tmp_path: Path) -> None:
     edited = copy_of(stream, tmp_path / "s").configure(streamed, other_k)
     targets = measured("topk", "topk@0.5")
-    # With the SAE along its training, per variant and site.
+    # Including the checkpoint, per variant and site.
     assert jobs_of(edited, *targets) == {"train_saes": 2, "take_checkpoint": 4, "evaluate_sae": 2}
     before = saes(edited)
     edited.make(cell(paths.SAE_CONFIG))
@@ -155,7 +155,7 @@ def test_a_damaged_sae_of_a_stream_can_be_made_again(stream: Study, tmp_path: Pa
     weights.unlink()
     copied.make(cell(paths.SAE_WEIGHTS))
     assert weights.read_bytes() == whole
-    # One that is whole may be named, too, and is left as it is.
+    # A complete one may be named too, and is left as it is.
     before = saes(copied)
     copied.make(target)
     assert saes(copied) == before
@@ -177,7 +177,7 @@ def test_a_shared_pass_gives_the_same_bits_as_single_jobs(study: Study, tmp_path
 
 
 def whole_jobs(study: Study, *options: str) -> list[str]:
-    """The rules of the jobs that train several SAEs, as Snakemake lists them."""
+    """Return the rules of jobs that train several SAEs, as Snakemake lists them."""
     return re.findall(r"train_saes_\w+", study.make("--list-rules", *options))
 
 
@@ -194,7 +194,7 @@ def test_whole_saes_beside_a_new_one_can_be_forced_by_themselves(
 def test_a_requeued_job_of_a_stream_finds_what_its_first_start_made(
     stream: Study, tmp_path: Path
 ) -> None:
-    """SLURM starts the same line again, with an inner Snakemake that reads the study anew."""
+    """SLURM starts the same command again, with an inner Snakemake that rereads the study."""
     copied = copy_of(stream, tmp_path / "s")
     (name, _) = whole_jobs(copied)
     folder = (copied.folder / cell(paths.SAE_CONFIG)).parent

@@ -1,4 +1,4 @@
-"""`snakemake toy`: a target of its own, beside the study."""
+"""`snakemake toy`: a target separate from the study."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_vectors(study: Study, *, last: str = "0.5") -> None:
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
-    """A folder in which the toys, and nothing else, were made."""
+    """A folder in which only the toys were made."""
     study = new_study(tmp_path_factory.mktemp("toys") / "study", tree)
     study.configure(lambda config: config.update(toy=TOY_SECTION))
     write_vectors(study)
@@ -71,7 +71,7 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(toys: Study) -> None
         assert toys.jobs("toy") == {"train_toy": 4, "report_toy": 1, "toy": 1}
         toys.configure(lambda c: c.update(toy=TOY_SECTION, draws=2))
         assert toys.jobs("toy") == {}
-        # A file of word vectors that is another now.
+        # A changed file of word vectors.
         write_vectors(toys, last="0.75")
         assert toys.jobs("toy") == {"train_toy": 4, "report_toy": 1, "toy": 1}
     finally:

@@ -1,4 +1,4 @@
-"""A transcoder made elsewhere goes through all stages, beside SAEs with nulls."""
+"""A transcoder made elsewhere goes through all stages, together with SAEs and their nulls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def with_transcoder(config: dict[str, Any]) -> None:
     config["subjects"]["small"]["sites"] = ["resid_post.0", READ]
     config["saes"]["transcoder"] = {
         **{"pretrained": "./transcoders/{layer}", "input_site": "mlp_in", "output_site": "mlp_out"},
-        # Nobody trained it, and `evaluate_sae` is to let it pass.
+        # It is not trained, but `evaluate_sae` should let it pass.
         **{"batch_tokens": 512, "expect": {"explained_variance": -1e6}},
     }
 
@@ -40,7 +40,7 @@ def test_a_transcoder_reaches_the_report_beside_saes(study: Study, tmp_path: Pat
     copied = copy_of(study, tmp_path / "s").configure(with_transcoder)
     write_transcoder(copied.folder / "transcoders/1")
     jobs = copied.jobs()
-    # Of two sites more, and of an SAE more for both variants and one transcoder.
+    # Two more sites, and one more SAE for both variants and a transcoder.
     assert (jobs["cache_activations"], jobs["train_sae"], jobs["collect_latents"]) == (4, 3, 3)
     copied.make()
     found = {

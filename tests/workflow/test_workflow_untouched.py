@@ -1,4 +1,4 @@
-"""Looking at a study changes nothing of it: no byte below `results`."""
+"""Looking at a study changes no byte below `results`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_looking_at_a_study_by_any_config_changes_no_byte(study: Study, tmp_path
             assert content(copied.folder / "results") == before, (name, configs)
 
 
-def test_a_run_that_the_lock_refuses_changes_no_byte(study: Study, tmp_path: Path) -> None:
+def test_a_run_refused_by_the_lock_changes_no_byte(study: Study, tmp_path: Path) -> None:
     copied = copy_of(study, tmp_path / "s")
     other = copied.folder / "other.yaml"
     config = edited(lambda c: c.update(variants=["trained", "step0"]))
     other.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     before = content(copied.folder / "results")
-    # What Snakemake leaves while it runs: the files that it is about to write.
+    # Snakemake's record of the files that it is about to write.
     for kind in ("input", "output"):
         lock = copied.folder / f".snakemake/locks/0.{kind}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A warm start differs from a plain one in nothing but the time that it takes."""
+"""A warm start differs from a plain one only in the time that it takes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_code_of_another_copy_is_loaded_from_there(tree: Path, tmp_path: Path) -
 def test_a_signal_reaches_a_job_that_was_started_warm(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Its code is a package of the test: what runs is whatever `nullsae` the job's path has."""
+    """Its code is a package of the test: the `nullsae` on the job's path runs."""
     verbs = tmp_path / "src" / "nullsae" / "cli"
     verbs.mkdir(parents=True)
     for package in (verbs.parent, verbs):

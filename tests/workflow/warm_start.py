@@ -1,12 +1,11 @@
 """Starts `nullsae` and `snakemake` for tests by forking a process that has loaded libraries.
 
 A study of the tests has dozens of jobs of a second each, and each would load torch, transformers
-and the like for three; Snakemake takes as long to begin. What runs is the command itself, in a
-process of its own with its own environment, folder, output and code; only the libraries are there
-before, and the modules of nullsae where the code is that of the tests' frozen copy. The commands
-in the server's folder are a short client: it hands over what it was called with, passes signals on,
-and ends as its job does. A job whose variables would alter what a library does on loading is
-started by the plain command.
+and others for three seconds; Snakemake takes as long to start. The command itself still runs in a
+process of its own, with its own environment, folder, output and code; only the libraries are
+already loaded, and the modules of nullsae if the code is the tests' frozen copy. The commands in
+the server's folder are short clients: they pass on their arguments and signals, and exit as their
+jobs do. A job with variables that change how a library loads is started by the plain command.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ SET_BY_MAIN = {
     "USE_HUB_KERNELS": "NO",
 }
 COMMANDS = {"nullsae": "nullsae.cli.main", "snakemake": "snakemake.cli"}
-"""The module of each, with its `main`."""
+"""The module of each command, with its `main`."""
 SIZE_BYTES = 8
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -76,7 +75,7 @@ sys.exit(status)
 
 
 def read_on_loading(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that libraries read when they load."""
+    """Return the variables that libraries read when they load."""
     return {k: v for k, v in environment.items() if k.startswith(READ_ON_LOADING)}
 
 
@@ -86,7 +85,7 @@ def start(
     """Start the server, and write the commands into `folder`: the clients that call it.
 
     Args:
-        folder: empty; goes to the front of PATH.
+        folder: empty; to put at the front of PATH.
         environment: variables that the libraries are loaded under.
         source: `src` of a copy of the sources that does not change. Its modules are loaded, too,
             for calls whose PYTHONPATH is this folder.
@@ -126,7 +125,7 @@ def load_code(source: str) -> None:
     import nullsae
 
     for module in pkgutil.walk_packages(nullsae.__path__, "nullsae."):
-        with suppress(ImportError):  # what needs another library
+        with suppress(ImportError):  # needs another library
             importlib.import_module(module.name)
     from nullsae.config.read import read_merged_config
 
@@ -142,7 +141,7 @@ def serve(address: str, with_code: str = "", source: str = "") -> None:
     if source and os.fork() == 0:
         load_code(source)
         address = with_code
-    gc.freeze()  # no collection in a job copies the pages that it shares with this process
+    gc.freeze()  # a job's garbage collection must not copy pages shared with this process
     gc.enable()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
@@ -173,7 +172,7 @@ def serve(address: str, with_code: str = "", source: str = "") -> None:
 
 
 def fork(caller: socket.socket, inherited: list[socket.socket]) -> int:
-    """Start what `caller` asks for; returns the process id of the job."""
+    """Start what `caller` asks for, and return the process id of the job."""
     head, files, _, _ = socket.recv_fds(caller, SIZE_BYTES, 3)
     size_bytes = int.from_bytes(head, "big")
     with caller.makefile("rb", buffering=0) as stream:
@@ -194,7 +193,7 @@ def fork(caller: socket.socket, inherited: list[socket.socket]) -> int:
 
 
 def run(arguments: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
-    """Be the command that these arguments begin with, called in this folder."""
+    """Run the command that these arguments begin with in this folder."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -211,7 +210,7 @@ def run(arguments: list[str], folder: str, environment: dict[str, str]) -> NoRet
     except BaseException as error:
         traceback.print_exc()
         status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    # As at any end of Python, but for taking the loaded libraries apart, which takes a second.
+    # As Python exits, but without unloading the libraries, which takes a second.
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

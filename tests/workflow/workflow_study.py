@@ -1,4 +1,4 @@
-"""Runs the real workflow in a folder of its own, on a frozen copy of the sources."""
+"""Run the real workflow in a separate folder, on a frozen copy of the sources."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ N_DOCUMENTS = 60
 TIMEOUT_SECONDS = 1200
 CONFIG: dict[str, Any] = {
     "seed": 0,
-    # Jobs of one thread, so that two of them fit side by side.
+    # Jobs of one thread, so that two fit at a time.
     "compute": {"threads": 1, "device": "cpu"},
     "corpora": {
         "docs": {
@@ -70,7 +70,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def edited(*edits: Edit) -> dict[str, Any]:
-    """The config of the study, changed in place by each edit."""
+    """Return the config of the study, changed in place by each edit."""
     config = copy.deepcopy(CONFIG)
     for edit in edits:
         edit(config)
@@ -83,9 +83,9 @@ class Study:
 
     folder: Path
     tree: Path
-    """Copy of the repository: an edit of the sources meanwhile must not reach a running study."""
+    """Copy of the repository: edits of the sources must not reach a running study."""
     cold: bool = field(default=False, kw_only=True)
-    """Whether Snakemake and jobs load their libraries themselves, as a user's do."""
+    """Whether Snakemake and jobs load their libraries themselves, as for a user."""
 
     @property
     def warm_commands(self) -> list[str]:
@@ -99,7 +99,7 @@ class Study:
         return {**os.environ, **threads, "PATH": path, "PYTHONPATH": str(self.tree / "src")}
 
     def as_a_user(self) -> Study:
-        """The same study, started cold."""
+        """Return the same study, started cold."""
         return dataclasses.replace(self, cold=True)
 
     def configure(self, *edits: Edit) -> Study:
@@ -118,7 +118,7 @@ class Study:
         ]
 
     def snakemake(self, *arguments: str, gpu: int = 1) -> subprocess.CompletedProcess[str]:
-        """Run Snakemake; its output and its errors together, as a user sees them."""
+        """Run Snakemake; return its output and errors together, as a user sees them."""
         return self.run(self.command(*arguments, gpu=gpu))
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -139,9 +139,9 @@ class Study:
         return result.stdout
 
     def jobs(self, *arguments: str) -> dict[str, int]:
-        """What a dry run would run: jobs per rule, without `all`.
+        """Return what a dry run would run: jobs per rule, without `all`.
 
-        Rules that differ in a number at their names' end count as one.
+        Rules whose names differ in a number at the end count as one.
         """
         output = self.make(*arguments, "--dry-run", "--quiet", "rules")
         table = re.search(r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", output, re.M | re.S)
@@ -155,13 +155,13 @@ class Study:
         return {rule: n for rule, n in found.items() if rule != "all"}
 
     def verb(self, name: str, /, **options: object) -> subprocess.CompletedProcess[str]:
-        """Run one verb of the command line by hand, in the study's folder."""
+        """Run one verb by hand in the study's folder."""
         pairs = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items()]
         return self.run(["nullsae", name, *itertools.chain(*pairs)])
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file anew: it may be a hard link into another study."""
+    """Replace a file, which may be a hard link into another study."""
     path.unlink(missing_ok=True)
     path.write_text(text, encoding="utf-8")
 
@@ -177,7 +177,7 @@ def freeze(tree: Path) -> Path:
 
 
 def new_study(folder: Path, tree: Path, *, cold: bool = False) -> Study:
-    """A folder with a config and a corpus of the standard library's help topics."""
+    """Make a folder with a config and a corpus of the standard library's help topics."""
     folder.mkdir(parents=True)
     source = BuiltinSource(kind="builtin", name="stdlib")
     texts = itertools.islice(documents(source), N_DOCUMENTS)
@@ -187,14 +187,14 @@ def new_study(folder: Path, tree: Path, *, cold: bool = False) -> Study:
 
 
 def copy_of(study: Study, folder: Path, *, linked: bool = False, tree: Path | None = None) -> Study:
-    """A copy with times and Snakemake's records; `linked` shares the bytes (for dry runs)."""
+    """Copy a study with times and Snakemake's records; `linked` shares bytes (for dry runs)."""
     copy_function = os.link if linked else shutil.copy2
     shutil.copytree(study.folder, folder, copy_function=copy_function)
     return Study(folder, tree or study.tree)
 
 
 def cell(pattern: str, **keys: str) -> str:
-    """A path of the study's only cell of variant `trained`, or of another by `keys`."""
+    """Return a path of the study's only cell of variant `trained`, or of another by `keys`."""
     first = {
         "subject": "small",
         "variant": "trained",

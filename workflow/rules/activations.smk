@@ -38,7 +38,7 @@ rule cache_activations:
         model=paths.RECIPE,
         weights=borrowed_weights,
         tokens=corpus_file(paths.CORPUS_MANIFEST),
-        # Without any, this job captures; after them, it only writes what joins their shards.
+        # Without portions this job captures; with them it only joins their shards.
         portions=[
             paths.ACTIVATIONS_PORTION.replace("{portion}", str(index)).replace(
                 "{portions}", str(N_PORTIONS)

@@ -1,9 +1,9 @@
-# Whoever asks a language model or runs one has jobs of its own, so that no answer is lost with
-# another. All others take seconds: one job has all of them, for all SAEs of a model.
+# Explainers and scorers that use a language model have separate jobs, so that no answer is lost
+# with another's failure. All others take seconds: one job runs them for all SAEs of a model.
 PAID_PAIRS = [pair for pair in STUDY.scored_pairs() if not is_free(STUDY, *pair)]
 FREE = free_rules(STUDY)
 if FREE:
-    # A scorer may judge some explanations by a formula, and others by asking.
+    # A scorer may judge some explanations by a formula, and others by a language model.
     workflow.ruleorder(*(job.name for job in FREE), "score_latents")
 
 
@@ -54,7 +54,7 @@ for job in FREE:
                 paths.SCORES_FOLDER, "site", "sae", "seed", "explainer", "scorer"
             ),
         message:
-            "Explain and score without asking: {wildcards.subject}, {wildcards.variant},"
+            "Explain and score without endpoints: {wildcards.subject}, {wildcards.variant},"
             " draw {wildcards.draw}"
         shell:
             "nullsae explain_and_score --params {params.config:q} --windows {params.windows:q}"
@@ -62,7 +62,7 @@ for job in FREE:
             " --scores {params.scores:q} > {log} 2>&1"
 
 
-# Some of the latents of an SAE, where `autointerp.latents_per_job` shares them out.
+# Some latents of an SAE, if `autointerp.latents_per_job` splits them into jobs.
 rule explain_shard:
     input:
         windows=paths.WINDOWS,
@@ -150,7 +150,7 @@ rule prepare_judge:
         config=job_params("prepare_judge", "scorers"),
         code=job_code("prepare_judge"),
     message:
-        "The model of scorer {wildcards.scorer}"
+        "Prepare the model of scorer {wildcards.scorer}"
     shell:
         "nullsae prepare_judge --params {params.config:q} --output {output} > {log} 2>&1"
 

@@ -1,4 +1,4 @@
-# An SAE along its training is cut out of that training, not trained: a copy of files.
+# A checkpoint is not trained again: its files are copied out of the finished training.
 
 
 rule take_checkpoint:

@@ -76,17 +76,17 @@ container: image()
 
 
 def say_changed_code(root=Path.cwd()):
-    """One line, where Snakemake is about to run jobs for their code."""
+    """Print one line if Snakemake is about to run jobs because their code changed."""
     changed, n_jobs = changed_code(workflow.dag, root)
     if changed:
         line = changed_code_line(changed, n_jobs, study_options(workflow))
         print(line, file=sys.stderr, flush=True)
 
 
-# A dry run calls no hook: `onstart` is for runs.
+# A dry run does not call `onstart`.
 if workflow.is_main_process:
     atexit.register(lambda: workflow.dryrun and workflow.dag and say_changed_code())
-# What each job asks of its machine, and what a cluster's jobs hold beside.
+# Resources that each job requests, and Snakemake's own memory in a cluster's jobs.
 NEEDS = Needs(STUDY)
 BESIDE_MEGABYTES = megabytes_beside(sys.argv)
 CELL_FILES = cell_files(STUDY)
@@ -97,7 +97,7 @@ FIGURE_FILES = [
     for form in STUDY.report.figure_formats
 ]
 REPORT_FILES = [paths.REPORT, *FIGURE_FILES]
-# GPUs of a job that can use one, and has no subject that asks for more.
+# GPUs of a job that can use one, unless its subject asks for more.
 GPUS = 0 if STUDY.compute.device == "cpu" else 1
 # Jobs that share the capture of a split.
 N_PORTIONS = STUDY.activations.chunks
@@ -128,22 +128,22 @@ wildcard_constraints:
 
 
 def known(function):
-    """A function whose parameters Snakemake need not look up again for each job."""
+    """Cache a function's signature, so that Snakemake does not inspect it again for each job."""
     function.__signature__ = signature(function)
     return function
 
 
 @known
 def gpus(wildcards):
-    """GPUs of a job that computes with a subject."""
+    """Return the GPUs of a job that computes with a subject."""
     return n_gpus(STUDY, wildcards.subject)
 
 
 def job_params(rule, *keys, **more):
-    """A function of wildcards: what a job uses of these keys of the config, as JSON.
+    """Return a function of wildcards: the slice of these config keys that a job uses, as JSON.
 
-    Without keys, of all. A builder of params that reads another key fails. `more` is given to it
-    beside the wildcards.
+    Without keys all are allowed. A builder of params that reads another key fails. It gets `more`
+    in addition to the wildcards.
     """
     config = jobs.only(STUDY, keys) if keys else STUDY
     return known(
@@ -152,9 +152,9 @@ def job_params(rule, *keys, **more):
 
 
 def job_code(rule, **more):
-    """A function of wildcards: the hash of the code that the job counts by.
+    """Return a function of wildcards: the hash that the job's code counts as.
 
-    `more` is beside the wildcards. It says of itself what it is of: `code_of` asks.
+    `more` is added to the wildcards. The function's attribute `of` is for `code_of`.
     """
     found = known(
         lambda wildcards: jobs.job_code(STUDY, rule, {**dict(wildcards), **more})
@@ -164,7 +164,7 @@ def job_code(rule, **more):
 
 
 def most(resource, otherwise):
-    """What no job asks more of: `max_<resource>` in a profile's `default-resources`."""
+    """Return the most that a job may request: `max_<resource>` of `default-resources`."""
     defaults = workflow.resource_settings.default_resources
     try:
         return default_limit(defaults, resource, otherwise)
@@ -173,7 +173,7 @@ def most(resource, otherwise):
 
 
 def doubled(amount, cap):
-    """What a job asks for, twice as much with each attempt, up to a cap.
+    """Return a function of wildcards: a request that doubles with each attempt, up to a cap.
 
     `amount` is a function of a job's wildcards.
     """
@@ -183,7 +183,10 @@ def doubled(amount, cap):
 
 
 def needed(rule, cells=lambda wildcards: [dict(wildcards)]):
-    """Memory, run time, disk and GPU memory of a rule's jobs; `cells` gives the keys of all that one makes."""
+    """Return memory, run time, disk and GPU memory of a rule's jobs.
+
+    `cells` is a function of wildcards: the keys of all that a job makes.
+    """
     first = lambda wildcards: NEEDS.asked(rule, cells(wildcards))
     memory = lambda wildcards: first(wildcards).megabytes + BESIDE_MEGABYTES
     minutes = lambda wildcards: first(wildcards).minutes
@@ -196,50 +199,50 @@ def needed(rule, cells=lambda wildcards: [dict(wildcards)]):
 
 
 def left_open(pattern, *names):
-    """A function of wildcards: a pattern in which only these keys are still to be filled in."""
+    """Return a function of wildcards: a pattern with all but these keys filled in."""
     opened = {name: f"{{{name}}}" for name in names}
     return known(lambda wildcards: pattern.format(**{**dict(wildcards), **opened}))
 
 
 def any_of(names):
-    """A regular expression for these names."""
+    """Return a regular expression that matches these names."""
     return "|".join(map(re.escape, names)) or NOTHING
 
 
 def shared_folder(job):
-    """The folder of each SAE of a job, with what they differ in left open."""
+    """Return the folder pattern of a job's SAEs, without the keys in which they differ."""
     left_open = {name: f"{{{name}}}" for name in ("site", "sae", "seed")}
     return paths.SAE.format(**{**left_open, **job.keys})
 
 
-# By rule, those that are made of it, as the command line names both.
+# The rules made from each rule, all as the command line names them.
 MADE_OF = {}
 
 
 def made_of(rule, job):
-    """Let options of Snakemake's that name a rule reach one of its jobs that has a name of its own."""
+    """Apply Snakemake options that name a rule to a job's rule with another name, too."""
     named, name = map(workflow.modifier.modify_rulename, (rule, job.name))
     set_as_for(workflow.resource_settings, named, name)
     MADE_OF.setdefault(named, []).append(name)
 
 
 def hive(keys):
-    """Keys as folders."""
+    """Return keys as folders."""
     return str(Path(*(f"{name}={value}" for name, value in keys.items())))
 
 
 def fixed(text):
-    """A function of wildcards that gives a text as it is, braces and all."""
+    """Return a function of wildcards that returns a text as it is, with its braces."""
     return known(lambda wildcards: text)
 
 
 def option(name, files):
-    """`--name file` where there is a file, else nothing."""
+    """Return `--name file` if there is a file, else an empty text."""
     return f"--{name} {files}" if files else ""
 
 
 def given(name):
-    """A function of an input of this name: the option of the same name for it, if it is there."""
+    """Return a function that gives the option for the input of this name, if a job has it."""
     return known(
         lambda wildcards, input: option(name.replace("_", "-"), getattr(input, name))
     )

@@ -1,8 +1,8 @@
-"""What jobs read, and how many at once: functions of wildcards. No rules here."""
+"""Functions of wildcards: inputs of jobs, and how many may run at once. No rules here."""
 
 
 def corpus_file(pattern, **keys):
-    """A file of the corpus that the job's subject reads."""
+    """Return a function of wildcards: a file of the corpus that the job's subject reads."""
 
     @known
     def path(wildcards):
@@ -13,8 +13,11 @@ def corpus_file(pattern, **keys):
 
 
 def looked_up_tokens(split):
-    """The corpus' tokens of a split where an SAE's codes depend on them, or `sae_train`'s
-    where a given SAE is compared with what it is given; else none."""
+    """Return a function of wildcards: the corpus' tokens of a split, if needed.
+
+    They are needed if an SAE's codes depend on them and, for `sae_train`, if a pretrained SAE is
+    compared with what it is fed.
+    """
 
     @known
     def path(wildcards):
@@ -28,7 +31,7 @@ def looked_up_tokens(split):
 
 
 def source_sae(pattern):
-    """A function of wildcards: a file of the SAE that another one is made from."""
+    """Return a function of wildcards: a file of the SAE that another one is made from."""
     return known(
         lambda wildcards: pattern.format(**source_cell(STUDY, dict(wildcards)))
     )
@@ -36,12 +39,12 @@ def source_sae(pattern):
 
 @known
 def given_sae(wildcards):
-    """The pretrained SAE whose L0 an SAE is to have; none for others."""
+    """Return the pretrained SAE whose L0 an SAE aims at, if any."""
     return given_saes(STUDY, [dict(wildcards)])
 
 
 def captured(split):
-    """A function of wildcards: the manifests of an SAE's activations, as `captured_by` explains."""
+    """Return a function of wildcards: manifests of an SAE's activations, as in `captured_by`."""
     return known(
         lambda wildcards: captured_for_sae(STUDY, {**dict(wildcards), "split": split})
     )
@@ -49,7 +52,7 @@ def captured(split):
 
 @known
 def captured_of_all_variants(wildcards):
-    """The `eval` activations that an SAE is cross-evaluated on."""
+    """Return the `eval` activations that an SAE is cross-evaluated on."""
     return [
         manifest
         for cell in cross_cells(STUDY, dict(wildcards))
@@ -62,7 +65,7 @@ def captured_of_all_variants(wildcards):
 
 @known
 def saes_of_recipe(wildcards):
-    """The SAEs that are compared with each other."""
+    """Return the SAEs that are compared with each other."""
     return [
         paths.SAE_CONFIG.format(**wildcards, **cell)
         for cell in matched_cells(
@@ -73,7 +76,7 @@ def saes_of_recipe(wildcards):
 
 @known
 def trained_recipe(wildcards):
-    """The trained variant that a randomization starts from; none if it is read from its source."""
+    """Return the trained variant that a randomization starts from; none if read from a source."""
     own = wildcards.subject in trained_here(STUDY)
     if not own and VARIANTS[wildcards.variant].origin == "source":
         return []
@@ -82,7 +85,7 @@ def trained_recipe(wildcards):
 
 @known
 def read_in_training(wildcards):
-    """The tokens that a subject is trained on; none of one that is trained elsewhere."""
+    """Return the tokens that a subject is trained on; none if it is trained elsewhere."""
     if wildcards.subject not in trained_here(STUDY):
         return []
     return corpus_file(paths.CORPUS_MANIFEST, split="sae_train")(wildcards)
@@ -90,7 +93,7 @@ def read_in_training(wildcards):
 
 @known
 def compared_recipe(wildcards):
-    """The subject that another training of it is compared with; none where both start here."""
+    """Return the subject that another training is compared with; none if both are trained here."""
     if wildcards.subject in trained_here(STUDY):
         return []
     return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
@@ -98,15 +101,15 @@ def compared_recipe(wildcards):
 
 @known
 def model_recipe(wildcards):
-    """The variant's weights; none where there are only activations."""
+    """Return the variant's weights; none if there are only activations."""
     return paths.RECIPE.format(**wildcards) if has_model(wildcards.variant) else []
 
 
 @known
 def borrowed_weights(wildcards):
-    """The recipe of the trained weights where a variant has none of its own; none for others.
+    """Return the recipe of the trained weights if a variant has none of its own; else none.
 
-    No option of a verb: the variant's own recipe says where they are.
+    It is no option of a verb: the variant's own recipe says where the weights are.
     """
     if not runs_on_trained(wildcards.variant):
         return []
@@ -115,20 +118,23 @@ def borrowed_weights(wildcards):
 
 @known
 def fitted_activations(wildcards):
-    """The manifest of the activations that Gaussian ones are fitted to."""
+    """Return the manifest of the activations that Gaussian ones are fitted to."""
     return paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(dict(wildcards)))
 
 
 @known
 def how_to_ask(wildcards, input):
-    """How endpoints are asked. It changes no answer and must make no job run again: Snakemake takes
-    what is made from a job's inputs for no param of its own."""
+    """Return the settings for endpoints.
+
+    They change no answer and must make no job run again: Snakemake does not record params that are
+    functions of a job's inputs.
+    """
     return STUDY.llm.model_dump_json()
 
 
 @known
 def base_explanations(wildcards):
-    """The explanations that an explainer exchanges; none for one that writes its own."""
+    """Return the explanations that an explainer exchanges; none if it writes its own."""
     base = STUDY.explainers[wildcards.explainer].exchanges
     if base is None:
         return []
@@ -137,10 +143,10 @@ def base_explanations(wildcards):
 
 @known
 def judged_explanations(wildcards):
-    """What a language model wrote of all that a scorer judges; the job itself does the rest.
+    """Return what a language model wrote of what a scorer judges; the job itself does the rest.
 
-    So a file that several explainers share, and that is written anew with another one of them,
-    asks no judge again.
+    So a file that several explainers share, and that is rewritten when one is added, makes no judge
+    answer again.
     """
     writer = paid_writer(STUDY, wildcards.explainer)
     if writer is None:
@@ -150,7 +156,7 @@ def judged_explanations(wildcards):
 
 @known
 def judge_in_process(wildcards):
-    """The model that a job runs itself; none for scorers that ask, and where shards ran it."""
+    """Return the model that a job runs itself; none if the scorer asks, or shards ran it."""
     model = STUDY.scorers[wildcards.scorer].model_in_job
     if model is None or scored_shards(wildcards):
         return []
@@ -168,7 +174,7 @@ def judging_gpus(wildcards):
 
 
 def asks_a_model(rule):
-    """1 for a job that sends requests: `--resources llm=2` lets two of them run at once."""
+    """Return a function: 1 for a job with requests; `--resources llm=2` lets two run at once."""
     shards = explained_shards if rule == "explain_latents" else scored_shards
     return known(
         lambda wildcards: int(
@@ -178,7 +184,7 @@ def asks_a_model(rule):
 
 
 def shard_tables(pattern, wildcards):
-    """A table of each of the jobs that share an SAE's latents; none for such a job itself."""
+    """Return a table of each job that shares an SAE's latents; none for such a job itself."""
     each = STUDY.autointerp.latents_per_job
     if each is None or "shard" in wildcards.keys():
         return []
@@ -188,7 +194,7 @@ def shard_tables(pattern, wildcards):
 
 @known
 def explained_shards(wildcards):
-    """The tables that an SAE's explanations are joined from, where they are shared out."""
+    """Return the tables to join an SAE's explanations from, if several jobs make them."""
     if not is_shared_out(STUDY, "explain_latents", dict(wildcards)):
         return []
     return shard_tables(paths.EXPLANATIONS_SHARD, wildcards)
@@ -196,7 +202,7 @@ def explained_shards(wildcards):
 
 @known
 def scored_shards(wildcards):
-    """The tables that an SAE's scores are joined from, where they are shared out."""
+    """Return the tables to join an SAE's scores from, if several jobs make them."""
     if not is_shared_out(STUDY, "score_latents", dict(wildcards)):
         return []
     return shard_tables(paths.SCORES_SHARD, wildcards)
@@ -204,19 +210,19 @@ def scored_shards(wildcards):
 
 @known
 def shard_options(wildcards, input):
-    """`--shard` for each folder of tables that are joined."""
+    """Return `--shard` for each folder of tables to join."""
     return " ".join(option("shard", Path(table).parent) for table in input.shards)
 
 
 @known
 def ranks_of_shard(wildcards):
-    """Which of an SAE's sampled latents a job is for: FIRST:END."""
+    """Return which of an SAE's sampled latents a job is for: FIRST:END."""
     each = STUDY.autointerp.latents_per_job or STUDY.latents.n_sampled
     return f"{int(wildcards.shard) * each}:{(int(wildcards.shard) + 1) * each}"
 
 
 def shared_inputs(job):
-    """What a job reads that trains several SAEs, by the names of its rule's inputs."""
+    """Return the inputs of a job that trains several SAEs, by name."""
     found = sae_inputs(STUDY, job.keys, job.sites, job.recipes)
     cells = [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
     found["given"] = given_saes(STUDY, cells)
@@ -224,18 +230,18 @@ def shared_inputs(job):
 
 
 def shared_options(job):
-    """The options for the inputs that only some of these jobs have."""
+    """Return the options for the inputs that only some of these jobs have."""
     return " ".join(options_of(job.keys, shared_inputs(job)))
 
 
 def cells_of(job):
-    """A function of wildcards: the keys of each SAE that a job trains."""
+    """Return a function of wildcards: the keys of each SAE that a job trains."""
     found = [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
     return lambda wildcards: found
 
 
 def files_of(job, *patterns):
-    """A function of wildcards: patterns filled in for each SAE of a job of a `ModelRule`."""
+    """Return a function of wildcards: patterns filled in for each SAE of a `ModelRule`'s job."""
     return known(
         lambda wildcards: list(
             dict.fromkeys(
@@ -248,7 +254,7 @@ def files_of(job, *patterns):
 
 
 def captured_for(job, split):
-    """A function of wildcards: what the SAEs of a job of a `ModelRule` are evaluated on."""
+    """Return a function of wildcards: what the SAEs of a `ModelRule`'s job are evaluated on."""
     names = ("subject", "variant", "draw", "site")
 
     @known
@@ -262,20 +268,20 @@ def captured_for(job, split):
             )
         ]
         sites = {tuple(cell.values()): cell for cell in cells}
-        # One for each site, also where all are the split's own manifest: as many are recorded
-        # once every site has its own.
+        # One per site, even if all are the split's manifest, so that the number of inputs stays the
+        # same once every site has its own.
         return [captured_by(STUDY, {**cell, "split": split}) for cell in sites.values()]
 
     return manifests
 
 
 def written_explanations(job):
-    """A function of wildcards: what a language model wrote that a job exchanges."""
+    """Return a function of wildcards: the language model's explanations that a job exchanges."""
     if job.writer is None:
         return []
     return files_of(job, paths.EXPLANATIONS.replace("{explainer}", job.writer))
 
 
 def keys_of_free(job):
-    """What tells a job that asks nobody from others of its rule, in the names of its logs."""
+    """Return the keys in the log names of a job without endpoints."""
     return str(Path(paths.MODEL_KEYS, f"explainer={job.writer}" if job.writer else ""))

@@ -1,6 +1,7 @@
 COLLECTING = collecting_rules(STUDY)
 
-# Where the config says so, or activations are not kept, one job has all SAEs of a model or a site.
+# If the config says so, or activations are not kept, one job collects for all SAEs of a model or
+# site.
 for job in COLLECTING:
     made_of("collect_latents", job)
     of_site = {"site": job.site} if job.site else {}
@@ -44,7 +45,7 @@ for job in COLLECTING:
             windows=left_open(paths.WINDOWS, "site", "sae", "seed"),
             coverage=left_open(paths.COVERAGE, "site", "sae", "seed"),
             firings=left_open(paths.FIRINGS, "site", "sae", "seed"),
-            # Undeclared: an SAE whose latents were collected before is not read again beside a new one.
+            # Undeclared copies, so that adding an SAE collects the latents of no other again.
             kept=paths.COLLECTED,
         message:
             "Latents of all SAEs of {wildcards.subject}, {wildcards.variant},"

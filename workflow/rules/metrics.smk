@@ -1,4 +1,4 @@
-# All SAEs of a model, and its floors: what an SAE takes is hardly more than a job's start.
+# All SAEs of a model, and its floors: evaluating an SAE takes hardly longer than starting a job.
 for job in evaluation_rules(STUDY):
     made_of("evaluate_sae", job)
 
@@ -43,7 +43,7 @@ for job in evaluation_rules(STUDY):
                 paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"), "variant"
             ),
             metrics=left_open(paths.METRICS, "variant", "site", "sae", "seed"),
-            # Undeclared: an SAE that was evaluated before is not evaluated again beside a new one.
+            # Undeclared copies, so that adding an SAE evaluates no other again.
             kept=paths.EVALUATED,
         message:
             "Evaluate SAEs of {wildcards.subject}, {wildcards.variant}, draw {wildcards.draw}"
@@ -113,7 +113,7 @@ rule match_dictionaries:
             "evaluation",
         ),
         code=job_code("match_dictionaries"),
-        # One path for all of them: a shell line has no room for hundreds.
+        # One pattern for all: a shell line has no room for hundreds of paths.
         sae=left_open(paths.SAE_CONFIG, "variant", "draw", "seed"),
     message:
         "Match the SAEs {wildcards.sae} of {wildcards.subject}, {wildcards.site}"

@@ -16,8 +16,7 @@ if not STUDY.activations.shared_pass and not STUDY.activations.streams:
         benchmark:
             paths.BENCHMARK.format(rule="train_sae", keys=paths.CELL_KEYS)
         wildcard_constraints:
-            # One along its training is cut out of it: `take_checkpoint`.
-            # What is made from another SAE: `derive_sae`.
+            # Checkpoints are made by `take_checkpoint`, SAEs from another SAE by `derive_sae`.
             sae=any_of(name for name in STUDY.saes if name not in DERIVED),
         conda:
             "../../envs/nullsae.yaml"
@@ -47,8 +46,8 @@ if not STUDY.activations.shared_pass and not STUDY.activations.streams:
             " --output {params.folder} --work {params.work} > {log} 2>&1"
 
 
-# One rule per job: which SAEs it makes depends on which ones are there. Those that are whole have a
-# job, too, which Snakemake has no reason to run, but can be told to.
+# One rule per job: which SAEs it makes depends on which exist. Complete ones also have a job, which
+# Snakemake has no reason to run but can be forced to.
 for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
     made_of("train_sae", job)
 
@@ -58,7 +57,7 @@ for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
         input:
             **shared_inputs(job),
         output:
-            # What is whole is not deleted, and not made again.
+            # `update` keeps complete SAEs, which are not made again.
             config=update(job.files(paths.SAE_CONFIG)),
             weights=update(job.files(paths.SAE_WEIGHTS)),
             history=update(job.files(paths.HISTORY)),
@@ -91,7 +90,7 @@ for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
             " --output {params.folder:q} --work {params.work} > {log} 2>&1"
 
 
-# What is made from another SAE, without a training: null dictionaries, and that SAE elsewhere.
+# SAEs made from another one without training: null dictionaries, and that SAE on other variants.
 rule derive_sae:
     input:
         sae=source_sae(paths.SAE_CONFIG),

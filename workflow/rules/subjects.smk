@@ -1,4 +1,4 @@
-# A subject trained here makes both of its own reference variants; a positive control is trained, too.
+# Training a subject here makes both of its reference variants; positive controls are trained, too.
 ruleorder: train_subject > retrain_subject > randomize_model
 
 
@@ -46,7 +46,7 @@ rule train_subject:
         " --trained {params.trained} --step0 {params.step0} --work {params.work} > {log} 2>&1"
 
 
-# A job of its own: on two cores it runs beside `train_subject`.
+# A separate job, so that on two cores it runs concurrently with `train_subject`.
 rule retrain_subject:
     input:
         train_tokens=read_in_training,

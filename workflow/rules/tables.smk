@@ -1,7 +1,7 @@
 rule aggregate:
     input:
-        # Not named in the shell line, which has no room for thousands of paths: the verb finds
-        # the same files by the config in its params.
+        # The shell line has no room for thousands of paths: the verb finds the same files from the
+        # config in its params.
         [files for table, files in CELL_FILES.items() if table in tables.AGGREGATED],
     output:
         [
@@ -14,7 +14,7 @@ rule aggregate:
             for file in TABLE_FILES
         ],
         answer=paths.ANSWER,
-        # Not of the tables: it says which machines made them.
+        # Not in results/tables: it says which machines made them.
         provenance=paths.PROVENANCE,
     log:
         paths.LOG.format(rule="aggregate", keys="all"),

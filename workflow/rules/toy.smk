@@ -1,4 +1,4 @@
-# Toy models of superposition: `snakemake toy` makes them, and no other target does.
+# Toy models of superposition, made only by `snakemake toy`.
 from nullsae.config.toy import Toy, toy_cells, toy_figures
 
 TOY = STUDY.toy or Toy()

@@ -1,5 +1,5 @@
-"""The verbs of the command line, by what they are about.
+"""The verbs of the command line, grouped by topic.
 
 In: arguments. Out: one call of the function that does the work, and an exit code. Only this room
-knows all others. Verbs import them when called, so that `nullsae --help` stays fast.
+imports from all others. Verbs import when they are called, so that `nullsae --help` stays fast.
 """

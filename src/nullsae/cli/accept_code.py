@@ -1,4 +1,4 @@
-"""`nullsae accept`: shows what a change of code concerns, asks, and records the answer."""
+"""`nullsae accept`: show what a code change affects, ask, and record the answer."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def accept_code(
     overlays: Sequence[Path],
     pairs: Sequence[str],
 ) -> None:
-    """Record that the present code of rules gives what their files were made by.
+    """Record that the current code of rules gives the same results as the code that made them.
 
     Args:
-        root: the folder that holds `config.yaml` and `results/`.
-        rules: those to accept.
-        all_rules: all of them instead.
+        root: the folder with `config.yaml` and `results/`.
+        rules: the rules to accept.
+        all_rules: accept all rules instead.
         yes: do not ask.
         overlays: config files merged over `config.yaml`.
         pairs: `KEY=VALUE`, merged last.
 
     Raises:
-        UserError: no such rule, no results, nothing to accept, nobody to ask, or a run at work.
+        UserError: unknown rule, no results, nothing to accept, no terminal, or a run in progress.
     """
     known = all_rules_by_name()
     if bool(rules) == all_rules:
-        raise UserError("give the rules whose code is to be accepted, or --all")
+        raise UserError("give the rules whose code to accept, or --all")
     for rule in rules:
         if rule not in known:
             raise UserError(f"{rule!r} is not one of the rules: {', '.join(known)}")
@@ -72,9 +72,9 @@ def accept_code(
         raise UserError(_nothing(found, "all rules" if all_rules else ", ".join(rules), dry))
     if found.again:
         told = ", ".join(f"{rule} ({n})" for rule, n in found.again.items())
-        print(f"By the same code, run again for their params or for what they read: {told}.")
+        print(f"Run again by unchanged code, because their params or inputs changed: {told}.")
     if found.others:
-        print(f"Not accepted, so made again with all that reads it: {', '.join(found.others)}.")
+        print(f"Not accepted, so run again with all that depends on it: {', '.join(found.others)}.")
     if not yes:
         _ask()
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -82,11 +82,11 @@ def accept_code(
         date=now, nullsae=__version__, codes=codes, activations=found.activations
     )
     append_acceptance(root, acceptance)
-    print(f"Recorded in {root / paths.ACCEPTED}; the tables say it from their next run on.")
+    print(f"Recorded in {root / paths.ACCEPTED}; the tables will say so from their next run on.")
 
 
 def _given(pairs: Sequence[str]) -> dict[str, object]:
-    """What `--config` gives, as Snakemake reads it."""
+    """Parse `--config` as Snakemake does."""
     from snakemake.cli import parse_config
 
     try:
@@ -100,7 +100,7 @@ def _show(change: Change, record: Record, noted: Record) -> None:
     print(f"{change.rule}: code {change.recorded} -> {change.present}")
     files = differing_files(change, record, noted)
     if files is None:
-        print(f"  files: not known; {paths.CODE} does not say what {change.recorded} was made of")
+        print(f"  files: unknown; {paths.CODE} has no record of {change.recorded}")
     else:
         print(f"  files: {_some(files, SHOWN_FILES)}")
     if change.jobs:
@@ -108,8 +108,8 @@ def _show(change: Change, record: Record, noted: Record) -> None:
         print(f"  kept: {count}: {_some([job_name(keys) for keys in change.jobs], SHOWN_JOBS)}")
     if change.n_lost:
         print(
-            f"  run again all the same: {_n(change.n_lost, 'job')}; not only their code changed, "
-            f"or they read what is made again"
+            f"  run again anyway: {_n(change.n_lost, 'job')}; more than their code changed, "
+            f"or their inputs are made again"
         )
 
 
@@ -126,14 +126,14 @@ def _nothing(found: Comparison, named: str, dry: str) -> str:
     changed = {change.rule for change in found.changes.values() if change.n_lost} & found.accepted
     if changed:
         return (
-            f"{', '.join(sorted(changed))}: nothing can be kept: not only the code changed since "
-            f"results/ was made, or what these jobs read is made again; "
+            f"{', '.join(sorted(changed))}: nothing can be kept: more than the code changed since "
+            f"results/ was made, or the inputs of these jobs are made again; "
             f"{_also(found.others)}`{dry}` says why"
         )
     hint = f" (it changed for {', '.join(sorted(found.others))})" if found.others else ""
     return (
-        f"{named}: nothing to accept: what is in results/ was made by the present code, or by code "
-        f"that was accepted{hint}"
+        f"{named}: nothing to accept: results/ was made by the current code, or by code that was "
+        f"accepted{hint}"
     )
 
 
@@ -143,8 +143,8 @@ def _also(others: set[str]) -> str:
 
 def _ask() -> None:
     print(
-        "Accepting says that the present code gives what these files hold. They stay as they are; "
-        "new cells are made by the present code."
+        "Accept only if the current code would give the same files. They stay as they are; new "
+        "cells are made by the current code."
     )
     if not sys.stdin.isatty():
         raise UserError("cannot ask without a terminal; read the above and give --yes")

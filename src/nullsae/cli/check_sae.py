@@ -1,4 +1,4 @@
-"""`nullsae check`: what an SAE is, whether it fits its model, and the study that it makes."""
+"""`nullsae check`: describe an SAE, check that it fits its model, and write a study of it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import Subject, fetch
 from nullsae.subjects.publish import check_tokens
 
-# What the study that is written takes of a data set of the hub.
+# Tokens that the written study reads from a data set of the hub.
 HUB_TOKENS = 1_000_000
-# So much worse than the frequencies of tokens a model is that is read in the wrong way.
+# A model that is worse than token frequencies by this much is not read as it was trained.
 WORSE_NATS = 0.5
-# What says here what keys of a corpus say in a config; --corpus the others.
+# The option for each of these keys of a corpus; --corpus for all others.
 OPTIONS = {
     "eval_tokens": "--tokens",
     "tokenizer": "--model",
@@ -59,16 +59,16 @@ _OF_CONFIG = re.compile(rf"^config: corpora\.{CORPUS}(?:\.(\w+)[.\w]*)?")
 
 
 def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
-    """Print what an SAE is and whether it fits; write the study that it makes; whether it fits.
+    """Print what an SAE is, write a study of it, and return whether it fits its model.
 
     Args:
-        asked: what the command line says.
-        overlay: file to write, merged over the base config of `root`; its plan is printed. One
-            named study.yaml is a study of its own folder, unless `root` is another one.
-        root: folder of the study; the present one by default.
+        asked: what the command line asks for.
+        overlay: file to write, an overlay on the base config of `root`; its plan is printed. A
+            file named study.yaml makes a study of its own folder, unless `root` is another one.
+        root: folder of the study; the current one by default.
 
     Raises:
-        UserError: SAE, model or text cannot be had, or do not go together at all.
+        UserError: SAE, model or text is not available, or they do not fit together at all.
     """
     console = Console() if Console().is_terminal else Console(width=120)
     if overlay is not None:
@@ -84,9 +84,9 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
     _print_answer(console, card, checked)
     if losses.clean > losses.unigram + WORSE_NATS:
         said = (
-            f"Warning: the model's loss is {losses.clean:.2f} nats per token, and that of token "
-            f"frequencies {losses.unigram:.2f}: it is not trained, or its text is cut by the "
-            f"tokenizer of another model. A study of it would stop there."
+            f"Warning: the model's loss is {losses.clean:.2f} nats per token, but token "
+            f"frequencies alone reach {losses.unigram:.2f}: the model is not trained, or the text "
+            f"is cut by another model's tokenizer. A study of it would stop at its gates."
         )
         console.print(said, markup=False, soft_wrap=True)
     _print_figures(console, card, checked, losses.score)
@@ -99,18 +99,19 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
 
 @dataclass(frozen=True)
 class Losses:
-    """On the sample, as given."""
+    """Losses on the sample, with the SAE fed as given."""
 
     clean: float
-    """Of the model, in nats per token."""
+    """The model's loss, in nats per token."""
     unigram: float
-    """Of a model that knows the frequencies of the sample's tokens: no less than what it should."""
+    """The loss of the sample's own token frequencies, in nats per token; a trained model is below.
+    """
     score: float | None
     """CE score."""
 
 
 def _measured(card: Card) -> tuple[Checked, Losses]:
-    """What the check finds."""
+    """Feed the SAE with the sample, and measure it and the model."""
     with tempfile.TemporaryDirectory(prefix="nullsae-") as folder:
         tokens = _tokens(card, Path(folder))
         sample = Sample(_subject(card, tokens), tokens, n_tokens=card.asked.n_tokens)
@@ -123,7 +124,7 @@ def _measured(card: Card) -> tuple[Checked, Losses]:
 
 
 def _print_answer(console: Console, card: Card, checked: Checked) -> None:
-    """Whether it fits, and in what its use differs from what it was made on."""
+    """Print whether the SAE fits, and how its use differs from what it was made on."""
     said = f"It fits: {figures(checked.given)}."
     if not checked.fits:
         said = f"It does not fit: {reason(checked)}."
@@ -144,7 +145,7 @@ def _print_card(console: Console, card: Card) -> None:
 
 
 def _tokens(card: Card, folder: Path) -> Tokens:
-    """A sample of text, cut as a study cuts it."""
+    """Prepare a sample of text as a study does."""
     some = {"eval_share": 0.5, "eval_tokens": card.asked.n_tokens}
     some["sae_train_tokens"] = card.context_tokens
     corpus = parse_section(Corpus, corpus_of(card, card.prepend_bos, **some), where="--corpus")
@@ -158,7 +159,7 @@ def _tokens(card: Card, folder: Path) -> Tokens:
 
 
 def _subject(card: Card, tokens: Tokens) -> Subject:
-    """The model, on its device."""
+    """Load the model onto its device."""
     device = device_of(card.asked.device)
     source = parse_section(PretrainedSource, source_of(card), where="--model")
     model: Any = fetch(source).to(device)
@@ -169,9 +170,9 @@ def _subject(card: Card, tokens: Tokens) -> Subject:
 
 
 def _print_figures(console: Console, card: Card, checked: Checked, ce_score: float | None) -> None:
-    """What was measured, as it is fed first, beside what was published."""
+    """Print what was measured next to what was published, the SAE as given first."""
     heads = ("explained variance", "random directions", "L0")
-    title = f"Figures on {checked.given.n_tokens:,} tokens, BOS itself left out"
+    title = f"Figures on {checked.given.n_tokens:,} tokens, without BOS itself"
     table = Table("fed", title=title, title_justify="left")
     for head in heads:
         table.add_column(head, justify="right")
@@ -198,9 +199,9 @@ def _print_figures(console: Console, card: Card, checked: Checked, ce_score: flo
 def _write_study(
     console: Console, card: Card, best: Measured | None, overlay: Path, root: Path
 ) -> None:
-    """Write the overlay of an SAE that fits, or would, and print what differs and its plan."""
+    """Write the overlay of an SAE that fits, as given or as remedied, and print its plan."""
     if best is None or best.feeding.input != AS_THEY_ARE:
-        console.print(f"{overlay}: not written; no study can feed it so.", markup=False)
+        console.print(f"{overlay}: not written; no study can feed the SAE so.", markup=False)
         return
     base_file = study_files(root)[0]
     base = read_yaml(base_file)
@@ -218,24 +219,24 @@ def _write_study(
 
 
 def _study_of_overlay(overlay: Path, root: Path) -> Path:
-    """The folder of the study that an overlay, which is not there yet, is of."""
+    """Return the folder of the study that a new overlay belongs to."""
     if overlay.exists():
         raise UserError(f"--overlay: {str(overlay)!r} exists already; give another name")
     if overlay.name == OVERLAY and root == Path():
         return overlay.parent
     if not any((root / name).is_file() for name in (OVERLAY, BASE)):
         raise UserError(
-            f"--overlay: {str(overlay)!r}: {root.absolute()} has no study that it could be merged "
-            f"into; name it as a study of its own, such as {overlay.stem}/{OVERLAY}"
+            f"--overlay: {str(overlay)!r}: {root.absolute()} has no study to merge it into; give "
+            f"it a folder of its own, such as {overlay.stem}/{OVERLAY}"
         )
     return root
 
 
 def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]:
-    """The overlay: entries of the base are dropped, what the SAE fits stands in their place.
+    """Return the overlay: the SAE, its model and text in place of all entries of the base.
 
-    The SAE itself reads every variant's activations, beside placebos that take no training. The
-    figures that are expected of it are the published ones, or else those that were measured.
+    The same SAE reads every variant's activations, next to placebos that need no training. The
+    figures expected of it are the published ones, or else those that were measured.
     """
     hub = corpus_of(card, True)["source"]["kind"] == "hub"
     corpus = corpus_of(card, best.feeding.prepend_bos)
@@ -264,12 +265,12 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
         "saes": {SAE: recipe},
     }
     if not card.sae.transcodes:
-        # No training: SAEs that are trained on nulls here would have other tokens than this one
-        # had, and so no verdict.
+        # No training: SAEs trained on nulls here would not have this one's training tokens, and so
+        # get no verdict.
         recipe["dictionary"] = "given"
         new["saes"] |= placebos_of(SAE, shows_encoder=not is_object)
     for key in new:
         new[key] = {**dict.fromkeys(base.get(key) or {}), **new[key]}
-    # All placebos stand above.
+    # The placebos above are all.
     evaluation = {"gaussian_floors": False, "null_dictionaries": []}
     return {**new, "variants": ["trained", "rerandomized"], "evaluation": evaluation}

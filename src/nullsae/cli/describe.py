@@ -9,7 +9,7 @@ from nullsae.config.study import Config
 
 
 def describe(model: type[Section], prefix: str = "") -> list[str]:
-    """One line per field of a params class, nested sections included, for help texts."""
+    """Return a line of help text per field of a params class, nested sections included."""
     lines, texts = [], model.descriptions()
     for name, field in model.known_keys().items():
         key = f"{prefix}{name}"
@@ -27,10 +27,10 @@ def describe(model: type[Section], prefix: str = "") -> list[str]:
 
 
 def _sections(annotation: Any) -> list[type[Section]]:
-    """The sections that an annotation names, through unions and optionals."""
+    """Return the sections that an annotation names, through unions and optionals."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    # The kinds of a registry, in a list or a mapping.
+    # Kinds of a registry, in a list or a mapping.
     for part in getattr(annotation, "__metadata__", ()):
         if isinstance(part, Choice):
             return list(part.all())

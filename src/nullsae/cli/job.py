@@ -1,4 +1,4 @@
-"""A verb at work: the head of its log, its progress, and who made what it leaves."""
+"""A running verb: the head of its log, its progress, and the provenance of its outputs."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def job(
     on_cpu: bool = False,
     about: str = "",
 ) -> Iterator[Bar]:
-    """Log what is at work on what, give a bar, and record who made the folders `makes`.
+    """Log what runs on what, yield a progress bar, and record provenance of the outputs.
 
-    To be entered after the stage is imported: the head of the log names torch where that loaded it.
+    Enter it after the stage is imported: the head of the log names torch only if it is loaded.
 
     Args:
         verb: its name.
         unit: what the bar counts.
-        params: of the job; `compute` and `dtype` in it are named.
-        reads: inputs, of which the log gives the sizes.
-        makes: outputs: the folder of each gets a `provenance.json` once the block has ended. What
-            is made by jobs that go on where others ended is recorded by its stage, not here.
-            A text with names in braces, such as `results/sae={sae}/a.parquet`, stands for all
-            folders or files that it fits, and means those that the block has written.
-        parts: outputs of the jobs that this one only joins.
-        on_cpu: whether it uses no other device, whatever `compute` says.
-        about: further sizes, in words, that stand in no input.
+        params: params of the job; the log names their `compute` and `dtype`.
+        reads: inputs; the log gives their sizes.
+        makes: outputs; the folder of each gets a `provenance.json` at the end of the block. Stages
+            whose jobs resume others' work record it themselves instead. A pattern such as
+            `results/sae={sae}/a.parquet` stands for those matching folders or files that the
+            block wrote.
+        parts: outputs of other jobs, if this one only joins them.
+        on_cpu: whether the job uses only the CPU, despite `compute`.
+        about: further sizes, in words, that no input has.
     """
-    # Here, since a list of verbs needs none of it.
+    # Imported here, because listing the verbs needs none of it.
     from nullsae.config.compute import precision_on
     from nullsae.core import provenance
     from nullsae.core.progress import bar
@@ -81,7 +81,7 @@ def _is_pattern(made: Path | str) -> bool:
 
 
 def _stamps(patterns: Iterable[str]) -> dict[Path, int]:
-    """When each file was written that fits a pattern, or lies in a folder that does."""
+    """Return the time of each file that matches a pattern, or lies in a folder that does."""
     from nullsae.core.provenance import FILE
 
     found: dict[Path, int] = {}
@@ -94,7 +94,7 @@ def _stamps(patterns: Iterable[str]) -> dict[Path, int]:
 
 
 def _picked(device: str) -> str:
-    """The device that `compute.device` means; that it is not there is said by the stage."""
+    """Return the device that `compute.device` means; the stage reports one that is missing."""
     from nullsae.core.devices import device_of
 
     try:
@@ -104,7 +104,7 @@ def _picked(device: str) -> str:
 
 
 def _dtype(params: Section | None) -> str | None:
-    """What a job stores, or computes in; None for one that computes nothing with torch."""
+    """Return the dtype that a job stores or computes in; None if it does not use torch."""
     for section in (params, getattr(params, "source", None)):
         if found := getattr(section, "dtype", None):
             return str(found)
@@ -112,7 +112,7 @@ def _dtype(params: Section | None) -> str | None:
 
 
 def size_of(file: Path) -> str:
-    """What an input is, in numbers; empty where it does not say, or is not there."""
+    """Describe an input's size in words; empty if the size is unknown or the file is missing."""
     try:
         if file.suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -135,7 +135,7 @@ def size_of(file: Path) -> str:
                 f"{found['architecture']} SAE: {found['n_latents']:,} latents of "
                 f"{found['d_model']:,} dimensions"
             )
-    except Exception:  # whatever a damaged file may raise: the stage says it
+    except Exception:  # a damaged file may raise anything; the stage reports it
         return ""
     return ""
 
@@ -148,7 +148,7 @@ def _of_model(file: Path) -> str:
 
 
 def _of_activations(file: Path, found: dict[str, Any]) -> str:
-    """Of a captured split."""
+    """Describe the size of a captured split."""
     tokens = sorted({site["n_tokens"] for site in found["sites"].values()})
     widths = sorted(
         {

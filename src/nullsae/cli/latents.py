@@ -98,7 +98,7 @@ def explain_and_score(
     ],
     scores: Annotated[str, Option(help="Folder of each SAE's scores; {scorer} is filled in too.")],
 ) -> None:
-    """Explain and score the latents of a model's SAEs, without any language model."""
+    """Explain and score the latents of a model's SAEs without a language model."""
     from nullsae.autointerp.explain_and_score import explain_and_score
     from nullsae.jobs.autointerp import ExplainAndScoreParams
 

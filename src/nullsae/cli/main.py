@@ -24,16 +24,16 @@ ABOUT = (
     "Placebo-controlled interpretability of sparse autoencoders.\n\n"
     "`nullsae init STUDY` writes a new study, `nullsae run STUDY` runs it, `nullsae verdicts "
     "STUDY` prints its answer.\n\n"
-    "Each rule of the workflow is a verb too, listed in the order in which data flows. Snakemake "
-    "calls them. `snakemake -n -p` prints each command with its files and params, ready to run by "
-    "hand."
+    "Each rule of the workflow is a verb too, listed in the order of the data flow. Snakemake "
+    "calls these. `snakemake -n -p` prints each command with its files and params, ready to run "
+    "by hand."
 )
 # The verbs for people, in the order in which a study meets them.
 STUDIES = (
     *("init", "check", "plan", "run", "watch", "verdicts", "report", "diff"),
     *("prune", "fetch", "export", "accept"),
 )
-# Of a file or folder that is of another kind, or not this user's to read or write.
+# A file or folder of the wrong kind, or one that this user may not read or write.
 OF_PLACES = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG),
@@ -50,7 +50,7 @@ class Verbs(TyperGroup):
             is_rule = isinstance(command, options.Verb) and name not in STUDIES
             kind = 0 if name in STUDIES else 2 if is_rule else 1
             command.rich_help_panel = PANELS[kind]  # type: ignore[attr-defined]
-            # The lines of a docstring are no lines of a terminal.
+            # The terminal wraps the lines itself.
             command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help or "")
         order = {name: place for place, name in enumerate(STUDIES)}
         self.commands = dict(
@@ -58,7 +58,7 @@ class Verbs(TyperGroup):
         )
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names, in their order."""
+        """Return the names in order."""
         return list(self.commands)
 
 
@@ -90,14 +90,14 @@ for part in (studies, tools, subjects, saes, latents, study, toy):
 
 
 def main() -> None:
-    """Entry point: a `UserError`, or a place that is not to be had, is one line and exit code 2."""
-    # Libraries make a million objects that stay. Looking through them for garbage while they load,
-    # and once more at the end, took a third of a small job's time.
+    """Run the command line; a `UserError` or an inaccessible file is one line and exit code 2."""
+    # Libraries make a million objects that stay. Garbage collection while they load, and once more
+    # at exit, took a third of a small job's time.
     gc.set_threshold(200_000)
     atexit.register(gc.freeze)
-    # Read when torch loads: spinning barriers cost more than they save where jobs share cores.
+    # Torch reads it as it loads: spinning barriers cost more than they save if jobs share cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Kernels are code: none is downloaded because a model's family has one.
+    # Kernels are code: download none just because a model's family has one.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
     show_only_visible()
     if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""What is given on the command line: the params of a verb, and their help."""
+"""Options that verbs share, their help texts, and how they are parsed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SomeTokens = Annotated[
 SomeRecipe = Annotated[Maybe, Option(help="recipe.json; gaussian has none.")]
 Output = Annotated[Path, Option(help="Output path.")]
 Table = Annotated[Path, Option(help="Output table (Parquet).")]
-Root = Annotated[Path, Option(help="Folder that holds results/.")]
+Root = Annotated[Path, Option(help="Folder with results/.")]
 Study = Annotated[
     Path, Argument(help="Folder of the study (default: the current one).", show_default=False)
 ]
@@ -71,7 +71,7 @@ Costs = Annotated[
     Maybe, Option(help="Output file for calls, tokens and money of language models (JSON).")
 ]
 Kept = Annotated[
-    Maybe, Option(help="Folder with copies of what is made of each SAE, which is not made again.")
+    Maybe, Option(help="Folder with copies of each SAE's outputs, which are not made again.")
 ]
 KeptCode = Annotated[str, Option(help="Hash of the code that the copies in --kept must match.")]
 SomeRanks = Annotated[str | None, Option(help="Only these sampled latents, such as 0:25.")]
@@ -83,19 +83,19 @@ SomePortion = Annotated[str | None, Option(help="This job's share of the shards,
 
 @contextmanager
 def in_study(folder: Path, overlays: Sequence[Path] = ()) -> Iterator[None]:
-    """Work in a study's folder, as its jobs do: paths in its config are relative to that.
+    """Work in a study's folder, as its jobs do: paths in its config are relative to it.
 
     Args:
-        folder: as it was given on the command line.
-        overlays: what its config is merged with, as `seen_from` has them.
+        folder: as given on the command line.
+        overlays: what its config is merged with, from `seen_from`.
 
     Raises:
-        UserError: there is no such folder, or what is done in it ends so. Its lines name files as
-            they are seen from where the command was given, and of the config the file.
+        UserError: there is no such folder, or the block raised one. Its lines name files relative
+            to where the command was given, and the file of the config instead of `config`.
     """
     if not folder.is_dir():
         way = f"nullsae init {quote(str(folder))}"
-        raise UserError(f"{folder}: no such folder; `{way}` makes a study there")
+        raise UserError(f"{folder}: no such folder; `{way}` writes a study there")
     try:
         with chdir(folder):
             yield
@@ -107,7 +107,7 @@ def in_study(folder: Path, overlays: Sequence[Path] = ()) -> Iterator[None]:
 
 
 def _from_outside(line: str, folder: Path, overlays: Sequence[Path]) -> str:
-    """A line that begins with a file of a folder or with a key of its config."""
+    """Return an error line with its file, or its config key's file, as seen from outside."""
     from nullsae.config.read import giver, study_files
 
     name, _, rest = line.partition(": ")
@@ -119,7 +119,7 @@ def _from_outside(line: str, folder: Path, overlays: Sequence[Path]) -> str:
 
 
 def seen_from(folder: Path, *files: Path) -> list[Path]:
-    """Files that were named from where the command was given, as `in_study` can open them."""
+    """Return files named on the command line as paths that `in_study` can open."""
     here = folder == Path()
     return [file if here else file.expanduser().absolute() for file in files]
 
@@ -140,10 +140,10 @@ class Verb(typer.core.TyperCommand):
 
 
 def read_params(model: type[S], given: str, option: str = "--params") -> S:
-    """Parse what an option was given: JSON text, or the path of a .json or .yaml file.
+    """Parse an option's value: JSON text, or the path of a .json or .yaml file.
 
     Raises:
-        UserError: not readable, or not what the verb takes; names the file or the key.
+        UserError: the value cannot be read or is not what the verb takes; names the file or key.
     """
     from nullsae.config.parse import parse_section
     from nullsae.config.plain import read_yaml
@@ -162,7 +162,7 @@ def _json(text: str, option: str) -> Any:
 
 
 def session_of(llm: str | None, costs: Path | None, progress: Bar) -> Session:
-    """Settings for asking endpoints: those given, or the defaults."""
+    """Return a session with the given settings for endpoints, or the defaults."""
     from nullsae.autointerp.llm.session import Session
     from nullsae.config.llm import Llm
 

@@ -1,4 +1,4 @@
-"""What differs between two studies, as text."""
+"""`nullsae diff`: print what differs between two studies."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nullsae.tables.study import PROVENANCE, STAGE_KEYS
 
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
-# What names a comparison, and the columns of `provenance` that say who made a thing.
+# The columns that identify a comparison, and the columns of `provenance` to compare.
 KEYS = tuple(name for column in STAGE_KEYS for name in column[0].split())
 MAKERS = (
     *("nullsae", "commit", "python", "torch", "transformers", "cuda"),
     *("device", "device_kind", "host", "dtype", "threads", "revisions"),
 )
 ABSENT = "absent"
-# Values of a key that a line names; it counts the rest.
+# Values of a key that a line names before it only counts the rest.
 MOST_NAMED = 3
 
 
@@ -34,10 +34,10 @@ def print_difference(a: Path, b: Path) -> bool:
     """Print what differs between the studies in two folders: config, provenance, verdicts.
 
     Returns:
-        Whether any comparison is in both, so that verdicts could be compared.
+        Whether the two have a comparison in common, so that verdicts could be compared.
 
     Raises:
-        UserError: one of them was never run, is not finished, or is damaged.
+        UserError: a study never ran, is not finished, or is damaged.
     """
     console = Console() if Console().is_terminal else Console(width=160)
     heads = [escape(visible(str(study))) for study in (a, b)]
@@ -51,7 +51,7 @@ def print_difference(a: Path, b: Path) -> bool:
     if not both:
         why = "; ".join(why_none_is_common([str(study) for study in (a, b)], verdicts))
         console.print(
-            f"Verdicts: nothing to compare, no comparison is in both. {why}.",
+            f"Verdicts: nothing to compare, as no comparison is in both. {why}.",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -77,11 +77,11 @@ def print_difference(a: Path, b: Path) -> bool:
 
 
 def why_none_is_common(studies: Sequence[str], verdicts: Sequence[Mapping[Key, Row]]) -> list[str]:
-    """What keeps the comparisons of two studies apart, a phrase for each key.
+    """Explain why two studies have no comparison in common, a phrase for each key.
 
     Args:
         studies: their names.
-        verdicts: of each, by the values of `KEYS`; none stands in both.
+        verdicts: verdicts of each study, by the values of `KEYS`; no key is in both.
     """
     if empty := [study for study, own in zip(studies, verdicts, strict=True) if not own]:
         return [f"{study} has none" for study in empty]
@@ -90,21 +90,21 @@ def why_none_is_common(studies: Sequence[str], verdicts: Sequence[Mapping[Key, R
         values = [dict.fromkeys(each[i] for each in own) for own in verdicts]
         if values[0].keys().isdisjoint(values[1]):
             named = [f"{_some(own)} in {study}" for own, study in zip(values, studies, strict=True)]
-            # The null of a model is its variant: once is enough.
+            # A model's null and variant are the same: say it once.
             found.setdefault(" and ".join(named), key)
-    otherwise = f"No key alone ({', '.join(KEYS)}) keeps them apart, but their combination does"
+    otherwise = f"No single key ({', '.join(KEYS)}) differs throughout, but their combinations do"
     return [f"{key}: {said}" for said, key in found.items()] or [otherwise]
 
 
 def _some(values: Collection[Any]) -> str:
-    """The first few values."""
+    """Return the first few values as text."""
     shown = [str(value) for value in values][:MOST_NAMED]
     more = [f"{len(values) - len(shown)} more"] if len(values) > len(shown) else []
     return ", ".join([*shown, *more])
 
 
 def changed_keys(a: Any, b: Any) -> dict[str, tuple[str, str]]:
-    """The keys of two configs with different values, dotted, and both values."""
+    """Return the dotted keys whose values differ between two configs, with both values."""
     flat = [dict(_flat(config)) for config in (a, b)]
     return {
         key: (flat[0].get(key, ABSENT), flat[1].get(key, ABSENT))
@@ -114,7 +114,7 @@ def changed_keys(a: Any, b: Any) -> dict[str, tuple[str, str]]:
 
 
 def changed_makers(a: list[Row], b: list[Row]) -> dict[str, tuple[str, str]]:
-    """The columns of two tables `provenance` that hold different values, and all of both."""
+    """Return the columns that differ between two `provenance` tables, with all their values."""
     found = {}
     for name in MAKERS:
         values = [
@@ -126,13 +126,13 @@ def changed_makers(a: list[Row], b: list[Row]) -> dict[str, tuple[str, str]]:
 
 
 def are_apart(x: Row, y: Row) -> bool:
-    """Whether the intervals of two rows of `verdicts` do not overlap."""
+    """Return whether the intervals of two rows of `verdicts` do not overlap."""
     ends = [row[f"difference_{end}"] for row in (x, y) for end in ("low", "high")]
     return None not in ends and (ends[1] < ends[2] or ends[3] < ends[0])
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The values of a config that are no mappings, by their dotted keys."""
+    """Yield the leaves of a config with their dotted keys."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}" if key else str(name))

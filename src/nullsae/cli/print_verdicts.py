@@ -1,4 +1,4 @@
-"""The verdicts of a study as text."""
+"""`nullsae verdicts`: print the answer and the verdicts of a study."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nullsae.tables.study import PROVENANCE
 
 STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow"}
 STYLES |= dict.fromkeys(("inconclusive", "none"), "dim")
-# Against a positive control: what speaks for a metric there speaks against it with a null.
+# Against a positive control: a difference speaks against a metric here, and for it with a null.
 OF_CONTROLS = {
     **{name: (name, style) for name, style in STYLES.items()},
     **dict.fromkeys(("separates", "reversed"), ("told apart", "red")),
@@ -37,19 +37,19 @@ OF_CONTROLS = {
 
 
 def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
-    """Print the answer of a study, what speaks against it, and the report's path.
+    """Print the answer of a study, its caveats, and the path of its report.
 
     Args:
         root: the folder of the study.
-        all_verdicts: also each verdict (a row per metric, site and judge, a column per variant),
-            what each metric's say together, and the shares of latents that beat placebo.
+        all_verdicts: also print each verdict (a row per metric, site and judge, a column per
+            variant), counts per metric, and the shares of latents that beat placebo.
 
     Raises:
         UserError: a table is missing or damaged.
     """
     file = root / paths.TABLE.format(table="verdicts")
     if not file.is_file():
-        raise UserError(f"{file}: not there; {way_to_run(root, 'writes it')}")
+        raise UserError(f"{file}: does not exist; {way_to_run(root, 'writes it')}")
     rows = tables.read_whole(root, "verdicts").to_pylist()
     answer = read_answer(root)
     console = Console() if Console().is_terminal else Console(width=160)
@@ -67,14 +67,14 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
     )
     if answered < FEWEST_ANSWERED:
         console.print(
-            f"Warning: a judge answered about {answered:.0%} of the windows of a comparison only.",
+            f"Warning: a judge answered about only {answered:.0%} of a comparison's windows.",
             style="red",
         )
     for subject, warning in warnings:
         console.print(f"Warning: subject {subject}: {warning}.", style="red", markup=False)
     notes = [row["accepted"].split("; ") for row in rows if row["accepted"]]
     if accepted := sorted({note for found in notes for note in found}):
-        console.print(f"Made by older code in part: {'; '.join(accepted)}.", markup=False)
+        console.print(f"Made in part by older code: {'; '.join(accepted)}.", markup=False)
     if not all_verdicts:
         study = "" if root == Path() else f"{quote(str(root))} "
         each = f"Each verdict: nullsae verdicts {study}--all"
@@ -99,8 +99,8 @@ def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[st
     shares = [row["answered_share"] for row in rows if row["answered_share"] is not None]
     if min(shares, default=1.0) < FEWEST_ANSWERED:
         console.print(
-            "* So much of the windows only: the judge gave no usable answer about the others "
-            "(n_failed in results/tables/contrasts.parquet)."
+            "* Based on this share of the windows: the judge gave no usable answer about the "
+            "others (n_failed in results/tables/contrasts.parquet)."
         )
     console.print(RULE)
     if any(is_positive_control(row["variant"]) for row in rows):
@@ -108,19 +108,19 @@ def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[st
     console.print(_power(power))
     difference = " Difference: in standard errors, positive on the expected side."
     console.print(
-        "Over all sites and nulls. Superiority: the chance that a latent or document of trained "
-        "is on the expected side of one of the null."
+        "Over all sites and nulls. Superiority: the probability that a latent or document of "
+        "trained is on the expected side of one of the null."
         + (difference if _has_standardized(power) else "")
     )
     if any(row["n_controls"] for row in power):
         console.print(
-            "Not told apart: comparisons with positive controls without a difference beyond "
+            "Not told apart: comparisons with positive controls that show no difference beyond "
             "the margin; in brackets, those shown to be equivalent."
         )
 
 
 def _verdicts(rows: list[dict[str, Any]], title: str) -> Table:
-    """Of one stage: a column for each null."""
+    """Return the table of one stage's verdicts, with a column for each null."""
     nulls = list(dict.fromkeys(row["null"] for row in rows))
     keys = ("subject", "site", "sae", "metric", "explainer", "scorer")
     table = Table(title=title, title_justify="left")
@@ -152,7 +152,7 @@ def _verdicts(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _arms(rows: list[dict[str, Any]]) -> Table:
-    """What the values of each arm rest on: a column for each variant."""
+    """Return a table of each arm's L0 and training tokens, with a column for each variant."""
     table = Table(title="L0 and training tokens of each arm", title_justify="left")
     variants = dict.fromkeys(row["variant"] for row in rows)
     for name in ("subject", "site", "sae", "trained", *variants):
@@ -192,7 +192,7 @@ def _beating(rows: list[dict[str, Any]]) -> Table:
 
 
 def _has_standardized(power: list[dict[str, Any]]) -> bool:
-    """Whether any contrast was replicated."""
+    """Return whether any contrast was replicated."""
     return any(row["median_standardized_difference"] is not None for row in power)
 
 

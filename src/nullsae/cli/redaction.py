@@ -1,4 +1,4 @@
-"""Texts of a study as strangers may read them: no secrets, and `~` for the home folder."""
+"""Redact texts of a study for strangers: no secrets, and `~` for the home folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nullsae.config.keys import (
 )
 from nullsae.core.visible import visible
 
-# A longer line holds params or data, which stand elsewhere or nowhere in what is shared.
+# A longer line is params or data; what is shared has these elsewhere, or leaves them out.
 MOST_CHARACTERS = 2000
 _QUOTE = r"\\*[\"']"
 _ENDS = r"(?=\s*(?:[,}\])#]|$))"
@@ -28,7 +28,7 @@ _OPTION = re.compile(rf"(--[\w-]+)(?:{_QUOTE})?[\s,=]+")
 _WORD = re.compile(rf"(?:{_QUOTE})?(\w+|~)(?:{_QUOTE})?{_ENDS}")
 _QUOTED = re.compile(rf"\\*([\"']).*?\\*\1{_ENDS}")
 _BEARER = re.compile(r"\bbearer\s+\S+", re.IGNORECASE)
-# Whatever a password holds, it ends at the last "@" before a blank.
+# A password may contain "@"; it ends at the last one before a blank.
 _USER = re.compile(r"(?<=://)\S*@")
 _USER_WITHOUT_SCHEME = re.compile(r"(?<![\w.+/-])[\w.+-]+:[^\s/:@\"']+@(?=\w)")
 _QUERY = re.compile(r"(://[^\s\"'<>?#]*)[?#][^\s\"'<>]*")
@@ -36,18 +36,18 @@ _NOTHING = ("null", "None", "none", "true", "false", "True", "False", "~")
 
 
 class Redaction:
-    """Takes out of texts what strangers may not read."""
+    """Blanks what strangers may not read in texts."""
 
     def __init__(
         self, configs: Iterable[Any], environment: Mapping[str, str], home: Path | None
     ) -> None:
-        """The secrets are those of the environment and those that stand in configs.
+        """Collect the secrets of the environment and of configs.
 
         Args:
-            configs: as they were parsed, in whatever state.
-            environment: values are secret of the variables that a config names for keys and
-                headers, and of all whose names say so, such as HF_TOKEN.
-            home: shown as `~`.
+            configs: parsed configs; they need not be valid.
+            environment: secret are the values of variables that a config names for keys and
+                headers, and of all variables whose names say so, such as HF_TOKEN.
+            home: the folder shown as `~`.
         """
         given = list(configs)
         names = {name for config in given for name in named_variables(config)}
@@ -62,7 +62,7 @@ class Redaction:
         self._home = re.compile(rf"(?<![\w.-])(?:{ways})(?![\w.-])") if homes else None
 
     def __call__(self, text: str) -> str:
-        """The text; line breaks stay where they are, unless a secret went over one."""
+        """Return the redacted text; its line breaks stay unless a secret spans one."""
         text = visible(text)
         if self._secrets.is_in(text):
             text = "\n".join(map(self._secrets.blank, text.split("\n")))
@@ -84,9 +84,9 @@ class Redaction:
 
 
 def _without_fields(line: str, pattern: re.Pattern[str]) -> str:
-    """A line with `***` for the values of fields that hold secrets by their name.
+    """Return a line with `***` for the values of fields whose names mean secrets.
 
-    A value without quotes goes on to the end of the line. Names of environment variables stay.
+    A value without quotes extends to the end of the line. Names of environment variables stay.
     """
     at = 0
     while found := pattern.search(line, at):
@@ -103,7 +103,7 @@ def _without_fields(line: str, pattern: re.Pattern[str]) -> str:
 
 
 def _is_harmless(name: str, value: str) -> bool:
-    """Whether a value says that there is none, or names the variable that holds the secret."""
+    """Return whether a value is empty, or names the variable that holds the secret."""
     if value in _NOTHING:
         return True
     is_name = name.endswith("_env") or ("_" in value and value.upper() == value)

@@ -1,4 +1,4 @@
-"""What `nullsae check` looks at: an SAE, and what its files and the command line say of it."""
+"""The SAE that `nullsae check` checks, and what its files and the command line say about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nullsae.metrics.feeding import Feeding
 from nullsae.planning.guess import corpus_source
 from nullsae.sae.exchange.pretrained import read_with_origin
 
-# Names in the study that is written.
+# Names in the written study.
 CORPUS, SUBJECT, SAE = "text", "subject", "published"
 CONTEXT_TOKENS = 128
 
@@ -40,18 +40,18 @@ class Fact:
     name: str
     value: str
     source: str
-    """Where it is known from."""
+    """Where the value is known from."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line says; None where the SAE's own files are to say it."""
+    """What the command line asks for; None leaves a value to the SAE's files."""
 
     pretrained: Pretrained
     model: str | None = None
     site: str | None = None
     output_site: str | None = None
-    """Of a Python object that is a transcoder."""
+    """The site that a Python object writes, if it is a transcoder."""
     prepend_bos: bool | None = None
     context_tokens: int | None = None
     corpus: str = "auto"
@@ -68,13 +68,13 @@ def pretrained_of(
     model: str | None = None,
     d_model: int | None = None,
 ) -> Pretrained:
-    """Where an SAE comes from, as `saes.*.pretrained` says it.
+    """Return where an SAE comes from, in the form of `saes.*.pretrained`.
 
-    A Python object is known by its import path, if there is no such folder. Its width, unless it is
-    given, is that of the model's residual stream.
+    An import path is a Python object, unless a folder has that name. Its width is that of the
+    model's residual stream unless it is given.
 
     Raises:
-        UserError: of a Python object something is missing, or no file of its module is found.
+        UserError: an option that a Python object needs is missing, or its module has no file.
     """
     if sae_id is not None:
         return FromSaeLens(saelens=SaeLensRelease(release=sae, sae_id=sae_id))
@@ -82,10 +82,10 @@ def pretrained_of(
         return sae
     if site is None or model is None:
         option = "--site" if site is None else "--model"
-        raise UserError(f"{option}: missing; the Python object {sae} does not say it")
+        raise UserError(f"{option}: missing; a Python object, such as {sae}, has no record of it")
     if d_model is None:
         if site_kind(site) in PROJECTED:
-            raise UserError(f"--d-model: missing; the dimensions of {site}, which {sae} reads")
+            raise UserError(f"--d-model: missing; give the dimensions of {site}, which {sae} reads")
         source = parse_section(PretrainedSource, {"kind": "pretrained", "path": model}, where="")
         d_model = subject_shape(source, where="--model", fetch=True).d_model
     given = parse_section(FromObject, {"object": sae, "d_model": d_model}, where="SAE")
@@ -94,10 +94,10 @@ def pretrained_of(
 
 
 def expected(text: str) -> Expect:
-    """Figures such as `l0=71,explained_variance=0.8`.
+    """Parse figures such as `l0=71,explained_variance=0.8`.
 
     Raises:
-        UserError: an unknown name, or no number.
+        UserError: a name is unknown, or a value is not a number.
     """
     found: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
@@ -110,13 +110,13 @@ def expected(text: str) -> Expect:
 
 
 class Card:
-    """What an SAE is, and where each fact comes from."""
+    """Facts about an SAE, each with its source."""
 
     def __init__(self, asked: Asked) -> None:
-        """Read it.
+        """Read the SAE.
 
         Raises:
-            UserError: it cannot be had, or nobody says on which model or at which site it reads.
+            UserError: it is not available, or its model or site is unknown.
         """
         self.asked = asked
         for name, site in (("site", asked.site), ("output-site", asked.output_site)):
@@ -124,7 +124,7 @@ class Card:
                 raise UserError(f"--{name}: {site!r} is not a site, such as resid_post.3")
         is_object = isinstance(asked.pretrained, FromObject)
         if asked.output_site is not None and not is_object:
-            raise UserError("--output-site: it is for a Python object; files say it themselves")
+            raise UserError("--output-site: only for a Python object; an SAE's files record it")
         text = asked.pretrained if isinstance(asked.pretrained, str) else ""
         if "{" in text and asked.site is None:
             raise UserError("--site: missing; it fills in {site} and {layer}")
@@ -133,7 +133,7 @@ class Card:
         )
         if self.sae.coding.reads_tokens:
             raise UserError(
-                "SAE: it looks up tokens and reads no activations; there is nothing to check"
+                "SAE: it looks up tokens instead of reading activations; there is nothing to check"
             )
         self.facts: list[Fact] = []
         kind, k = self.sae.architecture, self.sae.k
@@ -164,7 +164,7 @@ class Card:
         self.expect = self._expected()
 
     def differences(self, feeding: Feeding | None = None) -> list[tuple[Difference, str]]:
-        """In what its use here, fed as asked or otherwise, differs from what it was made on."""
+        """Return how its use here, fed as asked or as given, differs from what it was made on."""
         bos = None if self.prepend_bos == "auto" else bool(self.prepend_bos)
         source = corpus_of(self, True)["source"]
         used = UsedOn(
@@ -185,7 +185,7 @@ class Card:
     def _taken(
         self, name: str, given: str | None, known: str | None, option: str, *, shown: str | None
     ) -> str:
-        """What an option says or else the SAE's files do."""
+        """Return the option's value, or else that of the SAE's files."""
         own = f"its files: {shown}" if shown is not None else "not in its files"
         if given is None and known is None:
             what = f"no known site ({own})" if shown else f"no {name}"
@@ -209,7 +209,7 @@ class Card:
         self._note("BOS", str(self.prepend_bos).lower(), source)
 
     def _expected(self) -> Expect:
-        """Published figures: those of the command line, and of the rest SAELens' list's."""
+        """Return published figures: those of the command line, else those of SAELens' list."""
         found = published(self.asked.pretrained, "SAE")
         for name, value in found.items():
             self._note(f"published {name}", f"{value:g}", "SAELens' list")
@@ -218,7 +218,7 @@ class Card:
 
 
 def source_of(card: Card) -> dict[str, Any]:
-    """The subject's source in a config."""
+    """Return the subject's source for a config."""
     revision = card.made_on.revision
     known = card.asked.model is None and revision is not None
     of_hub = {"revision": revision} if known else {}
@@ -226,7 +226,7 @@ def source_of(card: Card) -> dict[str, Any]:
 
 
 def corpus_of(card: Card, prepend_bos: bool | str, **more: Any) -> dict[str, Any]:
-    """The corpus in a config."""
+    """Return the corpus for a config."""
     source = corpus_source(card.asked.corpus)
     tokenizer = {k: v for k, v in source_of(card).items() if k in ("kind", "path", "revision")}
     cut = {"context_tokens": card.context_tokens, "prepend_bos": prepend_bos}

@@ -63,7 +63,7 @@ def derive_sae(
     eval_activations: options.Captured,
     output: options.Output,
 ) -> None:
-    """Make a null dictionary from another SAE, without a training."""
+    """Make a null dictionary from another SAE, without training."""
     from nullsae.jobs.saes import DeriveSaeParams
     from nullsae.sae.derive_sae import derive_sae
 
@@ -143,7 +143,7 @@ def cross_evaluate(
     from nullsae.metrics.cross import cross_evaluate
 
     given = options.read_params(CrossEvaluateParams, params)
-    # Its table lies in a folder that evaluate_sae answers for.
+    # No `makes`: evaluate_sae records the provenance of this folder.
     with job("cross_evaluate", "variants", given, reads=(sae, tokens)) as progress:
         cross_evaluate(
             given,

@@ -1,4 +1,4 @@
-"""Verbs for people that begin, run and compare studies."""
+"""Verbs for people who start, run and compare studies."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def run(
     """Run a study with Snakemake. A second run redoes only what changed."""
     from nullsae.cli.run_study import run_study
 
-    if str(study).startswith("-"):  # an option, in the study's own folder: nullsae run -- -n
+    if str(study).startswith("-"):  # an option without a study: nullsae run -- -n
         study, options = Path(), [str(study), *(options or [])]
     run_study(study, options or [])
 
 
 @verbs.command("watch")
 def watch(study: Study = Path()) -> None:
-    """Show a run that is going on, whoever started it, or how the last one ended."""
+    """Show a run in progress, no matter how it was started, or how the last one ended."""
     from nullsae.cli.watch_study import watch_study
 
     watch_study(study)
@@ -73,7 +73,7 @@ def diff(
 ) -> None:
     """Compare two studies: config, provenance, verdicts.
 
-    Exit code: 0 if verdicts were compared, whatever differs; 1 if no comparison is in both.
+    Exit code: 0 if verdicts were compared, equal or not; 1 if no comparison is in both.
     """
     from nullsae.cli.print_difference import print_difference
 

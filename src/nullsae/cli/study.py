@@ -55,7 +55,7 @@ def report(
     ] = None,
     configfile: Overlays = None,
 ) -> None:
-    """Print the path of a finished study's report, or open it; bundle what a bug report needs."""
+    """Print the path of a finished study's report or open it; write a bundle for a bug report."""
     if bundle is not None:
         from nullsae.cli.write_bundle import write_bundle
 

@@ -1,4 +1,4 @@
-"""Verbs that make what SAEs see: corpora, subjects, activations."""
+"""Verbs that make what SAEs read: corpora, subjects, activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that are no rules: for people, before, beside and after a run."""
+"""Verbs for people that are not rules, for use before, during and after a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def accept(
     config: ConfigPairs = None,
     root: Root = Path(),
 ) -> None:
-    """Keep results of older code: record that the present code gives the same."""
+    """Keep results of older code: record that the current code gives the same."""
     from nullsae.cli.accept_code import accept_code
 
     accept_code(
@@ -97,14 +97,14 @@ def check(
 ) -> None:
     """Check an SAE before a study: what it is, and whether its input is as in training.
 
-    The first line says whether it fits. Explained variance, L0 and CE score on a sample of text
-    follow, beside the published figures (many from SAELens' list, others by --expect) and those of
-    random directions, the placebo; then a card (architecture, site, model, context, BOS,
+    The first line says whether it fits. Then come explained variance, L0 and CE score on a sample
+    of text, next to the published figures (many from SAELens' list, others from --expect) and
+    those of random directions, the placebo; then a card (architecture, site, model, context, BOS,
     normalization, each with its source). A wrong site, BOS, scale or model raises no error: only
     these figures show it.
 
-    If they miss the published ones, other BOS settings, sites nearby and scalings of the
-    activations are tried, and the first line says which one fits. Exit code: 0 if the SAE fits as
+    If they miss the published ones, check tries other BOS settings, nearby sites and scalings of
+    the activations, and the first line says which one fits. Exit code: 0 if the SAE fits as
     given, 1 if not, 2 for a mistake in the command. A study runs the same check, and stops before
     it gives a verdict.
     """
@@ -137,7 +137,7 @@ def export_sae(
     from nullsae.sae.exchange.export import export_sae
 
     if not sae.is_file():
-        raise UserError(f"--sae: {sae} is no file; give the cfg.json of an SAE of a study")
+        raise UserError(f"--sae: {sae} is not a file; give the cfg.json of a study's SAE")
     export_sae(sae, layout, output)
 
 
@@ -173,7 +173,7 @@ def check_cluster(
     for line in (*wrong, *fits):
         print(visible(line))
     if wrong:
-        raise UserError(f"--profile: {profile}: {len(wrong)} of its settings do not fit")
+        raise UserError(f"--profile: {profile}: {len(wrong)} of its settings do not fit here")
 
 
 @export.command("latents")
@@ -256,10 +256,10 @@ def prune(
     yes: Annotated[bool, Option("--yes", help="Delete the listed files.")] = False,
     llm_cache: Annotated[
         bool,
-        Option("--llm-cache", help="Include paid replies of language models."),
+        Option("--llm-cache", help="Include the paid replies of language models."),
     ] = False,
 ) -> None:
-    """List results that the present config no longer uses, with sizes; --yes deletes them."""
+    """List results that the config no longer uses, with sizes; --yes deletes them."""
     from nullsae.planning.prune import prune
 
     overlays = seen_from(study, *configfile or ())

@@ -1,4 +1,4 @@
-"""The run of a study as others see it."""
+"""`nullsae watch`: show a study's run from outside."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nullsae.watching.screen import show
 
 
 def watch_study(study: Path) -> None:
-    """Show the newest run below a folder until it ends, or Ctrl-C ends the watching.
+    """Show the newest run below a folder until it ends or Ctrl-C is pressed.
 
     Raises:
-        UserError: there was none.
+        UserError: there is none.
     """
     run = newest_run(study)
     with suppress(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""`nullsae report --bundle`: what a bug report needs of a study, in one file without secrets."""
+"""`nullsae report --bundle`: what a bug report needs, in one file without secrets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOG_BYTES, SNAKEMAKE_LOG_BYTES, LOGS_BYTES = 32 << 10, 128 << 10, 4 << 20
 CONFIG_BYTES = 256 << 10
 SNAKEMAKE_LOGS = 3
 MOST_FILES = 50_000
-# The first day that a zip archive can name, so that the same study gives the same bytes.
+# The earliest date of the zip format: the same study gives the same bytes.
 DATE = (1980, 1, 1, 0, 0, 0)
 _FAILED = re.compile(
     r"^Error in (?:group job|rule) .*?^ +log: ([^\n]+?)(?: \(check log|$)", re.M | re.S
@@ -42,27 +42,27 @@ class Log:
     """The end of a job's log."""
 
     path: str
-    """From the study's folder on."""
+    """Relative to the study's folder."""
     end: str
     has_failed: bool
 
 
 def write_bundle(study: Path, overlays: Sequence[Path], output: Path) -> None:
-    """Write versions, config, logs, names and sizes of results, and who made them; print a line.
+    """Write versions, config, logs, names and sizes of results, and provenance; print a line.
 
-    No file below `results/` is read but logs, `provenance.json` and `run_config.yaml`: there is no
-    text of a corpus, no window and no reply in it. What cannot be read is named in its place.
+    Below `results/` only logs, `provenance.json` and `run_config.yaml` are read, so a bundle has
+    no text of a corpus, no window and no reply. An unreadable file is named in its place.
 
     Args:
-        study: the folder that holds the config; it need not have run.
+        study: the folder with the config; it need not have run.
         overlays: config files merged over the study's.
         output: the .zip file.
 
     Raises:
-        UserError: the file's name is another kind's.
+        UserError: the file's name does not end in .zip.
     """
     if output.suffix != ".zip":
-        raise UserError(f"--bundle: {output}: not a .zip file, which issues take")
+        raise UserError(f"--bundle: {output}: not a .zip file, which GitHub issues accept")
     files = [*study_files(study, overlays)]
     run = study / paths.RUN_CONFIG
     redact = Redaction(_parsed([*files, run]), os.environ, Path.home())
@@ -87,13 +87,13 @@ def write_bundle(study: Path, overlays: Sequence[Path], output: Path) -> None:
         f"{output}: {output.stat().st_size / 1024:,.0f} KB: versions; {len(files)} config "
         f"file{'s' * (len(files) != 1)}, as given and resolved; the ends of {len(logs):,} of "
         f"{n_logs:,} logs ({n_failed:,} of failed jobs); names and sizes of {n_files:,} results; "
-        f"who made them. Keys are blanked, texts and replies left out; look through it before you "
+        f"provenance. Keys are blanked, texts and replies left out; look through it before you "
         f"send it."
     )
 
 
 def versions() -> dict[str, Any]:
-    """What the study would run on here: packages, platform, devices."""
+    """Return what the study would run on here: packages, platform, devices."""
     import torch
 
     memory = {n: torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())}
@@ -118,7 +118,7 @@ def _parsed(files: Sequence[Path]) -> Iterator[Any]:
         try:
             yield read_yaml(file)
         except UserError:
-            continue  # what is wrong with it stands in `config/resolved.yaml`
+            continue  # `config/resolved.yaml` says what is wrong with it
 
 
 def _text(file: Path) -> str:
@@ -129,13 +129,13 @@ def _text(file: Path) -> str:
         return f"# cannot be read: {error.strerror}\n"
     if len(found) <= CONFIG_BYTES:
         return found.decode("utf-8", "replace")
-    # The last line may end within a key.
+    # The cut may be inside a key: drop the last line.
     start = found[:CONFIG_BYTES].rpartition(b"\n")[0]
     return start.decode("utf-8", "replace") + f"\n# longer than {CONFIG_BYTES:,} bytes\n"
 
 
 def _resolved(files: list[Path]) -> str:
-    """The present config as the rules see it, or why there is none."""
+    """Return the current config as the rules see it, or why it is not valid."""
     try:
         config = read_merged_config(files)
         return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -146,7 +146,7 @@ def _resolved(files: list[Path]) -> str:
 
 
 def _end(file: Path, most_bytes: int) -> str:
-    """The last whole lines of a log."""
+    """Return the last whole lines of a log."""
     try:
         with open(file, "rb") as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -156,19 +156,19 @@ def _end(file: Path, most_bytes: int) -> str:
         return f"cannot be read: {error.strerror}\n"
     if size <= most_bytes:
         return data.decode("utf-8", "replace")
-    # Of a key that begins before the cut, the rest would not be known as one.
+    # The rest of a key that begins before the cut would not be recognized: drop its line.
     whole = data.partition(b"\n")[2]
     return f"... {size - len(whole):,} bytes before\n" + whole.decode("utf-8", "replace")
 
 
 def _failed(text: str) -> Iterator[str]:
-    """The logs of jobs of which Snakemake's log says that they failed."""
+    """Yield the logs of jobs that failed according to Snakemake's log."""
     for found in _FAILED.finditer(text):
         yield from found[1].split(", ")
 
 
 def _logs(study: Path, named: set[str]) -> tuple[list[Log], int]:
-    """The ends of logs, those of failed jobs first, then the newest, and how many there are."""
+    """Return the ends of logs, failed jobs first, then the newest, and the number of logs."""
     found = sorted(
         (file for file in (study / "results/logs").rglob("*.log") if file.is_file()),
         key=lambda file: (-file.stat().st_mtime_ns, file),
@@ -187,7 +187,7 @@ def _logs(study: Path, named: set[str]) -> tuple[list[Log], int]:
 
 
 def _listing(study: Path, output: Path) -> tuple[str, int]:
-    """Size in bytes and path of each file below `results/`, and how many there are."""
+    """Return a list of size in bytes and path of the files below `results/`, and their number."""
     found = sorted(
         (file.relative_to(study).as_posix(), file.lstat().st_size)
         for file in (study / "results").rglob("*")
@@ -196,12 +196,12 @@ def _listing(study: Path, output: Path) -> tuple[str, int]:
     lines = [f"{size:>14,}  {path}" for path, size in found[:MOST_FILES]]
     if rest := found[MOST_FILES:]:
         lines.append(f"{sum(size for _, size in rest):>14,}  in {len(rest):,} more files")
-    lines.append(f"{sum(size for _, size in found):>14,}  in all")
+    lines.append(f"{sum(size for _, size in found):>14,}  in total")
     return "\n".join(lines) + "\n", len(found)
 
 
 def _makers(study: Path) -> list[dict[str, Any]]:
-    """Who made what: each maker once, with the folders."""
+    """Return the provenance of all results: each record once, with its files."""
     made: dict[str, list[str]] = {}
     for file in sorted((study / "results").rglob("provenance*.json")):
         found = provenance.read(file)

@@ -1,4 +1,4 @@
-"""Addresses of endpoints: what a config may say, whose they are, and how they are shown."""
+"""Addresses of endpoints: which are valid, which are local, and how they are shown."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from nullsae.config.keys import has_key, has_vendors_key, names_secret_parameter
 
 INSTEAD = (
-    "secrets never stand in a config; put it into an environment variable and name that in "
+    "a config must not contain secrets; put it into an environment variable and name that in "
     "api_key_env or headers_env"
 )
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is this machine's own: `localhost`, ::1, or 127.0.0.0/8 in four numbers.
+    """Return whether an address is `localhost`, ::1, or in 127.0.0.0/8, written in four numbers.
 
-    Other spellings (127.1, 0x7f000001, 2130706433) and names that end in `.localhost` are not:
-    programs read them in different ways.
+    Other spellings (127.1, 0x7f000001, 2130706433) and names that end in `.localhost` do not
+    count: programs interpret them differently.
     """
     host = (urlsplit(url).hostname or "").lower()
     if host == "localhost":
@@ -32,7 +32,7 @@ def is_local(url: str) -> bool:
 
 
 def shown_address(url: str) -> str:
-    """An address as it may be shown: without name and password, and its query without values."""
+    """Return an address without user name, password, fragment and values of its query."""
     parts = urlsplit(url)
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     query = "&".join(f"{'***' if has_key(name) else name}=***" for name in names)
@@ -44,7 +44,7 @@ def check_address(url: str) -> None:
     """Check the address of an endpoint.
 
     Raises:
-        ValueError: it is not complete, or has what a config must not hold, which is not shown.
+        ValueError: it is incomplete, or contains a secret, which is not shown.
     """
     if not url.isprintable() or " " in url or "\\" in url:
         raise ValueError("remove the spaces, backslashes or control characters")

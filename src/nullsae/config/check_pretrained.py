@@ -1,4 +1,4 @@
-"""SAEs made elsewhere, compared with what a study gives them, as soon as the config is parsed."""
+"""Compare SAEs made elsewhere with what a study feeds them, right after the config is parsed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from nullsae.core.folders import check_files
 
 
 def check_pretrained(config: Config) -> None:
-    """Compare each SAE made elsewhere with its subjects and their corpora, without a network.
+    """Compare each SAE made elsewhere with its subjects and their corpora, without network access.
 
-    Read are local files, the hub's cache and SAELens' list; what they do not tell is compared when
-    the SAE is read. `config` has its sites resolved.
+    Reads local files, the hub's cache and SAELens' list; what these do not record is compared when
+    the SAE is read. The sites of `config` are resolved.
 
     Raises:
-        UserError: a folder or a release is not there, an SAE is of a kind that cannot be had, or
-            was made on something else; one line names the key.
+        UserError: a folder or release does not exist, an SAE is of an unsupported kind, or it was
+            made on something else; one line names the key.
     """
     for name, sae in config.saes.items():
         if sae.pretrained is None:
@@ -56,7 +56,7 @@ def check_pretrained(config: Config) -> None:
                 wide = site_kind(site) not in PROJECTED and shape.d_model is not None
                 if wide and d_model not in (None, shape.d_model):
                     raise UserError(
-                        f"{where}.pretrained: an SAE for {d_model} dimensions, but {site} of "
+                        f"{where}.pretrained: the SAE reads {d_model} dimensions, but {site} of "
                         f"{subject_name} has {shape.d_model}"
                     )
 
@@ -64,7 +64,7 @@ def check_pretrained(config: Config) -> None:
 def refuse_differences(
     made: MadeOn, used: UsedOn, site: str | None, accepted: Collection[Difference], where: str
 ) -> None:
-    """Refuse an SAE that was made on something else than it is given, but for what is accepted.
+    """Refuse an SAE that was made on something other than it is fed, unless that is accepted.
 
     Raises:
         UserError: names the first difference; `where` is the recipe's key.
@@ -80,20 +80,20 @@ def refuse_differences(
 def refuse_output(
     writes: str, output_site: str, site: str, pretrained: Pretrained, where: str
 ) -> None:
-    """Refuse what writes at another site than its recipe says.
+    """Refuse a transcoder that writes at another site than its recipe says.
 
     Raises:
-        UserError: names the key; `where` is the recipe's.
+        UserError: names the key; `where` is the recipe's key.
     """
     if writes != output_site:
         raise UserError(
-            f"{where}.output_site: {pretrained} writes {writes}, and the recipe says "
+            f"{where}.output_site: {pretrained} writes {writes}, but the recipe says "
             f"{output_site} at {site}"
         )
 
 
 def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int | None, str | None]:
-    """What is known here of an SAE, the dimensions that it reads, and the site that it writes."""
+    """Return what is known of an SAE, the dimensions that it reads, and the site that it writes."""
     if isinstance(pretrained, FromSaeLens):
         made, writes = _known_of_release(pretrained.at(site), site, where)
         return made, None, writes
@@ -122,7 +122,7 @@ def _known_of_release(pretrained: FromSaeLens, site: str, where: str) -> tuple[M
     if entry.layer is not None and entry.layer not in (site_layer(site), before):
         raise UserError(
             f"{where}.saelens.sae_id: {pretrained.saelens.sae_id!r} is an SAE of block "
-            f"{entry.layer}, and is used at {site}; {{layer}} stands for the block of the site"
+            f"{entry.layer}, but is used at {site}; {{layer}} stands for the block of the site"
         )
     made, layout = entry.made_on, LAYOUTS["saelens"]
     writes = None if entry.writes is None else f"{entry.writes}.{site_layer(site)}"
@@ -130,7 +130,7 @@ def _known_of_release(pretrained: FromSaeLens, site: str, where: str) -> tuple[M
     if entry.conversion == "sae_lens" and folder is not None:
         file = folder / layout.config_file
         config = overridden(read_config(file), entry.overrides)
-        # Factors of the list are folded into the weights when they are read.
+        # Scaling factors of the list are folded into the weights when they are read.
         config.pop("normalize_activations", None)
         found = layout.of(config, str(file))
         made, writes = found.made_on(folder).with_more_from(made), found.writes(folder) or site

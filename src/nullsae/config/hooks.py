@@ -1,4 +1,4 @@
-"""Names of sites in other packages: TransformerLens' hooks, module names, sparsify's folders."""
+"""Names of sites in other packages: TransformerLens hooks, module names, sparsify folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from nullsae.config.sites import SITE, site_kind, site_layer
 
-# TransformerLens' hooks within block L, and ours of one place.
+# TransformerLens' hooks within block L, and our names of the same places.
 _HOOKS = {
     "hook_resid_pre": "resid_pre",
     "hook_resid_mid": "resid_mid",
@@ -26,15 +26,15 @@ _BRIDGE_HOOKS = {
     "mlp.out.hook_in": "mlp_post",
 }
 _BLOCK_HOOK = re.compile(r"blocks\.(\d+)\.(\S+)")
-# What puts out what attention and the MLP add to the residual stream.
+# The output projections of attention and the MLP.
 _OUT_OF_HEADS = ("self_attn.o_proj", "self_attn.out_proj", "attn.c_proj", "attention.dense")
 _OUT_OF_NEURONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
-# Modules of a block, by what follows its number; without `.input`, what a module returns.
+# Modules of a block, by what follows its number: a module's output, or its `.input`.
 _MODULES = {
     "": "resid_post",
     "mlp": "mlp_out",
     "feed_forward": "mlp_out",
-    # Of Gemma 2 and 3: what comes out of it is added to the residual stream.
+    # Gemma 2 and 3: its output is added to the residual stream.
     "post_feedforward_layernorm": "mlp_out",
     "attention": "attn_out",
     "attn": "attn_out",
@@ -44,14 +44,14 @@ _MODULES = {
     **dict.fromkeys((f"{name}.input" for name in _OUT_OF_HEADS), "hook_z"),
     **dict.fromkeys(_OUT_OF_NEURONS, "mlp_out"),
     **dict.fromkeys((f"{name}.input" for name in _OUT_OF_NEURONS), "mlp_post"),
-    # Of Gemma 2 and 3, too: what comes out of the first norm of the MLP.
+    # Gemma 2 and 3 again: the output of the MLP's first norm.
     **dict.fromkeys(("mlp.input", "feed_forward.input", "pre_feedforward_layernorm"), "mlp_in"),
 }
 _BLOCK = re.compile(r"(?:\w+\.)*?(?:layers|h|blocks)[._](\d+)(?:\.(\S+))?")
 _EMBEDDINGS = re.compile(
     r"hook_embed|embed\.hook_out|(?:\w+\.)*(?:embed_tokens|embed_in|wte)(?:\.output)?"
 )
-# Where the list of blocks stands in models of Transformers, by `model_type`.
+# The list of blocks in models of Transformers, by `model_type`.
 _BLOCKS = {
     "gpt2": "transformer.h",
     "gpt_neox": "gpt_neox.layers",
@@ -61,17 +61,17 @@ _BLOCKS = {
         "model.layers",
     ),
 }
-# The modules of each that stand for our sites; a site that has none there is left out.
+# The attention module of each, `self_attn` elsewhere.
 _ATTENTION = {"gpt2": "attn", "gpt_neox": "attention"}
-# Models in which a norm stands behind attention and MLP, so that these give no site.
+# Models with a norm after attention and MLP, so that the outputs of these are not sites.
 _NORMS_BEHIND = ("gemma2", "gemma3_text")
 
 
 def site_of_hook(hook: str) -> str | None:
-    """The site that a name of another package means; None for a name that is not known.
+    """Return the site that another package's name means; None for an unknown name.
 
     `blocks.3.hook_resid_post`, `gpt_neox.layers.3`, `model.layers.3.output` and sparsify's
-    `layers.3` are all `resid_post.3`; so is that itself.
+    `layers.3` are all `resid_post.3`, as is that name itself.
     """
     if SITE.match(hook):
         return hook
@@ -92,7 +92,7 @@ def site_of_hook(hook: str) -> str | None:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two sites have the same activations: a block's input is the output of the last."""
+    """Return whether two sites have the same activations: block L's input is L - 1's output."""
     return _by_output(one) == _by_output(other)
 
 
@@ -103,7 +103,7 @@ def _by_output(site: str) -> str:
 
 
 def hook_name(site: str) -> str:
-    """TransformerLens' name of a site."""
+    """Return TransformerLens' name of a site."""
     hooks = {kind: hook for hook, kind in _HOOKS.items()}
     return (
         "hook_embed" if site == "embed" else f"blocks.{site_layer(site)}.{hooks[site_kind(site)]}"
@@ -111,9 +111,9 @@ def hook_name(site: str) -> str:
 
 
 def module_name(site: str, model_type: str) -> str | None:
-    """The module of a model in Transformers whose output, or `.input`, is the site.
+    """Return the Transformers module whose output, or `.input`, is the site.
 
-    None where no module's is, or for a `model_type` that is not known.
+    None if no module's is, or for an unknown `model_type`.
     """
     blocks, kind = _BLOCKS.get(model_type), site_kind(site)
     if blocks is None or kind == "embed":

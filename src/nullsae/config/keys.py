@@ -1,4 +1,4 @@
-"""What looks like a key or a password: refused in a config, and shown in no message."""
+"""Recognize keys and passwords: a config must not contain them, messages must not show them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Beginnings that vendors give their keys, so that such are known where they turn up.
+# Prefixes of vendors' keys.
 _VENDORS = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|gsk|csk|hf|gh[opsu]|github_pat|glpat|xai|xox[abp]|nvapi|pplx|"
     r"r8|fw|tgp)[-_](?=[A-Za-z_-]*\d)|AIza|AKIA|eyJ|hf_(?=[A-Za-z]{30}))[A-Za-z0-9_-]{8,}"
 )
-# Letters and digits in one piece, longer than words are.
+# Letters and digits in one piece, longer than words.
 _PIECE = re.compile(r"[A-Za-z0-9]{24,}")
-# Names of query parameters and of fields whose value is a secret somewhere; `api-version` is not.
+# Names of query parameters and of fields that are secrets in some API; `api-version` is not.
 _SECRET_PARAMETER = re.compile(
     r"key|token|secret|passw|^pass$|pwd|signature|^sig$|^code$|auth|credential|jwt|session",
     re.IGNORECASE,
@@ -23,51 +23,51 @@ _SECRET_FIELD = re.compile(
     r"^(token|key|auth)$",
     re.IGNORECASE,
 )
-# The commit that something was read at: 40 digits after `@`, `snapshots/` or the word revision.
+# A commit: 40 hexadecimal digits after `@`, `snapshots/` or the word revision.
 _COMMIT = r"(?:@|snapshots/|revision['\"]?[ =:]+['\"]?)[0-9a-f]{40}(?![A-Za-z0-9])"
 _COMMIT_OR_KEY = re.compile(rf"{_COMMIT}|({_VENDORS.pattern}|{_PIECE.pattern})")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
 def has_vendors_key(text: str) -> bool:
-    """Whether a text holds something that begins as the keys of a vendor do."""
+    """Return whether a text contains something with the prefix of a vendor's keys."""
     return _VENDORS.search(text) is not None
 
 
 def has_key(text: str) -> bool:
-    """Whether a text holds a vendor's key, or a long piece of letters and digits such as a key."""
+    """Return whether a text contains a vendor's key, or a long piece of letters and digits."""
     pieces = (piece[0] for piece in _PIECE.finditer(text))
     return has_vendors_key(text) or any(_is_mixed(piece) for piece in pieces)
 
 
 def without_keys(text: str) -> str:
-    """A text with `***` for each piece by which `has_key` holds; commits named as such stay."""
+    """Replace each piece that looks like a key by `***`; commits named as such stay."""
     return _COMMIT_OR_KEY.sub(lambda found: "***" if has_key(found[1] or "") else found[0], text)
 
 
 def is_variable(text: str) -> bool:
-    """Whether a text is the name of an environment variable, and no key typed in its place."""
+    """Return whether a text is an environment variable's name rather than a key."""
     if not _VARIABLE.fullmatch(text) or has_key(text):
         return False
-    # A short key without signs, such as s3cr3t0123456789.
+    # Not a short key without punctuation, such as s3cr3t0123456789.
     is_word = "_" in text or len(text) < 8 or text.upper() == text
     return is_word or not _is_mixed(text)
 
 
 def names_secret_parameter(name: str) -> bool:
-    """Whether a query parameter of this name holds a secret."""
+    """Return whether a query parameter of this name is a secret."""
     return _SECRET_PARAMETER.search(name) is not None
 
 
 def names_secret_field(name: str) -> bool:
-    """Whether a field of this name holds a secret, if a text stands there."""
+    """Return whether a field of this name is a secret if its value is text."""
     return _SECRET_FIELD.search(name) is not None
 
 
 def secret_field(value: Any, name: str = "") -> str | None:
-    """The name of the first field below a value of JSON that holds a secret, with what is above it.
+    """Return the dotted name of the first field in a JSON value that holds a secret.
 
-    A field counts by its name if a text stands there, and any text that a vendor's key stands in.
+    A field counts if its name says so and its value is text, or if it contains a vendor's key.
     """
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -88,7 +88,7 @@ def secret_field(value: Any, name: str = "") -> str | None:
 
 
 def named_variables(value: Any) -> Iterator[str]:
-    """What stands anywhere in `api_key_env` and `headers_env` of a config: names of variables."""
+    """Yield the environment variables named in all `api_key_env` and `headers_env` of a config."""
     for key, inner in _fields(value):
         if key in ("api_key_env", "headers_env"):
             found = inner.values() if isinstance(inner, dict) else [inner]
@@ -96,14 +96,14 @@ def named_variables(value: Any) -> Iterator[str]:
 
 
 def secret_values(value: Any) -> Iterator[str]:
-    """The texts that stand in fields which hold secrets by their name, anywhere in a config."""
+    """Yield the texts of all fields of a config whose names mean secrets."""
     for key, inner in _fields(value):
         if isinstance(inner, str) and names_secret_field(key) and not is_variable(inner):
             yield inner
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:
-    """Each field below a value of JSON, with what stands in it."""
+    """Yield the name and value of each field in a JSON value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key), inner

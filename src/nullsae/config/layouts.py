@@ -14,42 +14,42 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.core.registry import Registry
 
 Shapes = dict[str, tuple[int, ...]]
-# Of the files in a folder, in a message.
+# Files of a folder that a message names.
 MOST_NAMES = 8
 
 
 class Layout(Section):
-    """The files of one SAE: what its JSON file says, without the weights.
+    """The JSON config of one SAE on disk, without the weights.
 
-    A section of the keys of that file. What an SAE of this project cannot be is refused when it is
-    made of them, in a `ValueError` that names the key.
+    A section with the keys of that file. An SAE that this project cannot represent is refused when
+    the section is made, with a `ValueError` that names the key.
     """
 
     name: ClassVar[str]
-    """Of the package."""
+    """Name of the package."""
     position: ClassVar[int] = 1_000
-    """Rank among layouts; the first that a folder fits is taken."""
+    """Rank among layouts; the first that fits a folder is taken."""
     config_file: ClassVar[str] = "cfg.json"
     weights: ClassVar[tuple[str, ...]]
-    """Names of the weights' file, the best first."""
+    """Names of the weights' file, the preferred first."""
 
     @classmethod
     def fits(cls, names: Collection[str], config: Mapping[str, Any]) -> bool:
-        """Whether a folder with these files and this content of `config_file` is of this layout."""
+        """Return whether a folder with these files and this `config_file` has this layout."""
         return any(name in names for name in cls.weights)
 
     @classmethod
     def content(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """The section's keys from the content of the file.
+        """Return the section's keys from the content of the file.
 
         Raises:
-            ValueError: something that cannot be had is asked for; names the key.
+            ValueError: the file asks for something unsupported; names the key.
         """
         return config
 
     @classmethod
     def of(cls, config: dict[str, Any], where: str) -> Self:
-        """From the content of the file.
+        """Make the section from the content of the file.
 
         Raises:
             UserError: begins with `where` and names the key.
@@ -63,22 +63,22 @@ class Layout(Section):
 
     @property
     def input_width(self) -> int:
-        """Dimensions of the activations that it reads."""
+        """Dimensions of the activations that the SAE reads."""
         raise NotImplementedError
 
     def made_on(self, folder: Path) -> MadeOn:
-        """What it was made on, by its files and the names of folders."""
+        """Return what the SAE was made on, by its files and the names of folders."""
         raise NotImplementedError
 
     def writes(self, folder: Path) -> str | None:
-        """The site that a transcoder writes; None for an SAE."""
+        """Return the site that a transcoder writes; None for an SAE."""
         return None
 
     def autoencoder(self, weights: Path) -> Any:
-        """The SAE, a `nullsae.sae.autoencoder.Autoencoder`, in float32.
+        """Read the SAE as a `nullsae.sae.autoencoder.Autoencoder` in float32.
 
         Raises:
-            UserError: the weights do not fit, or are damaged; names the tensor.
+            UserError: the weights do not fit the config or are damaged; names the tensor.
         """
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ LAYOUTS = Registry("layouts", Layout, "nullsae.sae.exchange.layouts")
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The content of an SAE's `config_file`; a `UserError` names one that cannot be read."""
+    """Read an SAE's `config_file`; a `UserError` names one that cannot be read."""
     try:
         return read_object(file)
     except (OSError, ValueError) as error:
@@ -95,7 +95,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
-    """What lies in a folder, and its weights.
+    """Return the layout of the SAE in a folder, and its weights' file.
 
     Raises:
         UserError: no SAE, more than one, or one that cannot be read; names `where` or the file.
@@ -114,7 +114,7 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
             unknown = file
     if len(found) > 1:
         names = " and ".join(weights.name for weights in found)
-        raise UserError(f"{where}: {str(folder)!r} holds several SAEs, {names}; leave one there")
+        raise UserError(f"{where}: {str(folder)!r} holds several SAEs, {names}; leave only one")
     for weights, (layout, file, config) in found.items():
         return layout.of(config, str(file)), weights
     if unknown is not None:
@@ -123,41 +123,41 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
     configs = dict.fromkeys(layout.config_file for layout in every)
     weights_files = dict.fromkeys(name for layout in every for name in layout.weights)
     inner = next((name for name in there if (folder / name).is_dir()), None)
-    hint = "" if inner is None else f"; of a folder in it write {folder}::{inner}"
+    hint = "" if inner is None else f"; for a folder in it write {folder}::{inner}"
     more = f" and {len(there) - MOST_NAMES} more" if len(there) > MOST_NAMES else ""
     holds = f"holds no SAE, only {', '.join(there[:MOST_NAMES])}{more}" if there else "is empty"
     raise UserError(
-        f"{where}: {str(folder)!r} {holds}; an SAE has {' or '.join(configs)} beside "
+        f"{where}: {str(folder)!r} {holds}; an SAE has {' or '.join(configs)} next to "
         f"{' or '.join(weights_files)}{hint}"
     )
 
 
 def local_folder(path: str, inside: str, where: str) -> Path:
-    """A folder on this machine.
+    """Return a folder on this machine.
 
     Raises:
-        UserError: it is not there; begins with `where`.
+        UserError: it does not exist; begins with `where`.
     """
     folder = Path(path).expanduser() / inside
     if folder.is_file():
-        raise UserError(f"{where}: {str(folder)!r} is a file; give the folder that it lies in")
+        raise UserError(f"{where}: {str(folder)!r} is a file; give the folder that it is in")
     if not folder.is_dir():
         raise UserError(
-            f"{where}: {str(folder)!r} is not a folder; give one that holds an SAE, or a hub id "
+            f"{where}: {str(folder)!r} is not a folder; give a folder with an SAE, or a hub id "
             f"such as EleutherAI/sae-pythia-70m-32k::layers.3"
         )
     return folder
 
 
 def cached_folder(repo_id: str, inside: str, *, weights: bool = True) -> Path | None:
-    """A folder of a hub's repository in the hub's cache; None where no config or weights are."""
+    """Return a folder of a hub repository in the hub's cache; None without config or weights."""
     import huggingface_hub
 
     prefix = f"{inside}/" if inside else ""
     for layout in LAYOUTS.values():
         try:
             found = huggingface_hub.try_to_load_from_cache(repo_id, prefix + layout.config_file)
-        except ValueError:  # no name that a repository can have
+        except ValueError:  # not a valid name of a repository
             return None
         folder = Path(found).parent if isinstance(found, str) else None
         if folder and (not weights or any((folder / name).is_file() for name in layout.weights)):
@@ -166,7 +166,7 @@ def cached_folder(repo_id: str, inside: str, *, weights: bool = True) -> Path | 
 
 
 def layout_files() -> tuple[str, ...]:
-    """Names of all files that some layout reads."""
+    """Return the names of all files that some layout reads."""
     return tuple(
         dict.fromkeys(
             n for layout in LAYOUTS.values() for n in (layout.config_file, *layout.weights)

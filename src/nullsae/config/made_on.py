@@ -1,4 +1,4 @@
-"""What an SAE was made on, by its own files, beside what a study gives it."""
+"""Compare what an SAE was made on, by its own files, with what a study feeds it."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _HUB_IDS = (
     (r"(opt-.+)", r"facebook/\1"),
     (r"tiny-stories-(.+)", r"roneneldan/TinyStories-\1"),
 )
-# Of `model_from_pretrained_kwargs`: what changes no activation of ours.
+# Keys of `model_from_pretrained_kwargs` that change no activation of ours.
 _HARMLESS = ("center_unembed", "dtype", "device", "n_devices", "torch_dtype")
 _CENTRED = "center_writing_weights"
-# Behind a norm, which takes a mean away itself: those sites read the same of centred weights.
+# Sites behind a norm, which subtracts the mean itself: centred weights do not change them.
 _BEHIND_NORM = ("hook_z", "mlp_in", "mlp_post")
-# What moves activations at one kind of site alone: a folded gain is missing from what the MLP
-# reads, folded biases from what heads put out.
+# Changes that move activations at one kind of site only: a folded gain is missing from the MLP's
+# input, folded biases from the heads' output.
 _MOVES = {"fold_ln": "mlp_in", "fold_value_biases": "hook_z"}
 
 
 class MadeOn(Section):
-    """What the files of an SAE say of its training; null where they do not."""
+    """What the files of an SAE say about its training; null if they do not."""
 
     model: str | None = None
     """Hub id, or TransformerLens' name."""
     revision: str | None = None
     hook: str | None = None
-    """Where it reads, as the files call it."""
+    """The place that it reads, as named in the files."""
     context_tokens: int | None = None
     prepend_bos: bool | None = None
     data_set: str | None = None
@@ -54,21 +54,21 @@ class MadeOn(Section):
 
     @property
     def centred(self) -> bool:
-        """Whether it reads a model whose weights that write to the residual stream are centred."""
+        """Whether it reads a model with `center_writing_weights`."""
         return bool(self.weight_processing.get(_CENTRED)) and self._kind not in _BEHIND_NORM
 
     @property
     def _kind(self) -> str:
-        """Of the site that it reads, if that is one here."""
+        """Kind of the site that it reads; empty if there is no such site here."""
         return site_kind(site_of_hook(self.hook or "") or "")
 
     def with_more_from(self, other: MadeOn) -> MadeOn:
-        """What the other says, and of the rest what this one does."""
+        """Return this with the other's values where it has any."""
         said = other.model_dump(exclude_none=True, exclude_defaults=True)
         return self.model_copy(update=said)
 
     def check_processing(self) -> None:
-        """Refuse what was done to the weights of its model and cannot be done here.
+        """Refuse changes to the model's weights that cannot be made here.
 
         Raises:
             ValueError: names the key.
@@ -85,7 +85,7 @@ class MadeOn(Section):
 
 
 class UsedOn(Section):
-    """What a study gives an SAE; null where it has no name to compare, such as a local folder."""
+    """What a study feeds an SAE; null if it has no name to compare, such as a local folder."""
 
     subject: str
     corpus: str
@@ -98,7 +98,7 @@ class UsedOn(Section):
 
 
 def used_on(config: Config, subject: str) -> UsedOn:
-    """What the SAEs of a subject get."""
+    """Return what the SAEs of a subject are fed."""
     source, corpus = config.subjects[subject].source, config.subjects[subject].corpus
     given = config.corpora[corpus]
     hub = isinstance(source, PretrainedSource) and not is_local(source.path)
@@ -115,9 +115,9 @@ def used_on(config: Config, subject: str) -> UsedOn:
 
 
 def differences(made: MadeOn, used: UsedOn, site: str | None) -> Iterator[tuple[Difference, str]]:
-    """What differs of an SAE and of what it is given: its name, and a sentence.
+    """Yield each difference between what an SAE was made on and is fed: its name, and a sentence.
 
-    What one of the two does not say is not compared.
+    Unknown values are not compared.
     """
     of_subject, of_corpus = f"subjects.{used.subject}", f"corpora.{used.corpus}"
     if made.model is not None and used.model is not None:
@@ -130,7 +130,7 @@ def differences(made: MadeOn, used: UsedOn, site: str | None) -> Iterator[tuple[
         found = site_of_hook(made.hook)
         if found is None or not same_place(found, site):
             other = f" ({found} here)" if found else ""
-            yield "hook", f"it was made at {made.hook}{other}, and is used at {site}"
+            yield "hook", f"it was made at {made.hook}{other}, but is used at {site}"
     if made.context_tokens is not None and made.context_tokens != used.context_tokens:
         key = f"{of_corpus}.context_tokens"
         yield "context_tokens", _says(made.context_tokens, key, used.context_tokens)
@@ -143,16 +143,16 @@ def differences(made: MadeOn, used: UsedOn, site: str | None) -> Iterator[tuple[
 
 
 def _says(made: object, key: str, used: object) -> str:
-    return f"it was made on {made}, and {key} is {used}"
+    return f"it was made on {made}, but {key} is {used}"
 
 
 def model_name(model: str) -> str:
-    """One spelling for the names of a model: a hub id's end, or TransformerLens' name."""
+    """Return one spelling for a model's hub id and TransformerLens name."""
     return hub_id(model).rsplit("/", 1)[-1].lower().removeprefix("meta-")
 
 
 def hub_id(model: str) -> str:
-    """The hub id of a model by TransformerLens' name; any other name as it is."""
+    """Return the hub id for TransformerLens' name of a model; any other name as it is."""
     for pattern, name in _HUB_IDS:
         if found := re.fullmatch(pattern, model):
             return found.expand(name)

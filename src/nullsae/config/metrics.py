@@ -1,9 +1,9 @@
-"""What a metric is: a statistic of units that variants are compared by.
+"""What a metric is: a statistic of units by which variants are compared.
 
-Each metric is a class in a file of `metrics/catalogue`, or of another package under the entry point
-group `nullsae.metrics`, and holds all that the rest asks of it. The margins of the config and the
-columns of the table `latents` are made from them, so that such a file imports at its top, of
-nullsae, only this module, `core`, and what imports no more than that.
+Each metric is a class in a file of its own in `metrics/catalogue`, or in another package under the
+entry point group `nullsae.metrics`. The class has everything about it. The margins of the config
+and the columns of the table `latents` come from these classes, so at its top such a file may import
+from nullsae only this module, `core`, and modules that import no more than these.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ LEVELS: dict[str, Level] = {
     "geometry": "cell",
     "coverage": "cell",
 }
-"""Tables that metrics can be taken from, and what a row of each is about."""
+"""Tables that metrics can be computed from, and what a row of each describes."""
 STAGES: dict[Stage, str] = {
     "model": "trained from the variant",
     "dictionary": "a learned dictionary from a null one, on the trained subject",
     "explanation": "an explanation from a null one, of the same latents by the same judge",
     "effect": "a latent's own direction from another one, at the same places",
 }
-"""Stages of a study, and what a metric is to tell from what at each of them."""
+"""Stages of a study, and what a metric should tell from what at each."""
 OWN_DIRECTION = "own_direction"
 """The real thing at the stage `effect`."""
 SECTIONS = {
@@ -64,9 +64,9 @@ class Column(NamedTuple):
 
     name: str
     unit: str = ""
-    """Its unit, or what must be said of it, as in `tables.cells`."""
+    """Its unit or a remark, as in `tables.cells`."""
     kind: str = "float?"
-    """Its type, as in `tables.columns`. Where it may be null, NaN is written as null."""
+    """Its type, as in `tables.columns`. NaN is written as null if the type allows null."""
 
 
 class Metric:
@@ -77,70 +77,70 @@ class Metric:
     position: int = 1_000
     """Its place among all metrics, in tables and on the page."""
     title: str
-    """What stands on an axis, with the unit."""
+    """Label of an axis, with the unit."""
 
     table: str = "latents"
     """One of `LEVELS`."""
     among: Among = "passes_filter"
-    """Which rows of the table `latents` count: all that pass the filter, or, for what is known of
-    no others, those that judges may be asked about."""
+    """Which rows of the table `latents` count: all that pass the filter, or only sampled latents,
+    if the columns are null for others."""
     columns: tuple[str, ...]
-    """What it is computed from; by default `column`. Units with a null in one are left out."""
+    """Columns to compute it from; by default `column`. Units with a null in one are left out."""
     column: Column | None = None
     """A column of `latents` that this metric adds, by `latent_sums` and `latent_column`."""
     form: Form = "mean"
-    """`mean`: over units. `ratio`: of the sums of two values. `relative`: the first of two
-    ratios over the smaller of the second and the first one of the Gaussian floor's cell; values
-    come in pairs, numerator and denominator. `rank_correlation`: Spearman's, of two values."""
+    """`mean`: over units. `ratio`: of the sums of two values. `relative`: the first of two ratios
+    over the smaller of the second and the first one of the Gaussian floor's cell; values come in
+    pairs, numerator and denominator. `rank_correlation`: Spearman's, of two values."""
     complement: bool = False
-    """The metric is 1 minus that."""
+    """Whether the metric is 1 minus that."""
     at_least: str | None = None
     """The setting in `statistics` that a unit's value must reach to count as 1, else 0."""
 
     direction: Direction = 1
-    """The sign of (trained minus null) if the metric sees structure that training made; 0: none
-    is expected, and a difference either way separates."""
+    """The sign of (trained minus null) if the metric sees structure that training made. With 0 no
+    sign is expected, and a difference either way separates."""
     directions: Mapping[str, Direction] = {}
-    """By variant, where another one is expected against it."""
+    """Other signs for single variants, by name."""
     dictionary_direction: Direction | None = None
-    """The sign of (learned minus null dictionary), by default `direction`; 0: none is expected."""
+    """The sign of (learned minus null dictionary), by default `direction`; 0 as above."""
     placebos: Mapping[str, tuple[str, ...]] = {}
-    """By the name of a null at the stage `effect`: the columns that take the place of `columns`."""
+    """Columns that replace `columns`, by the name of a null at the stage `effect`."""
     floor: float
-    """What it comes to where nothing was learned; by default `chance`."""
+    """Its value if nothing was learned; by default `chance`."""
     floor_is: str = ""
-    """What that is, in words, where the number alone does not say it."""
+    """What the floor is, in words, if the number alone does not say it."""
     margin_share: float = 0.1
     """Differences below this share of |trained - floor| count as none, unless the config says
     otherwise."""
     chance: float | None = None
-    """What a judge gets who knows nothing, where the figure is to show it."""
+    """The value for a judge who knows nothing, if the figure should show it."""
 
     section: str
     """Its section of the report, one of `SECTIONS`."""
     place: int | None = None
-    """Of its figure in that section; by default `position`."""
+    """Place of its figure in that section; by default `position`."""
     definition: str
-    """What its figure says it is."""
+    """Its definition, for the caption of its figure."""
     formula: str = ""
-    """The same for docs/metrics.md, where it says more in fewer words."""
+    """The same as a formula, for docs/metrics.md."""
     reading: str
-    """What its figure says of how to read it."""
+    """How to read it, for the caption of its figure."""
     values: str = ""
     """The range of values, for docs/metrics.md."""
     is_usual: bool = False
-    """Whether papers on SAEs report it: of metrics that do not tell, sentences name such first."""
+    """Whether papers on SAEs report it; the answer names such metrics first if they do not tell."""
     sites_share_scale: bool = True
-    """Whether values of different sites can stand on one axis."""
+    """Whether values of different sites fit on one axis."""
     along_training: int | None = None
     """Its place in the figure `training`, if it has one."""
 
     def __init_subclass__(cls) -> None:
-        """Check a metric as soon as its file is read.
+        """Check a metric as soon as its class is defined.
 
         Raises:
-            TypeError: it lacks something that the tables or the report need, or its margin is no
-                share.
+            TypeError: it lacks something that the tables or the report need, or its margin share is
+                not between 0 and 1.
         """
         super().__init_subclass__()
         if "name" not in vars(cls):
@@ -155,11 +155,13 @@ class Metric:
             raise TypeError(f"metric {cls.name!r}: lacks {', '.join(missing)}")
         for what, of, among in (("table", cls.table, LEVELS), ("section", cls.section, SECTIONS)):
             if of not in among:
-                raise TypeError(f"metric {cls.name!r}: {what} {of!r} is none of {', '.join(among)}")
+                raise TypeError(
+                    f"metric {cls.name!r}: {what} {of!r} is not one of {', '.join(among)}"
+                )
         if not 0 < cls.margin_share < 1:
             raise TypeError(
-                f"metric {cls.name!r}: margin_share {cls.margin_share:g} is not between 0 and 1: a "
-                f"null at the floor could not differ by so much"
+                f"metric {cls.name!r}: margin_share {cls.margin_share:g} is not between 0 and 1: "
+                f"even a null at the floor could not differ by as much"
             )
 
     @property
@@ -174,27 +176,27 @@ class Metric:
 
     @property
     def found_in(self) -> str:
-        """The columns in words."""
+        """Its columns in words."""
         return " or ".join(self.columns)
 
     @property
     def denominator(self) -> str:
-        """The words for what a ratio is over."""
+        """The denominator of a ratio in words."""
         return self.columns[1]
 
     @property
     def floor_text(self) -> str:
-        """The floor, and what it is, for docs/metrics.md."""
+        """Value and meaning of the floor, for docs/metrics.md."""
         return f"{self.floor:g}" + (f": {self.floor_is}" if self.floor_is else "")
 
     def direction_against(self, variant: str) -> Direction:
-        """The sign of (trained minus this variant) that is expected, or 0."""
+        """Return the expected sign of (trained minus this variant), or 0."""
         if is_positive_control(variant):
             return 0
         return self.directions.get(variant, self.direction)
 
     def direction_at(self, stage: Stage, null: str) -> Direction:
-        """The sign of (real thing minus this null) that is expected at a stage, or 0."""
+        """Return the expected sign of (real thing minus this null) at a stage, or 0."""
         if stage == "model":
             return self.direction_against(null)
         if stage == "dictionary" and self.dictionary_direction is not None:
@@ -202,43 +204,43 @@ class Metric:
         return self.direction
 
     def value(self, columns: Mapping[str, Numbers]) -> Numbers | tuple[Numbers, ...]:
-        """What `form` is taken of: one array [n_units]; two for a ratio or a correlation, or four.
+        """Return the arrays [n_units] of `form`: one, two (ratio, correlation) or four (relative).
 
         Args:
-            columns: by name, float64 [n_units] each, of the units of one draw and seed that have
-                no null in any of them. NaN must stay NaN.
+            columns: by name, float64 [n_units] each, for the units of one draw and seed without a
+                null in any of them. NaN must stay NaN.
         """
         return tuple(columns.values())
 
     def undefined(self, columns: Mapping[str, Numbers]) -> str | None:
-        """Why a draw and seed has no value in spite of its numbers; None if it has one."""
+        """Return why a draw and seed has no value despite its numbers; None if it has one."""
         return None
 
     def latent_sums(self, firings: Any, split: Any) -> dict[str, Numbers]:
-        """What `latent_column` is made of: sums over firings, [n_latents, ...] each.
+        """Return the inputs of `latent_column`: sums over firings, [n_latents, ...] each.
 
-        The firings of one latent may come in several pieces, each of whole contexts; sums of
-        pieces are added up.
+        The firings of one latent may come in several pieces, each of whole contexts, whose sums
+        are added.
 
         Args:
-            firings: `latents.store.Firings` of some latents, or some of one latent.
-            split: `latents.split.Split`, its tokens.
+            firings: `latents.store.Firings` of some latents, or a piece of one latent's.
+            split: `latents.split.Split`, the tokens.
         """
         raise NotImplementedError(f"metric {self.name!r} has a column, but no latent_sums")
 
     def latent_column(self, sums: Mapping[str, Numbers], counts: Counts, split: Any) -> Numbers:
-        """The values of `column`, [n_latents]; NaN where undefined.
+        """Return the values of `column`, [n_latents]; NaN if undefined.
 
         Args:
-            sums: of all firings of some latents, as `latent_sums` names them.
-            counts: int64 [n_latents], their firings.
-            split: `latents.split.Split`, its tokens.
+            sums: `latent_sums` of all firings of some latents.
+            counts: int64 [n_latents], numbers of their firings.
+            split: `latents.split.Split`, the tokens.
         """
         raise NotImplementedError(f"metric {self.name!r} has a column, but no latent_column")
 
 
 def is_of_model(row: Mapping[str, Any]) -> bool:
-    """Whether a row of `contrasts` or `verdicts` compares the trained subject with a variant."""
+    """Return whether a row of `contrasts` or `verdicts` compares trained with a variant."""
     return bool(row["stage"] == "model")
 
 
@@ -246,10 +248,10 @@ METRICS = Registry("metrics", Metric, "nullsae.metrics.catalogue")
 
 
 def all_metrics() -> tuple[Metric, ...]:
-    """All metrics, in display order."""
+    """Return all metrics, in display order."""
     return tuple(metric() for metric in METRICS.values())
 
 
 def with_column() -> tuple[tuple[Metric, Column], ...]:
-    """The metrics that add a column to the table `latents`, with it, in display order."""
+    """Return the metrics that add a column to the table `latents`, with it, in display order."""
     return tuple((m, m.column) for m in all_metrics() if m.column is not None)

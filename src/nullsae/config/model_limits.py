@@ -1,4 +1,4 @@
-"""How large a model may be by what its `config.json` states, and how long its contexts."""
+"""Limits on the sizes that a model's `config.json` may state, and the length of its contexts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from nullsae.core.errors import UserError
 
-# What families call the longest context; the last ones mean something else beside another name.
+# Families' names of the longest context; the unsure ones mean something else if a sure one exists.
 UNSURE_LIMITS = ("seq_len", "sequence_len", "sequence_length", "block_size", "context_size")
 CONTEXT_LIMITS = (
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
@@ -16,9 +16,9 @@ CONTEXT_LIMITS = (
     *("max_context_length", "context_len", "context_window", "n_context", "model_max_length"),
     *("max_ctx", *UNSURE_LIMITS),
 )
-# The largest numbers that a config.json may state, by the ends of their names: several times those
-# of any model there is. A model is built of what its file states before its weights are looked at.
-# Each with the smallest: -1 says of contexts, and of layers that do something else, "no limit".
+# The smallest and largest numbers that a config.json may state, by patterns of their names; the
+# largest are several times those of any existing model. A model is built from these numbers before
+# its weights are checked. -1 means "no limit", for contexts and some kinds of layers.
 MOST = (
     (re.compile(r"^(?:num_hidden_layers|n_layers?|num_layers)$"), 1, 2_000),
     (re.compile(r"(?:^|_)(?:layers|blocks)$"), -1, 2_000),
@@ -32,7 +32,7 @@ MOST = (
 
 
 def longest_context(described: Mapping[str, Any]) -> int | None:
-    """The most tokens that a model reads at once, by what a config states; None for no limit."""
+    """Return the longest context that a model's config states; None for no limit."""
     given = {name: described.get(name) for name in CONTEXT_LIMITS}
     stated = {n: v for n, v in given.items() if type(v) is int and v > 0}
     sure = {n: v for n, v in stated.items() if n not in UNSURE_LIMITS}
@@ -40,14 +40,14 @@ def longest_context(described: Mapping[str, Any]) -> int | None:
 
 
 def check_sizes(described: Mapping[str, Any], where: str) -> None:
-    """Check the sizes that a `config.json` states, those of its parts included.
+    """Check the sizes that a `config.json` states, including nested parts.
 
     Args:
-        described: what it states.
+        described: its content.
         where: the file, for messages.
 
     Raises:
-        UserError: no model is so large.
+        UserError: a size is larger than that of any model.
     """
     for key, value in _numbers(described):
         for least, most in [limits for names, *limits in MOST if names.search(key)][:1]:
@@ -56,7 +56,7 @@ def check_sizes(described: Mapping[str, Any], where: str) -> None:
 
 
 def _numbers(described: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers in a config and its parts, by their keys."""
+    """Yield the numbers in a config and its parts, with their keys."""
     waiting: list[Any] = [described]
     while waiting:
         one = waiting.pop()

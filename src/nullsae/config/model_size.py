@@ -1,4 +1,4 @@
-"""What a model's own files say about its size, without loading it."""
+"""A model's size, by its own files, without loading it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nullsae.core.errors import UserError, first_line
 Source = TrainSource | PretrainedSource | GgufSource
 HUB_TIMEOUT_SECONDS = 10.0
 FOR_PATTERNS = "patterns of sites need the number of blocks"
-# What families call the number of blocks and the width in their config.json.
+# Families' names of the number of blocks and the width in config.json.
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "n_embed", "d_model", "model_dim")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Layers, width, heads and rows of the embedding of Pythia (Biderman et al. 2023, table 1, and the
-# config.json of each): a plan of the paper's grid must not need a hub.
+# config.json of each), so that a plan of the paper's grid needs no hub.
 PYTHIA = {
     "pythia-14m": (6, 128, 4, 50304),
     "pythia-31m": (6, 256, 8, 50304),
@@ -36,13 +36,13 @@ PYTHIA = {
     "pythia-6.9b": (32, 4096, 32, 50432),
     "pythia-12b": (36, 5120, 40, 50688),
 }
-# Weights of a file have at least half a byte each (in 4 bits), and some models use theirs twice.
+# A stored weight takes at least half a byte (4 bits), and some models use theirs twice.
 WEIGHTS_PER_BYTE, SPARE_WEIGHTS = 4, 1 << 28
-# Families whose MLP has two matrices; the others gate it by a third.
+# Families whose MLP has two matrices; the others have a third, the gate.
 TWO_MATRICES = ("gpt_neox", "gpt2", "opt", "gptj", "gpt_neo", "bloom", "falcon", "phi", "codegen")
 LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo")
 
-# What a GGUF file calls the keys of a config.json.
+# GGUF names of the keys of a config.json.
 GGUF_KEYS = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",
@@ -54,7 +54,7 @@ GGUF_KEYS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of a subject; None where its files do not say."""
+    """Size of a subject; None if its files do not say."""
 
     n_layers: int | None = None
     d_model: int | None = None
@@ -62,15 +62,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Size:
-    """What a model is made of."""
+    """Sizes of a model's parts."""
 
     n_layers: int
     d_model: int
     vocab_size: int
     block_weights: int
-    """Entries of the matrices of one block, which each token is multiplied with."""
+    """Entries of the matrices of one block."""
     n_parameters: int
-    """All, embeddings and norms included."""
+    """All parameters, including embeddings and norms."""
     attention_width: int
     """Heads times their width: d_model in most families."""
     mlp_width: int
@@ -84,32 +84,32 @@ class Size:
 
     @property
     def logit_bytes(self) -> float:
-        """Of a token, in float32, four times: as given, as float32, their logarithms, the loss."""
+        """Memory of a token's logits, four times in float32: raw, cast, log-softmax, and loss."""
         return 16.0 * self.vocab_size
 
     @property
     def largest_tensor(self) -> int:
-        """Entries of the largest tensor: the embedding, or a matrix of a usual MLP."""
+        """Entries of the largest tensor: the embedding, or a matrix of a typical MLP."""
         return self.d_model * max(self.vocab_size, 4 * self.d_model)
 
     def width(self, site: str) -> int:
-        """Dimensions of a site."""
+        """Return the dimensions of a site."""
         own = {"hook_z": self.attention_width, "mlp_post": self.mlp_width}
         return own.get(site_kind(site), self.d_model)
 
 
 def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
-    """The size of a subject.
+    """Return the size of a subject.
 
     Args:
         source: where it comes from.
         where: its key in the config, for messages.
         fetch: whether a hub's config.json (from the cache, else downloaded) or a GGUF file's
-            header (seconds) may be read; without it those subjects have an unknown size.
+            header (seconds) may be read; without it such subjects have unknown sizes.
 
     Raises:
-        UserError: a path that looks local and is no model folder, a GGUF file that is not there,
-            or a hub that has to be asked and does not answer.
+        UserError: a path looks local but is not a model folder, a GGUF file does not exist, or
+            the hub is needed but does not answer.
     """
     if isinstance(source, TrainSource):
         return Shape(source.n_layers, source.d_model)
@@ -134,7 +134,7 @@ def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
 
 
 def _read_described(file: Path, where: str) -> dict[str, Any]:
-    """A `config.json`, if a model can be so large; `where` begins the line of a `UserError`."""
+    """Read and check a `config.json`; `where` begins the line of a `UserError`."""
     try:
         described = plain.read_object(file)
     except (OSError, ValueError) as error:
@@ -144,15 +144,15 @@ def _read_described(file: Path, where: str) -> dict[str, Any]:
 
 
 def check_described(described: dict[str, Any], where: str, weight_bytes: int | None = None) -> None:
-    """Check the sizes that a Hugging Face `config.json` states, before a model is built of them.
+    """Check the sizes that a Hugging Face `config.json` states before a model is built from it.
 
     Args:
-        described: what it states.
+        described: its content.
         where: the file, for messages.
-        weight_bytes: the size of the files of weights, where that is known.
+        weight_bytes: size of the weights' files, if known.
 
     Raises:
-        UserError: no model is so large, or this one has not so many weights.
+        UserError: a size is larger than that of any model, or than the weights allow.
     """
     check_sizes(described, where)
     if weight_bytes is None:
@@ -161,30 +161,30 @@ def check_described(described: dict[str, Any], where: str, weight_bytes: int | N
         n = described_size(described, "float32").n_parameters
         if n > WEIGHTS_PER_BYTE * weight_bytes + SPARE_WEIGHTS:
             raise UserError(
-                f"{where}: describes a model of {n:.3g} weights, but its files of weights have "
+                f"{where}: describes a model of {n:.3g} weights, but the files of its weights have "
                 f"only {weight_bytes:,} bytes"
             )
 
 
 def check_model(path: str, what: str, revision: str | None = None) -> None:
-    """Check what the config.json of a model states, if it is on this machine.
+    """Check the config.json of a model, if it is on this machine.
 
     Args:
         path: local folder or hub id.
         what: the model, for messages.
-        revision: of the hub.
+        revision: revision on the hub.
 
     Raises:
-        UserError: no model is so large, or this one has not so many weights; or it is no config.
+        UserError: the file is not a config, or `check_described` refuses it.
     """
     file = Path(path) / "config.json" if is_local(path) else _cached_config(path, revision)
-    if file is not None and file.is_file():  # whoever loads it says that it is missing
+    if file is not None and file.is_file():  # loading the model reports a missing one
         described = _read_described(file, f"{what}: ")
         check_described(described, f"{what}: config.json", local_weight_bytes(path))
 
 
 def local_weight_bytes(path: str) -> int | None:
-    """Size of the files of weights in a local folder; None for the hub, or where there are none."""
+    """Return the size of the weights' files in a local folder; None for the hub or without any."""
     if not is_local(path):
         return None
     found = [file for kind in ("*.safetensors", "*.bin") for file in Path(path).glob(kind)]
@@ -192,7 +192,7 @@ def local_weight_bytes(path: str) -> int | None:
 
 
 def shape_of(described: dict[str, Any]) -> Shape:
-    """The size that a Hugging Face `config.json` states; multimodal models nest the text's."""
+    """Return the size that a Hugging Face `config.json`, or its nested text config, states."""
     text = described.get("text_config", described)
     described = text if isinstance(text, dict) else described
     return Shape(_first(described, LAYER_KEYS), _first(described, WIDTH_KEYS))
@@ -203,16 +203,19 @@ def _first(described: dict[str, Any], keys: tuple[str, ...]) -> int | None:
 
 
 def neox_size(n_layers: int, d: int, vocab_size: int, dtype: str) -> Size:
-    """A GPT-NeoX: 12 d^2 weights and 13 d biases and gains in a block, two embeddings, a norm."""
+    """Return the size of a GPT-NeoX.
+
+    A block has 12 d^2 weights and 13 d biases and gains; two embeddings and a norm are added.
+    """
     n = n_layers * (12 * d * d + 13 * d) + 2 * vocab_size * d + 2 * d
     return Size(n_layers, d, vocab_size, 12 * d * d, n, d, 4 * d, dtype)
 
 
 def described_size(described: dict[str, Any], dtype: str) -> Size:
-    """The size that a Hugging Face `config.json` states.
+    """Return the size that a Hugging Face `config.json` states.
 
     Raises:
-        KeyError: it does not say how many blocks, how wide, or how many tokens.
+        KeyError: it does not state the number of blocks, the width, or the vocabulary.
     """
     nested = described.get("text_config")
     text: dict[str, Any] = nested if isinstance(nested, dict) else described
@@ -235,9 +238,9 @@ def described_size(described: dict[str, Any], dtype: str) -> Size:
 
 
 def subject_size(source: Source, corpus: Corpus, where: str) -> Size:
-    """The size of a subject, by its source, the corpus that it reads and the source's key.
+    """Return the size of a subject; `where` is the key of its source, for messages.
 
-    `model_size` says more; one that is trained here has the vocabulary of the corpus.
+    A subject trained here has the vocabulary of its corpus; of others see `model_size`.
     """
     if isinstance(source, TrainSource):
         return neox_size(source.n_layers, source.d_model, vocabulary(corpus), "float32")
@@ -245,9 +248,9 @@ def subject_size(source: Source, corpus: Corpus, where: str) -> Size:
 
 
 def known_size(source: Source, corpus: Corpus) -> Size | None:
-    """The size of a subject as far as it is known in no time, without a hub; None where it is not.
+    """Return the size of a subject if it is known at once, without a hub; else None.
 
-    A hub's config.json counts where it lies in the hub's cache; a GGUF file takes seconds to read.
+    A hub's config.json counts if it is in the hub's cache. GGUF files do not: they take seconds.
     """
     if isinstance(source, GgufSource):
         return None
@@ -263,12 +266,12 @@ def known_size(source: Source, corpus: Corpus) -> Size | None:
 
 
 def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
-    """The size of a model that was trained elsewhere.
+    """Return the size of a model that was trained elsewhere.
 
-    Pythia's are known; of other hub models the `config.json` is read, from the cache or the hub.
+    Pythia's sizes are known; the `config.json` of other hub models is read, from cache or hub.
 
     Raises:
-        UserError: a file that is missing or does not say; names the config key.
+        UserError: a file is missing or does not state the size; names the config key.
     """
     if isinstance(source, GgufSource):
         file = find_gguf(source, where=where)
@@ -288,14 +291,14 @@ def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
 
 
 def _pythia(source: PretrainedSource) -> tuple[int, int, int] | None:
-    """Blocks, width and vocabulary of the row of `PYTHIA` that a hub id means."""
+    """Return blocks, width and vocabulary of the Pythia model that a hub id means."""
     name = source.path.rsplit("/", 1)[-1].removesuffix("-deduped")
     found = None if is_local(source.path) else PYTHIA.get(name)
     return found and (found[0], found[1], found[3])
 
 
 def model_config(source: PretrainedSource, where: str) -> dict[str, Any]:
-    """A model's config.json: a local folder's, the hub cache's, else the hub's."""
+    """Return a model's config.json, from a local folder, the hub's cache, or else the hub."""
     need = f"a plan needs the size of {source.path!r}"
     local = Path(source.path).expanduser() / "config.json"
     file = local if is_local(source.path) else _hub_config(source, where, need)
@@ -303,7 +306,7 @@ def model_config(source: PretrainedSource, where: str) -> dict[str, Any]:
 
 
 def _cached_config(path: str, revision: str | None) -> Path | None:
-    """A model's config.json in the hub's cache."""
+    """Return a model's config.json in the hub's cache."""
     import huggingface_hub
 
     found = huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision)
@@ -311,7 +314,7 @@ def _cached_config(path: str, revision: str | None) -> Path | None:
 
 
 def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str = "") -> Path:
-    """The subject's config.json: what the hub's cache has, else downloaded into it."""
+    """Return the subject's config.json in the hub's cache, downloaded if it is not there."""
     import huggingface_hub
 
     path, revision = source.path, source.revision
@@ -319,7 +322,7 @@ def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str 
         if (cached := _cached_config(path, revision)) is not None:
             return cached
         if not huggingface_hub.is_offline_mode():
-            # The download would try for half a minute; this asks once.
+            # The download would retry for half a minute; this asks once.
             huggingface_hub.HfApi().repo_info(path, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
         return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
@@ -330,7 +333,7 @@ def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str 
 
 
 def _gguf_header(file: Path, where: str, need: str, otherwise: str = "") -> dict[str, Any]:
-    """What the header of a GGUF file says, as a `config.json` would."""
+    """Return the header of a GGUF file in the form of a `config.json`."""
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -356,6 +359,6 @@ def _gguf_header(file: Path, where: str, need: str, otherwise: str = "") -> dict
 
 
 def vocabulary(corpus: Corpus) -> int:
-    """Token ids of a corpus; about that of Pythia for a tokenizer that was not read yet."""
+    """Return the vocabulary size of a corpus; about Pythia's if the tokenizer was not read yet."""
     tokenizer = corpus.tokenizer
     return tokenizer.vocab_size if isinstance(tokenizer, TrainedTokenizer) else 50_304

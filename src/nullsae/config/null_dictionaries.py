@@ -1,4 +1,4 @@
-"""Null dictionaries that a study gets beside its learned ones: `evaluation.null_dictionaries`."""
+"""Null dictionaries that a study adds to its learned ones: `evaluation.null_dictionaries`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nullsae.config.study import Config
 
 
 def with_null_dictionaries(config: Config) -> dict[str, Sae]:
-    """The recipes of a study, and after them the null dictionaries that it asks for.
+    """Return the recipes of a study, followed by the null dictionaries that it asks for.
 
-    They are of `trained`, at the last site of each subject. What is fitted to activations has no
-    seed to vary, and so one SAE. A recipe that has its name already is left as it is.
+    These are made for `trained`, at the last site of each subject. One that is fitted to
+    activations has no seed, and so a single SAE. An existing recipe of the same name is kept.
 
     Args:
         config: the checked config, sites resolved.

@@ -23,7 +23,7 @@ from nullsae.core.errors import UserError
 
 S = TypeVar("S", bound=BaseModel)
 
-# Keys whose values are never shown: people write keys there that belong elsewhere.
+# Keys whose values are never shown: people put API keys there by mistake.
 MAY_HOLD_KEYS = ("api_key_env", "headers_env", "base_url", "extra_body")
 MOST_SHOWN = 300
 
@@ -32,7 +32,7 @@ def parse_config(data: Any) -> Config:
     """Check a merged config.
 
     Raises:
-        UserError: one line per mistake, each naming the key, the value and what would be right.
+        UserError: one line per mistake, with the key, the value and what would be right.
     """
     if isinstance(data, dict):
         data = data | {key: without_nulls(data[key]) for key in ENTRIES if key in data}
@@ -43,11 +43,11 @@ def parse_section(model: type[S], data: Any, *, where: str) -> S:
     """Validate plain data against a model; mistakes become a `UserError` that names the key."""
     check_amount(data, where)
     try:
-        # JSON mode: lists may fill tuples, but text never passes for a number. `str` is for what
-        # YAML makes of a bare 2024-01-31, which can be a revision.
+        # In JSON mode lists may fill tuples, but text never passes for a number. `str` is for
+        # dates: YAML reads a bare 2024-01-31, which can be a revision, as one.
         text = json.dumps(data, default=str)
     except TypeError:
-        raise UserError(f"{where}: has a key that is neither text nor a number") from None
+        raise UserError(f"{where}: a key is neither text nor a number") from None
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
@@ -56,7 +56,7 @@ def parse_section(model: type[S], data: Any, *, where: str) -> S:
 
 
 def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
-    """One line for one mistake found by pydantic."""
+    """Return one line for one mistake found by pydantic."""
     key, current = [], data
     for part in detail["loc"]:
         sections = (SECTION, OTHER_SECTION)
@@ -97,15 +97,15 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
 
 
 def _shown(value: Any, hidden: str | None) -> str:
-    """A value as a message may show it: not what may be a key, and not all of what is long."""
+    """Return a value as a message may show it: shortened, and no possible secret."""
     text = repr(value)
     if hidden is not None or has_key(text):
-        return "what stands here"
+        return "this value"
     return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + " ..."
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at `loc` of a model may have."""
+    """Return the keys that the section at `loc` of a model may have."""
     node: Any = model.model_json_schema()
     definitions = node.get("$defs", {})
 
@@ -120,7 +120,7 @@ def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]
         if tagged := [
             n for n in nodes if n.get("properties", {}).get("kind", {}).get("const") == part
         ]:
-            nodes = tagged  # a union's tag is no step, but says which option
+            nodes = tagged  # a union's tag selects an option, and is no step into it
             continue
         inner = [n.get("properties", {}).get(part) or n.get("additionalProperties") for n in nodes]
         step = [end for n in inner if isinstance(n, dict) for end in resolve(n)]
@@ -129,34 +129,34 @@ def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]
 
 
 def suggested(word: str, options: Collection[str]) -> str:
-    """The end of a message about a word that is none of the options: the closest of them."""
+    """Return the end of a message about an unknown word: the closest of the options."""
     close = difflib.get_close_matches(word, options, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def config_schema() -> str:
-    """The JSON schema of the config, as text, for editors and for `workflow/schemas/`."""
+    """Return the JSON schema of the config as text, for editors and `workflow/schemas/`."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return json.dumps(schema | Config.model_json_schema(), indent=2) + "\n"
 
 
 def resolve_subjects(config: Config) -> Config:
-    """Replace patterns of sites by the sites they mean; check what the subjects' files tell.
+    """Expand patterns of sites; check what depends on the subjects' sizes.
 
     Raises:
-        UserError: a path that looks local but is no model folder, a site beyond the last block, or
-            a k that is larger than the dictionary.
+        UserError: a path looks local but is not a model folder, a site is beyond the last block, or
+            a k is larger than the dictionary.
     """
     subjects = {}
     for name, subject in config.subjects.items():
         key = f"config: subjects.{name}"
-        # A range with both ends named, such as 0..28..4, must not make a dry run ask a hub.
+        # A dry run must not ask a hub for a range with both ends named, such as 0..28..4.
         unclear = any(needs_depth(site) for site in subject.sites)
         shape = subject_shape(subject.source, where=f"{key}.source", fetch=unclear)
         if unclear and shape.n_layers is None:
             raise UserError(
-                f"{key}.sites: the number of blocks is not known here, so patterns cannot be "
-                f"resolved; name each site"
+                f"{key}.sites: patterns need the number of blocks, which is not known here; name "
+                f"each site"
             )
         try:
             sites = expand_sites(subject.sites, shape.n_layers)
@@ -194,7 +194,7 @@ def resolve_subjects(config: Config) -> Config:
 
 
 def _check_retrained(config: Config, name: str, shape: Shape) -> None:
-    """A local folder in the place of a retrained subject must hold one of the subject's size."""
+    """Check that the local folder of a retrained subject has a model of the subject's size."""
     source, key = config.subjects[name].source, f"config: subjects.{name}.source"
     if not isinstance(source, PretrainedSource):
         return
@@ -216,7 +216,7 @@ def _check_retrained(config: Config, name: str, shape: Shape) -> None:
 
 
 def check_sites(sites: tuple[str, ...], n_layers: int, *, where: str) -> None:
-    """Raise a `UserError` for a site beyond the last of `n_layers` blocks."""
+    """Check that no site is beyond the last of `n_layers` blocks; else raise a `UserError`."""
     try:
         expand_sites(sites, n_layers)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Plain data of files that others wrote: how much there is, before anything is made of it."""
+"""Read plain data of files that others wrote, and limit its amount before it is used."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import yaml
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import read_small
 
-# By libyaml where it is there: many times as fast.
+# libyaml, if it is there, is many times as fast.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# Of a config or a file of params. A value named by an alias counts each time.
+# Limits of a config or a file of params. An alias counts each time.
 MOST_BYTES, MOST_VALUES, MOST_CHARACTERS, MOST_DEPTH = 8 << 20, 500_000, 64_000_000, 100
-# Python converts no longer numbers to text.
+# Python refuses to convert longer numbers to text.
 MOST_DIGITS = 4000
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML or JSON file.
+    """Read a YAML or JSON file.
 
     Raises:
-        UserError: not there, not readable, larger than any config, or with one key given twice, of
-            which a parser would silently drop the first; names the file.
+        UserError: it does not exist, is not readable, is larger than any config, or gives a key
+            twice, of which a parser would silently drop the first; names the file.
     """
     try:
         text = read_small(path, MOST_BYTES).decode("utf-8")
@@ -53,7 +53,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_events(text: str, where: str) -> None:
-    """Check how deep and how many the values are, before libyaml goes through them by recursion."""
+    """Check the depth and number of values before libyaml recurses into them."""
     depth = 0
     for n, event in enumerate(yaml.parse(text, Loader=_Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -61,7 +61,7 @@ def _check_events(text: str, where: str) -> None:
         if depth > MOST_DEPTH:
             raise UserError(f"{where}: nested more than {MOST_DEPTH} times")
         if n > 2 * MOST_VALUES:
-            raise UserError(f"{where}: more than {MOST_VALUES:,} values; a config has some hundred")
+            raise UserError(f"{where}: more than {MOST_VALUES:,} values; a config has hundreds")
 
 
 def _check_keys(node: Any, where: str) -> None:
@@ -87,12 +87,12 @@ def _check_keys(node: Any, where: str) -> None:
 
 
 def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """The object in a JSON file of a model or an SAE.
+    """Read the object in a JSON file of a model or an SAE.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it holds no JSON object.
-        UserError: it is no file, or larger than any such file.
+        ValueError: it is not a JSON object.
+        UserError: it is not a file, or larger than any such file.
     """
     found = parse_object(read_small(path, most_bytes))
     check_amount(found, str(path))
@@ -100,7 +100,7 @@ def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """The object in JSON text; a ValueError where there is none."""
+    """Parse the object in JSON text; a ValueError if there is none."""
     try:
         found = json.loads(data)
     except RecursionError:
@@ -111,13 +111,13 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def check_amount(data: Any, where: str) -> None:
-    """Check data of YAML or JSON, or the nodes of YAML, before it is written out or gone through.
+    """Check the amount of YAML or JSON data, or of YAML nodes, before it is used.
 
     Raises:
-        UserError: it holds itself, or more values, characters or levels than any config.
+        UserError: it contains itself, or more values, characters or levels than any config.
     """
     sizes: dict[int, tuple[int, int, int]] = {}
-    # Without recursion: what is nested too deeply must not end this.
+    # Without recursion, which data that is nested too deeply would break.
     pending: list[tuple[Any, int, bool]] = [(data, 0, False)]
     open_: set[int] = set()
     while pending:
@@ -134,7 +134,7 @@ def check_amount(data: Any, where: str) -> None:
             if values > MOST_VALUES or characters > MOST_CHARACTERS:
                 raise UserError(
                     f"{where}: more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters, "
-                    f"aliases counted each time; a config has some hundred"
+                    f"counting aliases each time; a config has hundreds of values"
                 )
             if height > MOST_DEPTH:
                 raise UserError(f"{where}: nested more than {MOST_DEPTH} times")
@@ -142,7 +142,7 @@ def check_amount(data: Any, where: str) -> None:
         elif id(value) in sizes:
             continue
         elif id(value) in open_:
-            raise UserError(f"{where}: a value holds itself, by an alias")
+            raise UserError(f"{where}: a value contains itself, by an alias")
         elif not inner:
             sizes[id(value)] = 1, _length(value, where), 1
         else:
@@ -172,7 +172,7 @@ def _length(value: Any, where: str) -> int:
 
 
 def _without_text(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without the line itself, which may hold what nobody should see."""
+    """Return the problem and its place without the line itself, which may have a secret."""
     mark = getattr(error, "problem_mark", None)
     problem = " ".join(str(getattr(error, "problem", None) or first_line(error)).split())
     return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark else problem

@@ -1,4 +1,4 @@
-"""Config key `saes.*.pretrained`: where an SAE comes from that was made elsewhere."""
+"""Config key `saes.*.pretrained`: the source of an SAE that was made elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Difference = Literal["model", "revision", "hook", "context_tokens", "prepend_bos
 
 
 class SaeLensRelease(Section):
-    """An SAE of the list that comes with SAELens, or of a hub repository in its layout."""
+    """An SAE in SAELens' own list, or in a hub repository of its layout."""
 
     release: Annotated[str, Field(min_length=1)]
     """Name in SAELens' list of pretrained SAEs, or a hub id."""
@@ -36,20 +36,20 @@ class FromSaeLens(Section):
         return f"{self.saelens.release}, {self.saelens.sae_id}"
 
     def at(self, site: str) -> FromSaeLens:
-        """With the site filled in."""
+        """Return this with the site filled in."""
         release = self.saelens.model_copy(update={"sae_id": _filled(self.saelens.sae_id, site)})
         return FromSaeLens(saelens=release)
 
 
 class FromObject(Section):
-    """A Python object with `encode` and `decode`, on tensors [tokens, width] both."""
+    """A Python object with `encode` and `decode`, both on tensors [tokens, width]."""
 
     object: Annotated[str, Trusted("jobs import this Python object and run it as you")]
     """Import path, `package.module:name`; a class or a function is called with the site's name."""
     d_model: PositiveInt
     """Dimensions of the activations that it reads."""
     files: tuple[str, ...] = ()
-    """Files that it reads, such as weights: an edit of these makes the SAE again."""
+    """Files that it reads, such as weights; an edit of these makes the SAE again."""
 
     def __str__(self) -> str:
         return self.object
@@ -62,7 +62,7 @@ class FromObject(Section):
         return path
 
     def source_file(self, where: str) -> Path:
-        """The Python file that holds it, found without running any.
+        """Return the object's Python file, found without running any code.
 
         Raises:
             UserError: there is none; begins with `where`.
@@ -71,7 +71,7 @@ class FromObject(Section):
         first, *inner = module.split(".")
         try:
             spec = find_spec(first)
-        except ValueError:  # a module that is run, and not imported
+        except ValueError:  # a module that is run rather than imported
             spec = None
         for part in inner:
             first += f".{part}"
@@ -79,8 +79,8 @@ class FromObject(Section):
             spec = PathFinder.find_spec(first, list(inside)) if inside else None
         if spec is None or not (spec.origin or "").endswith(".py"):
             raise UserError(
-                f"{where}.object: no Python file of the module {module!r} is found here; install "
-                f"its package, or put its folder on PYTHONPATH"
+                f"{where}.object: no Python file of the module {module!r} found; install its "
+                f"package, or put its folder on PYTHONPATH"
             )
         return Path(str(spec.origin))
 
@@ -101,7 +101,7 @@ Pretrained = Annotated[
 
 
 def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
-    """A pretrained SAE's (folder or hub id, folder within it) with the site filled in."""
+    """Return a pretrained SAE's (folder or hub id, folder within it) with the site filled in."""
     path, _, inside = _filled(pretrained, site).partition("::")
     return path, inside
 

@@ -1,4 +1,4 @@
-"""Config files: merged and checked."""
+"""Read, merge and check config files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from nullsae.core.errors import UserError
 from nullsae.core.home import workflow_folder
 
 BASE = "config.yaml"
-# What `nullsae init` writes into a study's folder: what differs from the base config.
+# `nullsae init` writes it into a study's folder: only what differs from the base config.
 OVERLAY = "study.yaml"
 
 
 def study_files(folder: Path, more: Iterable[Path] = ()) -> list[Path]:
-    """The config files of a study, in the order in which they are merged.
+    """Return the config files of a study, in merge order.
 
-    They are the folder's `config.yaml`, or the one that nullsae comes with; the folder's
-    `study.yaml`, if it has one; and `more`.
+    They are the folder's `config.yaml`, or else nullsae's own; the folder's `study.yaml`, if it has
+    one; and `more`.
     """
     own, overlay = folder / BASE, folder / OVERLAY
     base = own if own.is_file() else workflow_folder() / BASE
@@ -30,21 +30,21 @@ def study_files(folder: Path, more: Iterable[Path] = ()) -> list[Path]:
 
 
 def way_to_run(study: Path, does: str) -> str:
-    """Say that `nullsae run` on a folder does something, or what makes a study of it first."""
+    """Say that `nullsae run` on a folder does something, or that the folder needs a study first."""
     if any((study / name).is_file() for name in (OVERLAY, BASE)):
         return f"`nullsae run {quote(str(study))}` {does}"
-    return f"{study} is no study; `nullsae init {quote(str(study))}` makes one there"
+    return f"{study} is no study; `nullsae init {quote(str(study))}` writes one there"
 
 
 def read_merged_config(files: list[Path], more: Mapping[str, Any] | None = None) -> Config:
     """Merge config files as Snakemake does, key by key, and check the result.
 
     Args:
-        files: in the order in which they are merged.
-        more: what is merged last, such as what `--config` gave.
+        files: in merge order.
+        more: values to merge last, such as those of `--config`.
 
     Raises:
-        UserError: a file that cannot be read, or a mistake in the config.
+        UserError: a file cannot be read, or the config has a mistake.
     """
     merged: Any = {}
     for file in files:
@@ -54,10 +54,10 @@ def read_merged_config(files: list[Path], more: Mapping[str, Any] | None = None)
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The content of one config file; nothing of an empty one.
+    """Read one config file; an empty one gives an empty mapping.
 
     Raises:
-        UserError: it cannot be read, or holds no keys.
+        UserError: it cannot be read, or is not a mapping.
     """
     given = read_yaml(file)
     if given is not None and not isinstance(given, dict):
@@ -66,17 +66,17 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def giver(files: Sequence[Path], key: str) -> Path:
-    """The one of several merged files that gives a key, or most of the way to it: the last one.
+    """Return the last of several merged files that gives a key, or most of the way to it.
 
     Args:
-        files: in the order in which they are merged; at least one.
-        key: dotted. The names of entries may have dots, too.
+        files: in merge order; at least one.
+        key: dotted. Names of entries may also contain dots.
     """
     return max(reversed(files), key=lambda file: _given_characters(read_config(file), key))
 
 
 def _given_characters(section: Any, key: str) -> int:
-    """How much of a dotted key a section has."""
+    """Return how many characters of a dotted key a section has."""
     names = section if isinstance(section, Mapping) else ()
     found = [n for n in map(str, names) if key == n or key.startswith(f"{n}.")]
     return max(
@@ -86,7 +86,7 @@ def _given_characters(section: Any, key: str) -> int:
 
 
 def merge(below: Any, above: Any) -> Any:
-    """Two values of a config as one: mappings key by key, of all else the one above."""
+    """Merge two config values: mappings key by key, otherwise the one above wins."""
     if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
         return above
     return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}

@@ -10,12 +10,12 @@ from nullsae.config.section import Section
 
 
 class Report(Section):
-    """What the page shows."""
+    """Contents of the report page."""
 
     title: str = "nullsae"
     n_example_latents: NonNegativeInt = 200
-    """Latents of each SAE in the page's browser, the sampled ones first; 0 for no browser."""
+    """Latents per SAE in the page's browser, sampled ones first; 0 for no browser."""
     n_example_windows: PositiveInt = 4
-    """Windows shown of each sampled latent."""
+    """Windows shown per sampled latent."""
     figure_formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
     """Formats of the files in results/figures."""

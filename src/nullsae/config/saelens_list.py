@@ -19,7 +19,7 @@ from nullsae.config.section import Section
 from nullsae.core.errors import UserError
 
 INSTALL = "pip install 'nullsae[saelens]'"
-# Conversions to what is no SAE of one site; their loaders say so themselves, but only when run.
+# Conversions of what is not an SAE of one site; their loaders say so only when run.
 _NOT_HELD = {
     "gemma_2_transcoder": (
         "a transcoder that reads the MLP's input without the gain of its norm "
@@ -28,7 +28,7 @@ _NOT_HELD = {
     "mntss_clt_layer_transcoder": "one layer of a cross-layer transcoder, with decoders added up",
     "temporal": "a temporal SAE, whose codes depend on the tokens before",
 }
-# Those to transcoders from MLP to MLP.
+# Conversions of MLP transcoders.
 _TRANSCODERS = ("mwhanna_transcoder", "gemma_3")
 _TRANSCODER = re.compile(r"transcoder|clt")
 _HOOK = re.compile(r"blocks\.\d+\.[\w.]*hook_[a-z_]*[a-z]|hook_embed")
@@ -36,7 +36,7 @@ _LAYER = re.compile(r"(?<![a-z])layer_?(\d+)")
 
 
 class Listed(Section):
-    """What the list says of one SAE."""
+    """One SAE of the list."""
 
     model_config = ConfigDict(extra="ignore", strict=False)
     model: str | None = None
@@ -44,20 +44,20 @@ class Listed(Section):
     path: str
     """Folder or file in the repository."""
     conversion: str = "sae_lens"
-    """SAELens' name of what reads it."""
+    """SAELens' name of its loader."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Of what its own config says."""
+    """Values that replace those of its own config."""
     variance_explained: float | None = None
     l0: float | None = None
     layer: int | None = None
-    """The block in its id, where no hook stands there."""
+    """The block in its id, if the id has no hook."""
     hook: str | None = None
     writes: str | None = None
-    """The kind of site that a transcoder writes, where the loader says so without the files."""
+    """The kind of site that a transcoder writes, if it is known without the files."""
 
     @property
     def made_on(self) -> MadeOn:
-        """What it was made on, as far as the list tells."""
+        """What it was made on, as far as the list records it."""
         processing = self.overrides.get("model_from_pretrained_kwargs") or {}
         return MadeOn(
             model=self.model,
@@ -69,11 +69,11 @@ class Listed(Section):
 
 
 def listed(pretrained: FromSaeLens, where: str) -> Listed:
-    """What SAELens' list says of an SAE; of one in a repository that is not listed, its place.
+    """Return an SAE's entry in SAELens' list, or only its place for an unlisted repository.
 
     Raises:
-        UserError: SAELens is not installed, has no such release or SAE, or one of a kind
-            that cannot be had; names `where`.
+        UserError: SAELens is not installed, has no such release or SAE, or its kind is not
+            supported; names `where`.
     """
     release, sae_id = pretrained.saelens.release, pretrained.saelens.sae_id
     text = _text()
@@ -89,7 +89,7 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
         if owners := _releases_of(release):
             raise UserError(
                 f"{key}.release: {release!r} is the repository of the release "
-                f"{' or '.join(owners)}; give that name, by which SAELens knows how to read it"
+                f"{' or '.join(owners)}; give that name, which tells SAELens how to read it"
             )
         return Listed(repo_id=release, path=sae_id, hook=_hook(sae_id))
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
@@ -120,7 +120,7 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
 
 
 def published(pretrained: Pretrained | None, where: str) -> dict[str, float]:
-    """Figures in the list, by the keys of `saes.*.expect`; none for what is not of a release.
+    """Return the figures in the list, by the keys of `saes.*.expect`; none without a release.
 
     Raises:
         UserError: as `listed`.
@@ -133,9 +133,9 @@ def published(pretrained: Pretrained | None, where: str) -> dict[str, float]:
 
 
 def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The content of a `cfg.json` of SAELens with what the list says instead.
+    """Return the content of SAELens' `cfg.json`, with the list's overrides.
 
-    Files of version 6 have in `metadata` what older ones had beside the rest.
+    Version 6 has keys in `metadata` that older versions had at the top level.
     """
     if "metadata" not in config:
         return {**config, **overrides}
@@ -151,7 +151,7 @@ def _hook(text: str) -> str | None:
 
 @cache
 def _text() -> str | None:
-    """The list as it is; None where SAELens is not installed."""
+    """Return the list's text; None if SAELens is not installed."""
     spec = find_spec("sae_lens")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -161,7 +161,7 @@ def _text() -> str | None:
 
 @cache
 def _release(name: str) -> dict[str, Any] | None:
-    """One release. The list has 44,000 lines: only those of the release are parsed."""
+    """Return one release. Of the list's 44,000 lines, only those of the release are parsed."""
     found = re.search(rf"^{re.escape(name)}:\n(?:[ \-#].*\n|\n)*", f"{_text()}\n", re.MULTILINE)
     if found is None:
         return None
@@ -170,9 +170,9 @@ def _release(name: str) -> dict[str, Any] | None:
 
 
 def refuse_corrected(repo_id: str, where: str) -> None:
-    """Refuse a hub id whose files do not say all that SAELens' list says of them.
+    """Refuse a hub id about which SAELens' list knows more than its files.
 
-    Without SAELens nobody here can know.
+    This needs SAELens; without it nothing is refused.
 
     Raises:
         UserError: names the release; begins with `where`.
@@ -190,7 +190,7 @@ def refuse_corrected(repo_id: str, where: str) -> None:
 
 
 def _releases_of(repo_id: str) -> list[str]:
-    """The releases that lie in a repository."""
+    """Return the releases in a repository."""
     found = []
     for line in (_text() or "").splitlines():
         if line and not line[0].isspace() and line.endswith(":"):

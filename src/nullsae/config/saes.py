@@ -1,8 +1,8 @@
 """The recipe of an SAE: what it is, and how it is trained.
 
-The keys that all SAEs have stand here. Those of one architecture stand in its file of
-`sae/architectures/`, those of one dictionary in its file of `sae/dictionaries/`: a recipe is a
-section of both, and refuses the keys of others.
+Keys of all SAEs are here, those of one architecture in its file of `sae/architectures/`, those of
+one dictionary in its file of `sae/dictionaries/`. A recipe is a section with all three, and refuses
+the keys of others.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from nullsae.config.transcoding import Transcoding
 from nullsae.core.registry import Registry
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-# Between the name of a recipe and a share of its training; names of the config have none.
+# Separates a recipe's name from a share of its training; names in the config cannot have it.
 AT = "@"
-# Settings of a named `recipe`, for the keys that are not given.
+# Defaults of a named `recipe`.
 RECIPES: dict[str, dict[str, Any]] = {
     # Heap et al. (arXiv 2501.17727), by EleutherAI's sparsify: no revival of dead latents.
     "paper": {
@@ -65,12 +65,12 @@ class Expect(Section):
 
 
 def checkpoint_name(sae: str, share: float) -> str:
-    """The name of an SAE as it was after a share of its training, such as `topk@0.1`."""
+    """Return the name of an SAE after a share of its training, such as `topk@0.1`."""
     return f"{sae}{AT}{share:g}"
 
 
 def recipe_name(sae: str) -> str:
-    """The recipe that an SAE of this name is made by, `topk` for `topk` and for `topk@0.1`."""
+    """Return the recipe of an SAE, `topk` for both `topk` and `topk@0.1`."""
     return sae.partition(AT)[0]
 
 
@@ -83,75 +83,74 @@ class Sae(Coding, Transcoding):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     step_cost: ClassVar[float] = 1.0
-    """Time of a training step beside that of `topk`, at the same width: measured."""
+    """Measured time of a training step relative to `topk` of the same width."""
     keeps_k: ClassVar[bool] = False
-    """Whether k of the latents are active whatever the weights are."""
+    """Whether k latents are active for any weights."""
 
     recipe: Literal["paper"] | None = None
     """`paper`: the settings of Heap et al. for all keys that are not given here."""
     architecture: str = "topk"
-    """Which latents are active, and what is paid for it."""
+    """Which latents are active, and the sparsity penalty."""
     dictionary: str = "learned"
     """Where the directions come from: training, or a null."""
     n_latents: PositiveInt | None = None
-    """Width of the dictionary; give this or `expansion_factor`, but for a dictionary that is
-    computed, which has its own."""
+    """Width of the dictionary; give this or `expansion_factor`, but neither for a computed
+    dictionary, which has its own."""
     expansion_factor: PositiveInt | None = None
     """Width of the dictionary as a multiple of the site's width."""
     pretrained: Pretrained | None = None
-    """An SAE made elsewhere that stands for the trained variant: a folder or hub id in the layout
-    of nullsae, SAELens, sparsify or dictionary_learning, and after `::` a folder within it, or
+    """An SAE made elsewhere, for the trained variant: a folder or hub id in the layout of nullsae,
+    SAELens, sparsify or dictionary_learning, and after `::` a folder within it, or
     `{saelens: {release, sae_id}}`; `{site}` and `{layer}` are filled in. Or a Python object with
     `encode` and `decode`, `{object, d_model, files}`, which jobs import. The nulls get SAEs of the
-    same width, trained here by this recipe, with its k, or, where neither it nor the recipe has
-    one, aimed at the L0 that it has on `trained`."""
+    same width, trained here by this recipe, with its k or the recipe's. If neither has a k, they
+    aim at the pretrained SAE's L0 on `trained`."""
     accept_differences: Annotated[tuple[Difference, ...], AfterValidator(unique)] = ()
-    """Ways in which a pretrained SAE may differ from what it was made on; any other difference is
-    refused."""
+    """Accepted differences between what a pretrained SAE was made on and what it is fed; all others
+    are refused."""
     expect: Expect | None = None
     """Published figures of the `pretrained` SAE. `evaluate_sae` stops if it does not reach them,
-    and says what it should be fed with instead; `nullsae check` does so beforehand."""
+    and says how to feed it instead; `nullsae check` does so beforehand."""
     match_l0_of: str | None = None
-    """The name of a pretrained SAE of this config: SAEs of this recipe, too, are aimed at the L0
-    that it has on `trained`, by their k or by a penalty that is adjusted along training."""
+    """Name of a pretrained SAE of this config. SAEs of this recipe also aim at its L0 on `trained`,
+    by their k or by a penalty adjusted during training."""
     seeds: Seeds = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
     base_lr: PositiveFloat = 2e-3
     """Peak learning rate at 2^14 latents."""
     adam_betas: tuple[Beta, Beta] = (0.5, 0.95)
-    """Decay of Adam's averages of the gradient and of its square, per step."""
+    """Adam's beta1 and beta2."""
     batch_tokens: PositiveInt = 4096
-    """Tokens in an optimizer step."""
+    """Tokens per optimizer step."""
     epochs: PositiveInt = 1
     """Passes over the cached tokens."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the optimizer steps in which the rate rises linearly from 0."""
+    """Share of the optimizer steps over which the learning rate rises linearly from 0."""
     warmup_steps: NonNegativeInt | None = None
     """The number of those steps, instead of `warmup_share`."""
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the optimizer steps, at the end, in which the rate falls linearly to 0; 1 stands for
-    all after the warm-up."""
+    """Share of the optimizer steps, at the end, over which the learning rate falls linearly to 0;
+    1 means all steps after the warm-up."""
     dead_after_tokens: PositiveInt | None = None
-    """A latent is dead after so many tokens without firing; by default 1% of those that the SAE is
-    trained on, at least 100 n_latents / k and at most 10 million."""
+    """A latent is dead after this many tokens without firing; by default 1% of the training tokens,
+    at least 100 n_latents / k and at most 10 million."""
     grad_clip_norm: PositiveFloat = 1.0
     checkpoint_every_steps: PositiveInt = 1000
-    """A killed training resumes from the last checkpoint."""
+    """Optimizer steps between checkpoints, from which a killed training resumes."""
     evaluate_every_steps: PositiveInt = 100
     """Optimizer steps between held-out evaluations."""
     heldout_tokens: PositiveInt = 16_384
-    """Tokens of `eval` in each evaluation along training."""
+    """Tokens of `eval` in each evaluation during training."""
     stored_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the encoder's and decoder's weights on disk; what is measured is what is read
-    from there."""
+    """Precision of the encoder's and decoder's weights on disk; metrics use these."""
     checkpoints: tuple[Share, ...] = ()
     """Shares of the training at which a copy of the SAE, `name@share`, also goes through all later
     stages."""
 
     @classmethod
     def of(cls, **keys: Any) -> Sae:
-        """A recipe with these keys."""
+        """Return a recipe with these keys."""
         return Sae.model_validate(keys)
 
     @field_validator("checkpoints")
@@ -182,7 +181,7 @@ class Sae(Coding, Transcoding):
     def l0_is_clear(self) -> Self:
         if self.match_l0_of is not None:
             if self.pretrained is not None:
-                raise ValueError("match_l0_of: a pretrained SAE has an L0 of its own")
+                raise ValueError("match_l0_of: a pretrained SAE has its own L0")
             if self.given_k is not None:
                 raise ValueError("give either k or match_l0_of")
             if self.origin.derived:
@@ -215,8 +214,8 @@ class Sae(Coding, Transcoding):
                 raise ValueError("give either from or pretrained")
             if self.checkpoints:
                 raise ValueError(
-                    "checkpoints: a pretrained SAE has no known training to compare nulls with; "
-                    "leave checkpoints out"
+                    "checkpoints: the training of a pretrained SAE is unknown, so nulls cannot be "
+                    "compared with it; leave checkpoints out"
                 )
             if wide:
                 raise ValueError(
@@ -240,28 +239,28 @@ class Sae(Coding, Transcoding):
 
     @property
     def origin(self) -> Dictionary:
-        """Its dictionary, with the keys of that alone."""
+        """Its dictionary, with only the keys of that."""
         kind = DICTIONARIES[self.dictionary]
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
     @property
     def is_real(self) -> bool:
-        """Whether null dictionaries are compared with it, and may be derived from it."""
+        """Whether null dictionaries are compared with it and may be derived from it."""
         return not self.origin.is_null and self.origin.source is None
 
     def made_elsewhere(self, variant: str) -> bool:
-        """Whether a variant's SAE is the pretrained one, and not one trained here."""
+        """Return whether a variant's SAE is the pretrained one rather than one trained here."""
         return self.pretrained is not None and (variant == "trained" or not self.origin.trained)
 
     @property
     def given_k(self) -> int | None:
-        """The recipe's own k, if its architecture has one and it is given."""
+        """The recipe's own k, if its architecture has a k and it is given."""
         return None
 
     def aimed_at(self, name: str, variant: str) -> str | None:
-        """The pretrained SAE of the config whose L0 a variant's SAE has to have, if there is one.
+        """Return the config's pretrained SAE whose L0 a variant's SAE aims at, or None.
 
-        `name` is the recipe's own.
+        `name` is this recipe's name.
         """
         if self.match_l0_of is not None:
             return self.match_l0_of
@@ -269,23 +268,23 @@ class Sae(Coding, Transcoding):
         return name if is_null and self.given_k is None else None
 
     def with_l0(self, l0: float) -> Self:
-        """This recipe, aimed at so many active latents per token."""
+        """Return this recipe, aimed at so many active latents per token."""
         raise NotImplementedError
 
     @property
     def limited(self) -> bool:
-        """Whether k sets the activity, exactly, on average or as a target; else a penalty does."""
+        """Whether k sets the L0 (exactly, on average, or as a target), rather than a penalty."""
         return "k" in type(self).model_fields
 
     @property
     def kept(self) -> int:
-        """Latents kept per token; where a penalty decides, those that the encoder's scale at the
-        start is fitted for.
+        """Latents kept per token; with a penalty, the number that the encoder's initial scale is
+        fitted for.
         """
         return min(self.origin.default_k, self.n_latents or self.origin.default_k)
 
     def width(self, d_model: int, vocab_size: int | None = None) -> int | None:
-        """Number of latents for a site of `d_model` dimensions; None if a file or a corpus says."""
+        """Return the number of latents at a site; None if it depends on a file or a corpus."""
         if self.pretrained is not None:
             return None
         if not self.origin.trained:
@@ -294,7 +293,7 @@ class Sae(Coding, Transcoding):
 
     @classmethod
     def training(cls) -> Any:
-        """The class that trains it: a subclass of `nullsae.sae.architectures.base.TrainedSae`."""
+        """Return the subclass of `nullsae.sae.architectures.base.TrainedSae` that trains it."""
         raise NotImplementedError
 
     @classmethod
@@ -335,10 +334,10 @@ KINDS: dict[str, Registry[Any]] = {"architecture": ARCHITECTURES, "dictionary": 
 
 
 def chosen(given: Any, info: ValidationInfo) -> Sae:
-    """The section of the architecture and the dictionary that a recipe names.
+    """Return the section of the architecture and the dictionary that a recipe names.
 
     Raises:
-        ValueError: a key that only others read.
+        ValueError: a key belongs to others only.
     """
     if isinstance(given, Sae):
         return given
@@ -360,25 +359,25 @@ def chosen(given: Any, info: ValidationInfo) -> Sae:
                     end = f", not {name!r}" if kind == "architecture" else " only"
                     raise ValueError(f"{key} is for {kind} {' or '.join(owners)}{end}")
     if info.mode == "json":
-        # As text, where lists may fill tuples.
+        # JSON text, because there lists may fill tuples.
         return section.model_validate_json(json.dumps(given))
     return section.model_validate(given)
 
 
 def _keys(section: type[Section]) -> set[str]:
-    """What a section's fields are called in a config."""
+    """Return the config keys of a section's fields."""
     return {field.alias or name for name, field in section.model_fields.items()}
 
 
 def every_section() -> list[type[Sae]]:
-    """Sections that have each architecture and each dictionary at least once."""
+    """Return sections that together cover each architecture and each dictionary."""
     architectures, dictionaries = [*ARCHITECTURES.values()], [*DICTIONARIES.values()]
     pairs = [(architecture, dictionaries[0]) for architecture in architectures]
     return [_section(*pair) for pair in pairs + [(architectures[0], d) for d in dictionaries]]
 
 
 def every_key() -> dict[str, FieldInfo]:
-    """The keys that some recipe has: those of all, of each architecture, of each dictionary."""
+    """Return all keys of recipes: the common ones and those of each architecture and dictionary."""
     return {key: field for s in every_section() for key, field in s.model_fields.items()}
 
 
@@ -390,7 +389,7 @@ def _section(architecture: type[Sae], dictionary: type[Dictionary]) -> type[Sae]
 def _section_among(
     architecture: type[Sae], dictionary: type[Dictionary], among: tuple[tuple[str, ...], ...]
 ) -> type[Sae]:
-    """The section of an architecture that also has the keys of a dictionary."""
+    """Return the section of an architecture with the keys of a dictionary."""
     fields: Any = {n: (field.annotation, field) for n, field in dictionary.model_fields.items()}
     for kind, names in zip(KINDS, among, strict=True):
         fields[kind] = (Literal[names], Sae.model_fields[kind].default)

@@ -21,17 +21,18 @@ _NEGATIVES = {
 
 
 class Scorer(Kind):
-    """Judges windows by explanations. A subclass is all that a study knows of a kind."""
+    """Base of scorers of explanations. A subclass is all that a study knows of a kind."""
 
     needs_explanations: ClassVar[bool] = True
-    """A scorer that needs none runs once per SAE, under no explainer."""
+    """Whether it reads explanations; a scorer that does not runs once per SAE, without explainer.
+    """
     side: ClassVar[Side] = "input"
     """The side of the explanations that it judges, as in `Explainer`."""
     has_placebo: ClassVar[bool] = False
-    """Whether it has somebody judge the same questions who knows nothing of the latent
-    (`Judged.placebo`). Of others, exchanged explanations are the placebo."""
+    """Whether a judge who knows nothing about the latent also answers the same questions
+    (`Judged.placebo`). Other scorers use exchanged explanations as the placebo."""
     relative_seconds: ClassVar[float] = 1.0
-    """A job's time on the CPU per window, of that of a formula."""
+    """A job's CPU time per window, relative to that of a formula."""
     negatives: SilentKind | Literal["misplaced", "given"] = "random"
     """The silent windows to tell from active ones; one of `latents.silent_windows`."""
 
@@ -41,53 +42,51 @@ class Scorer(Kind):
         return None
 
     def judges(self, explainer: str, writer: Explainer) -> bool:
-        """Whether it judges an explainer's explanations, which this writer wrote."""
+        """Return whether it judges an explainer's explanations, which `writer` wrote."""
         return writer.side == self.side
 
     @property
     def marks_above(self) -> float | None:
-        """A token is marked when it is active above this share of its window's maximum; None if
-        windows are shown without marks.
-        """
+        """Share of a window's maximum above which tokens are marked; None for no marks."""
         return None
 
     @property
     def model_in_job(self) -> PretrainedSource | GgufSource | None:
-        """The model that a job runs in its own process, which `prepare_judge` makes ready."""
+        """The model that a job runs in its own process, prepared by `prepare_judge`."""
         return None
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """Whom the config names as the judge; None for nobody."""
+        """The endpoint that the config names as the judge, or None."""
         return None
 
     @property
     def negatives_text(self) -> str:
-        """The end of `text`: what negatives are, where they are not random windows."""
+        """The end of `text`: what the negatives are, unless they are random windows."""
         return _NEGATIVES[self.negatives]
 
     def asked(self, writer: Explainer | None) -> Endpoint | None:
-        """Whom a job asks that judges explanations of this writer; None if it asks nobody.
+        """Return the endpoint that a job asks about explanations of this writer, or None.
 
         Args:
             writer: None for a scorer that needs no explanations.
 
         Raises:
-            ValueError: it must ask somebody, and nobody is named; begins with the key.
+            ValueError: it needs an endpoint but none is named; begins with the key.
         """
         return None
 
     def for_job(self, writer: Explainer | None) -> Self:
-        """What of this section a job uses that judges explanations of this writer."""
+        """Return what a job that judges explanations of this writer uses of this section."""
         return self
 
     def questions(self, counts: WindowCounts) -> Questions:
-        """What a job asks its endpoint."""
+        """Return what a job asks its endpoint."""
         raise NotImplementedError(f"{type(self).__name__}.questions")
 
     def tokens_read(self, window_tokens: int) -> tuple[int, int]:
-        """What `model_in_job` reads for a window of so many tokens: tokens in all passes, and the
-        most at once.
+        """Return how many tokens `model_in_job` reads per window: in all passes, and at most at
+        once.
         """
         raise NotImplementedError(f"{type(self).__name__}.tokens_read")
 

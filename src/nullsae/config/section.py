@@ -1,4 +1,4 @@
-"""What all sections of the config share."""
+"""Base classes and annotations of all sections of the config."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nullsae.core.registry import Registry
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
-# Tags of sections among what a key may be beside them, such as a text.
+# Tags of sections in unions with other types, such as text.
 SECTION, OTHER_SECTION = "section", "other section"
 
 
@@ -42,24 +42,24 @@ class Section(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        # Kinds that other packages define are looked up at the first use, not at the import.
+        # Kinds of other packages are looked up at first use, not at import.
         defer_build=True,
     )
 
     described_by: ClassVar[tuple[type[Section], ...]]
-    """Of a section that is made by `create_model`: those whose keys it has."""
+    """The sections whose keys one made by `create_model` has."""
 
     @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:
-        """The keys that sections of this kind may have, with their types and defaults."""
+        """Return the keys that sections of this kind may have, with their types and defaults."""
         return cls.model_fields
 
     @classmethod
     def descriptions(cls) -> dict[str, str]:
-        """What is said of each key: its `description`, or else the text below it in its class.
+        """Return each key's `description`, or else the docstring below it in its class.
 
-        Looked up where somebody asks: pydantic's `use_attribute_docstrings` does it in each
-        process, which took a quarter of the time that it takes to parse a config.
+        Looked up on demand: pydantic's `use_attribute_docstrings` does it in each process, which
+        took a quarter of the time of parsing a config.
         """
         found: dict[str, str] = {}
         for section in vars(cls).get("described_by", ()):
@@ -86,7 +86,7 @@ class Section(BaseModel):
 
 @cache
 def _texts_below_keys(section: type[Section]) -> dict[str, str]:
-    """The texts that stand below annotated names in the body of a class."""
+    """Return the docstrings below annotated names in the body of a class."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[section.__module__]))
     except (OSError, TypeError):  # typed in a shell
@@ -104,7 +104,7 @@ def _texts_below_keys(section: type[Section]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Annotation of a text that must be one of some names; as `Literal`, but looked up at use."""
+    """Annotates a text that must be one of some names, like `Literal` but looked up at use."""
 
     names: Callable[[], Collection[str]]
 
@@ -129,48 +129,48 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Trusted:
-    """Annotation of a key that makes code of somebody's choice run, or sends secrets away.
+    """Annotates a key that makes jobs run code named by the config, or send secrets.
 
-    Nobody can check such a value but the person whose config it is: `nullsae plan` names it.
+    Only the user can check such a value, so `nullsae plan` names it.
     """
 
     does: str
-    """What happens because of it, from `jobs ...`."""
+    """What it makes jobs do, beginning with `jobs`."""
 
 
 class Kind(Section):
-    """A section whose key `kind` says which of the classes of a registry it is.
+    """A section whose key `kind` names its class in a registry.
 
-    A class holds all that a study knows of its kind. Its field `kind` is a `Literal` of `name`.
+    The class is all that a study knows of the kind. Its field `kind` is a `Literal` of `name`.
     """
 
     name: ClassVar[str]
     shown_first: ClassVar[bool] = False
-    """Whether the page prefers it where it shows one of several."""
+    """Whether the page prefers it if it shows only one of several."""
 
     @property
     def text(self) -> str:
-        """What it does, for the page's list of controls: one sentence or two."""
+        """What it does, in one or two sentences, for the page's list of controls."""
         raise NotImplementedError(f"{type(self).__name__}.text")
 
     def own_files(self, keys: Mapping[str, str]) -> tuple[str, ...]:
-        """Files and folders of the user's that a job about a cell reads; an edit runs it again.
+        """Return the user's files and folders that a job of a cell reads; edits run it again.
 
         Raises:
-            UserError: one is missing that only this cell has.
+            UserError: a file of this cell is missing.
         """
         prompt = getattr(self, "prompt", None)
         return (prompt,) if prompt else ()
 
 
 class Choice:
-    """Annotates the base class of a registry: a value is a section of one of its classes."""
+    """Annotates the base class of a registry: a value is an instance of one of its classes."""
 
     def __init__(self, registry: Registry[Any]) -> None:
         self.registry = registry
 
     def all(self) -> tuple[type[Section], ...]:
-        """The classes that there are to choose from."""
+        """Return the classes to choose from."""
         return tuple(self.registry.values())
 
     def __get_pydantic_core_schema__(
@@ -181,10 +181,10 @@ class Choice:
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:
-    """The values as they are.
+    """Return the values unchanged.
 
     Raises:
-        ValueError: one stands there twice.
+        ValueError: a value occurs twice.
     """
     if repeated := {value for value in values if values.count(value) > 1}:
         raise ValueError(f"{sorted(map(str, repeated))[0]!r} is named twice")
@@ -192,9 +192,9 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def drop_if_null(*keys: str) -> Any:
-    """A serializer that leaves keys out where they are null.
+    """Return a serializer that leaves keys out if they are null.
 
-    Params of jobs that do not use one are then as they were before there was such a key.
+    The params of jobs that do not use a key then stay as they were before the key existed.
     """
 
     def dumped(self: Section, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -205,14 +205,14 @@ def drop_if_null(*keys: str) -> Any:
 
 
 def without_nulls(entries: Any) -> Any:
-    """An overlay drops an entry by setting it to null: as if it never stood there."""
+    """Remove entries that are null, by which an overlay drops them."""
     if not isinstance(entries, dict):
         return entries
     return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def fit_into_paths(marks: str) -> Callable[[dict[str, T]], dict[str, T]]:
-    """A check that names consist of letters, digits and these marks: they become folders."""
+    """Return a check that names, which become folders, have only letters, digits and marks."""
 
     def check(entries: dict[str, T]) -> dict[str, T]:
         for name in entries:

@@ -1,12 +1,12 @@
 """Where activations are read: names of sites, and patterns that stand for several.
 
-`resid_post.L` is the output of block L (`hidden_states[L + 1]` in Transformers, but for the last
+`resid_post.L` is the output of block L (`hidden_states[L + 1]` in Transformers, except for the last
 block, where that entry is normalized), `resid_pre.L` its input (`hidden_states[L]`), `resid_mid.L`
-the residual stream between its attention and its MLP, `attn_out.L` and `mlp_out.L` what these two
-add to it. `hook_z.L` is the input of the attention's output projection, its heads one after the
-other; `mlp_in.L` is what the MLP reads, `mlp_post.L` the activations of its neurons: the input of
-its down projection. `embed` is the output of the token embedding, before positions are added.
-Names are those of TransformerLens.
+the residual stream between attention and MLP, `attn_out.L` and `mlp_out.L` what these two add to
+it. `hook_z.L` is the input of the attention's output projection, with the heads concatenated;
+`mlp_in.L` is the MLP's input, and `mlp_post.L` its neurons' activations, the input of the down
+projection. `embed` is the output of the token embedding, before positions are added. Names are
+those of TransformerLens.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# In the residual stream, or added to it.
+# Sites in the residual stream, or added to it.
 RESIDUAL = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-# What an output projection reads; its width is not that of the residual stream.
+# Inputs of output projections; their width is not that of the residual stream.
 PROJECTED = ("hook_z", "mlp_post")
 KINDS = (
     "resid_pre",
@@ -39,31 +39,31 @@ HOW = (
 
 
 def site_kind(site: str) -> str:
-    """`resid_post` of `resid_post.3`; `embed` of `embed`."""
+    """Return `resid_post` for `resid_post.3`, and `embed` for `embed`."""
     return site.partition(".")[0]
 
 
 def site_layer(site: str) -> int:
-    """The block of a site; -1 for `embed`, which comes before block 0."""
+    """Return the block of a site; -1 for `embed`, which comes before block 0."""
     return -1 if site == "embed" else int(site.rpartition(".")[2])
 
 
 def needs_depth(pattern: str) -> bool:
-    """Whether it takes the number of blocks to know which sites are meant: `*` and `-1`."""
+    """Return whether a pattern, such as `*` or `-1`, needs the number of blocks."""
     blocks = pattern.partition(".")[2]
     return "*" in blocks or "-" in blocks
 
 
 def expand_sites(patterns: Iterable[str], n_layers: int | None) -> tuple[str, ...]:
-    """The sites that patterns mean, each once, in the order in which they are first named.
+    """Return the sites that patterns mean, each once, in order of first mention.
 
     Args:
         patterns: as matched by `PATTERN`.
-        n_layers: number of blocks of the subject; None where it is not known, which no pattern
-            may need then (`needs_depth`).
+        n_layers: number of blocks of the subject; None if unknown, in which case no pattern may
+            need it (`needs_depth`).
 
     Raises:
-        ValueError: a block beyond the last, or a range that is empty; names the pattern.
+        ValueError: a block is beyond the last, or a range is empty; names the pattern.
     """
     found: dict[str, None] = {}
     for pattern in patterns:

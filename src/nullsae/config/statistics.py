@@ -39,36 +39,36 @@ else:
         "EquivalenceMargins",
         __base__=Section,
         __module__=__name__,
-        __doc__="Absolute margins, each in the unit of its metric, in place of those shares.",
+        __doc__="Absolute margins, each in the unit of its metric, instead of those shares.",
         **dict.fromkeys(METRICS, (PositiveFloat | None, None)),
     )
 
 
 class Statistics(Section):
-    """How uncertainty is computed, and how verdicts follow."""
+    """How uncertainty is computed, and how verdicts follow from it."""
 
     n_resamples: Annotated[int, Field(ge=100)] = 10_000
     """Bootstrap resamples, and random permutations."""
     confidence: Share = 0.95
-    """Level of the intervals; 1 minus it is the level of the tests."""
+    """Confidence level of the intervals; 1 minus it is the level of the tests."""
     margin_shares: MarginShares = MarginShares()
     equivalence_margins: EquivalenceMargins = EquivalenceMargins()
     max_training_token_ratio: Annotated[float, Field(ge=1)] | None = 1.5
-    """Arms whose SAEs saw numbers of training tokens that differ by more than this factor, or that
-    are not known, get no verdict; null for no such rule."""
+    """Arms whose training tokens differ by more than this factor, or are unknown, get no verdict;
+    null for no such rule."""
     max_l0_difference: Share | None = 0.1
-    """Arms whose L0 differ by more than this share of the trained one get no verdict; null for no
-    such rule."""
+    """Arms whose L0 differs from the trained one's by more than this share get no verdict; null for
+    no such rule."""
     single_token_share: Share = 0.9
     """A latent with at least this peak token share is a single-token latent."""
     abstract_min_entropy_bits: NonNegativeFloat = 4.0
-    """A latent of at least this token entropy (whole split, corrected) whose explanation scores at
-    least `abstract_min_auroc` is abstract."""
+    """A latent is abstract if its token entropy (whole split, corrected) is at least this and its
+    explanation scores at least `abstract_min_auroc`."""
     abstract_min_auroc: Share = 0.8
     """See `abstract_min_entropy_bits`."""
 
     def margin(self, metric: str, real: float) -> float:
-        """Differences below it count as none, at a value of the real thing; in its unit."""
+        """Return the margin of a metric, in its unit, if the real thing has the value `real`."""
         absolute = self.absolute_margin(metric)
         if absolute is not None:
             return absolute
@@ -76,12 +76,12 @@ class Statistics(Section):
         return share * abs(real - METRICS[metric].floor)
 
     def absolute_margin(self, metric: str) -> float | None:
-        """The margin that the config gives as a number, if it does."""
+        """Return the margin that the config gives as a number, if any."""
         found: float | None = getattr(self.equivalence_margins, metric)
         return found
 
     def margin_rule(self, metric: str, real: str = "trained") -> str:
-        """Where the margin comes from, in words; `real` is the name of the real thing."""
+        """Return the margin's rule in words; `real` is the name of the real thing."""
         absolute = self.absolute_margin(metric)
         if absolute is not None:
             return f"{absolute:g}, absolute by statistics.equivalence_margins"

@@ -1,7 +1,6 @@
-"""The config: frozen models, unknown keys forbidden, units in names.
+"""The config: frozen models, no unknown keys, units in names.
 
-The line below each field says what it means; it becomes the field's description in
-`workflow/schemas/config.schema.json`.
+The docstring below each field becomes its description in `workflow/schemas/config.schema.json`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from nullsae.config.subjects import Subject
 from nullsae.config.toy import Toy
 from nullsae.config.variants import VARIANTS, VariantName
 
-# Stands in paths and tables for the explainer of a scorer that needs none.
+# The explainer, in paths and tables, of a scorer that needs none.
 NO_EXPLAINER = "none"
 ENTRIES = ("corpora", "subjects", "saes", "explainers", "scorers")
 
@@ -39,7 +38,7 @@ class Config(Section):
     """A study."""
 
     seed: NonNegativeInt = 0
-    """The root of all randomness."""
+    """The seed of all randomness."""
     compute: ComputeKey = ComputeKey()
     corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
     subjects: Annotated[dict[str, Subject], Field(min_length=1)]
@@ -59,7 +58,7 @@ class Config(Section):
     statistics: Statistics = Statistics()
     report: Report = Report()
     toy: Toy | None = None
-    """Toy models of superposition, which `snakemake toy` alone trains; null for the small default
+    """Toy models of superposition, which only `snakemake toy` trains; null for the small default
     sweep."""
 
     _named = field_validator(*ENTRIES)(fit_into_paths("_.-"))
@@ -75,7 +74,7 @@ class Config(Section):
     @classmethod
     def none_is_taken(cls, explainers: dict[str, Any]) -> dict[str, Any]:
         if NO_EXPLAINER in explainers:
-            said = f"{NO_EXPLAINER!r} stands for scorers that need no explainer; take another name"
+            said = f"{NO_EXPLAINER!r} means scorers that need no explainer; use another name"
             raise ValueError(said)
         return explainers
 
@@ -118,7 +117,7 @@ class Config(Section):
                 )
             if self.saes[source].output_site is not None:
                 raise ValueError(
-                    f"saes.{name}.from: {source!r} is a transcoder: not made from such"
+                    f"saes.{name}.from: {source!r} is a transcoder; nulls are not made from those"
                 )
             if sae.origin.needs_encoder and isinstance(self.saes[source].pretrained, FromObject):
                 raise ValueError(
@@ -130,13 +129,13 @@ class Config(Section):
                 if seed not in seeds:
                     raise ValueError(
                         f"saes.{name}.seeds: {seed} is not one of the seeds of {source} "
-                        f"({', '.join(map(str, seeds))}), each of which it is made from"
+                        f"({', '.join(map(str, seeds))}), from which it is made"
                     )
         return self
 
     @model_validator(mode="after")
     def matched_saes_are_pretrained(self) -> Self:
-        # A transcoder is made at some of the sites alone.
+        # Transcoders are left out: they exist at some of the sites only.
         given = [n for n, sae in self.saes.items() if sae.pretrained and not sae.output_site]
         for name, sae in self.saes.items():
             if sae.match_l0_of not in (None, *given):
@@ -173,7 +172,7 @@ class Config(Section):
             if self.explainers and name not in paired:
                 raise ValueError(
                     f"scorers.{name}: kind {scorer.name} judges explanations of the {scorer.side} "
-                    f"side, and none of explainers writes such"
+                    f"side, but no explainer writes any"
                 )
         for explainer_name, name in self.scored_pairs():
             try:
@@ -185,43 +184,43 @@ class Config(Section):
                 raise ValueError(f"{key}.{problem}")
             if self.llm.max_cost_usd is not None and endpoint.model not in self.llm.prices:
                 raise ValueError(
-                    f"llm.prices: no price for {endpoint.model!r} ({key}.model), and "
+                    f"llm.prices: no price for {endpoint.model!r} ({key}.model), but "
                     f"llm.max_cost_usd is set"
                 )
         return self
 
     @property
     def answering_saes(self) -> tuple[str, ...]:
-        """The SAEs by which a study's answer speaks of models: those that are no null dictionary
-        and made from no other. All, where there are none.
+        """The SAEs that a study's answer about models is based on: those that are neither null
+        dictionaries nor made from another SAE, or all if there are no such SAEs.
         """
         real = [name for name, sae in self.saes.items() if sae.is_real]
         return tuple(real or self.saes)
 
     def writer(self, explainer: str) -> Explainer | None:
-        """Who wrote an explainer's explanations: itself, or whose it exchanges; None for none."""
+        """Return who wrote an explainer's explanations: itself, or the explainer it exchanges."""
         if explainer == NO_EXPLAINER:
             return None
         found = self.explainers[explainer]
         return found if found.exchanges is None else self.explainers[found.exchanges]
 
     def side(self, explainer: str) -> Side:
-        """The side that an explainer's explanations are about."""
+        """Return the side that an explainer's explanations are about."""
         writer = self.writer(explainer)
         return "input" if writer is None else writer.side
 
     def asked(self, explainer: str, scorer: str) -> Endpoint | None:
-        """Whom a scorer asks about an explainer's explanations; None if it asks nobody."""
+        """Return the endpoint that a scorer asks about an explainer's explanations, or None."""
         return self.scorers[scorer].asked(self.writer(explainer))
 
     def endpoints(self) -> dict[str, Endpoint]:
-        """All endpoints, by the config key that names them."""
+        """Return all endpoints, by the config keys that name them."""
         named = {f"explainers.{name}": found.endpoint for name, found in self.explainers.items()}
         named |= {f"scorers.{name}.judge": found.endpoint for name, found in self.scorers.items()}
         return {key: endpoint for key, endpoint in named.items() if endpoint is not None}
 
     def scored_pairs(self) -> list[tuple[str, str]]:
-        """Every (explainer, scorer) of one side, in display order; scorers of none come once."""
+        """Return each (explainer, scorer) of one side; scorers of none come last, once."""
         judging = [name for name, scorer in self.scorers.items() if scorer.needs_explanations]
         pairs = [
             (explainer, name)
@@ -233,5 +232,5 @@ class Config(Section):
         return pairs + [(NO_EXPLAINER, name) for name in self.scorers if name not in judging]
 
     def draws_of(self, variant: str, subject: str) -> range:
-        """The draws of a subject's variant: one for fixed ones, none if the subject lacks it."""
+        """Return the draws of a subject's variant: one if it is fixed, none if it is missing."""
         return VARIANTS[variant].draws(self.subjects[subject].source, self.draws)

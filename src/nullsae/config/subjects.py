@@ -28,7 +28,7 @@ class TrainSource(Origin):
     rotary_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each head that is rotated (Pythia: 0.25)."""
     steps: PositiveInt = 1000
-    """Optimizer steps. A count, not a time: the same on every machine."""
+    """Optimizer steps, the same number on every machine."""
     batch_contexts: PositiveInt = 16
     muon_lr: PositiveFloat = 8.0e-3
     """Learning rate of Muon, for the matrices of the blocks."""
@@ -58,28 +58,28 @@ class GgufSource(GgufFile):
     """Precision of the subject's weights and forward passes."""
 
 
-# Stands in `retrained` for the number of a draw.
+# Placeholder in `retrained` for the number of a draw.
 NUMBER = "{n}"
 
 
 class RetrainedModel(Section):
-    """A subject as its makers trained it from another seed."""
+    """The subject, trained from another seed by its makers."""
 
     path: str | None
     """Hub id or local folder (PolyPythias: `EleutherAI/pythia-14m-seed1`). `{n}` here or in
-    `revision` stands for the number of the draw, from 1; without it there is one draw. null where
-    nobody trained the subject again: it then is without this variant."""
+    `revision` is replaced by the number of the draw, from 1; without it there is one draw. null if
+    nobody trained the subject again: it then lacks this variant."""
     revision: str | None = None
 
     @property
     def n_models(self) -> int | None:
-        """How many there are to take as draws; None for one of each number."""
+        """How many there are to use as draws; None if numbered."""
         if self.path is None:
             return 0
         return None if NUMBER in self.path or NUMBER in (self.revision or "") else 1
 
     def numbered(self, draw: NonNegativeInt) -> RetrainedModel:
-        """The model of one draw."""
+        """Return the model of one draw."""
         path, revision = (
             text and text.replace(NUMBER, str(draw + 1)) for text in (self.path, self.revision)
         )
@@ -92,7 +92,7 @@ class PretrainedSource(Origin):
     """Hub id or local folder of any `AutoModelForCausalLM`."""
     revision: str | None = None
     step0_revision: str | None = None
-    """Revision of the untrained weights (Pythia: `step0`); the variant `step0` needs it, or
+    """Revision of the untrained weights (Pythia: `step0`); the variant `step0` needs this or
     `step0_path`."""
     step0_path: str | None = None
     """Hub id or local folder of the untrained weights, if they are not a revision of `path`."""
@@ -101,10 +101,10 @@ class PretrainedSource(Origin):
     dtype: FloatType = "float32"
     """Precision of the subject's weights and forward passes."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None
-    """How to spread a subject over several GPUs (Accelerate); by default it lies on one device."""
+    """How to spread a subject over several GPUs (Accelerate); by default it is on one device."""
     gpus: Annotated[int, Field(ge=2)] | None = None
-    """With a `device_map`: GPUs that each job with this subject asks for, and spreads it over. null
-    asks for one, and spreads it over all that no other job holds."""
+    """With a `device_map`: the number of GPUs that each job with this subject requests and uses.
+    null requests one, and uses all that no other job holds."""
     trust_remote_code: Annotated[
         bool, Trusted("jobs run Python code that comes with the model as you")
     ] = False
@@ -139,13 +139,13 @@ class PretrainedSource(Origin):
     @model_validator(mode="after")
     def several_gpus_are_for_a_device_map(self) -> Self:
         if self.gpus is not None and self.device_map is None:
-            raise ValueError(f"gpus: {self.gpus} are used with a device_map only; give auto")
+            raise ValueError(f"gpus: {self.gpus} GPUs need a device_map; set device_map: auto")
         return self
 
     _dumped = drop_if_null("retrained", "gpus")
 
     def weights_of(self, *, step0: bool) -> tuple[str, str | None, str, str]:
-        """Path and revision of the trained or the untrained weights, and the keys of the two."""
+        """Return path and revision of the trained or untrained weights, and their keys."""
         if not step0:
             return self.path, self.revision, "path", "revision"
         key = "path" if self.step0_path is None else "step0_path"
@@ -154,12 +154,12 @@ class PretrainedSource(Origin):
 
 class Subject(Section):
     corpus: str
-    """Name of the corpus (key of `corpora`) whose tokens the subject reads."""
+    """Name of the corpus (key of `corpora`) that the subject reads."""
     source: TrainSource | PretrainedSource | GgufSource = Field(discriminator="kind")
     sites: Annotated[tuple[str, ...], Field(min_length=1)]
     """Where activations are read: `resid_post.L` (output of block L, counted from 0),
-    `resid_pre.L`, `attn_out.L`, `mlp_out.L`, `embed`. In the place of L: `*` for all blocks, `-1`
-    for the last, `0..8` for a range with both ends, `0..-1..4` for every fourth."""
+    `resid_pre.L`, `attn_out.L`, `mlp_out.L`, `embed`. Instead of L: `*` for all blocks, `-1` for
+    the last, `0..8` for a range with both ends, `0..-1..4` for every fourth."""
 
     @field_validator("sites")
     @classmethod

@@ -1,4 +1,4 @@
-"""For which variants and sites a recipe is; and the two sites of a block, of a transcoder."""
+"""The variants and sites of a recipe, and the two sites of a transcoder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from nullsae.config.sites import KINDS, site_kind, site_layer
 
 
 class Transcoding(Section):
-    """Keys of a recipe, and what they mean for the places at which an SAE is made."""
+    """Keys of a recipe that say where SAEs are made."""
 
     variants: tuple[str, ...] | None = None
-    """Variants whose SAEs are made, `trained` among them; by default all of the study."""
+    """Variants to make SAEs of, `trained` among them; by default all of the study."""
     sites: tuple[str, ...] | None = None
-    """Sites at which they are made; by default all of the subject."""
+    """Sites to make SAEs at; by default all of the subject."""
     input_site: str | None = None
-    """For a transcoder: the kind of site that it reads, such as `mlp_in`; it is made at these sites
-    alone. It goes with `output_site` and `pretrained`, and stands for the trained variant only,
-    since transcoders are not trained here."""
+    """For a transcoder: the kind of site that it reads, such as `mlp_in`; it is made only at these
+    sites. It needs `output_site` and `pretrained`, and only the trained variant gets it, since
+    transcoders are not trained here."""
     output_site: str | None = None
-    """For a transcoder: the kind of site that it predicts, such as `mlp_out`, in the block that it
-    reads. It is captured, too; other SAEs are made there only if `sites` names it."""
+    """For a transcoder: the kind of site that it predicts, such as `mlp_out`, in the same block.
+    It is captured too; other SAEs are made there only if `sites` names it."""
 
     @model_validator(mode="after")
     def transcoder_has_both_ends(self) -> Self:
@@ -32,7 +32,7 @@ class Transcoding(Section):
             return self
         for key, kind in ends.items():
             if kind is None:
-                raise ValueError(f"{key}: missing; a transcoder has an input_site, an output_site")
+                raise ValueError(f"{key}: missing; a transcoder has an input_site and output_site")
             if kind not in KINDS:
                 raise ValueError(f"{key}: {kind!r} is not one of {', '.join(KINDS)}")
         first, last = (KINDS.index(kind) for kind in ends.values() if kind is not None)
@@ -49,7 +49,7 @@ class Transcoding(Section):
         return self
 
     def is_made(self, site: str, variant: str) -> bool:
-        """Whether there is one at a site of a variant."""
+        """Return whether an SAE is made at a site of a variant."""
         if self.variants is not None and variant not in self.variants:
             return False
         if self.sites is not None and site not in self.sites:
@@ -59,5 +59,5 @@ class Transcoding(Section):
         return site_kind(site) == self.input_site and variant == "trained"
 
     def output_of(self, site: str) -> str:
-        """The site that its output stands for, by the site that it reads."""
+        """Return the site that it predicts, given the site that it reads."""
         return site if self.output_site is None else f"{self.output_site}.{site_layer(site)}"

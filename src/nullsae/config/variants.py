@@ -1,9 +1,8 @@
-"""Variants: what stands beside the trained subject, each a class in a file of its own.
+"""Variants: the trained subject and its controls, each a class in a file of its own.
 
-Also Gaussian data: whose mean and covariance they have, and the names of what is fitted to whom.
-The variant `gaussian` has the moments of the trained variant. A floor, `gaussian@V`, has those of
-another variant V: it is no variant of a study, but what SAEs on V's activations are measured
-against.
+Also Gaussian data. The variant `gaussian` has the mean and covariance of the trained variant's
+activations. A floor, `gaussian@V`, has those of any variant V. It is not a variant of a study, but
+what SAEs on V's activations are measured against.
 """
 
 from __future__ import annotations
@@ -36,71 +35,71 @@ class Look:
 
 
 class Variant:
-    """Base of all variants: what is done to a subject, and all that is said of it.
+    """Base of all variants: what is done to a subject, and how it is described.
 
-    A variant is a class that is never made an object of. It changes the weights (`changes`), or
-    what runs on them (`install`), or both.
+    A variant is a class without instances. It changes the weights (`changes`), what runs on them
+    (`install`), or both.
     """
 
     name: ClassVar[str]
-    """As in the config key `variants`, in paths and in tables."""
+    """The name in the config key `variants`, in paths and in tables."""
     position: ClassVar[int]
     """Place among all variants, in lists and messages."""
     group: ClassVar[str] = "other"
-    """What of the subject is exchanged, for the report's list of controls."""
+    """What part of the subject is changed, for the report's list of controls."""
     text: ClassVar[str] = ""
     """What it keeps of the trained subject and what it destroys, in one sentence."""
     look: ClassVar[Look | None] = None
-    """Colours, shape and dash in figures; by default they are made from the name."""
+    """Colours, shape and dash in figures; by default made from the name."""
     origin: ClassVar[Literal["source", "trained"]] = "trained"
     """Whether its weights are read from the subject's source or made from the trained ones."""
     sampled_from: ClassVar[str] = ""
-    """Of a variant without weights: the one whose activations give it its mean and covariance."""
+    """For a variant without weights: the one whose mean and covariance it has."""
     by_training: ClassVar[bool] = False
-    """Whether training a subject here makes it, too."""
+    """Whether training a subject here also makes it."""
     role: ClassVar[Literal["null", "positive control"]] = "null"
-    """What it is beside `trained`. A good metric tells a null from that. A positive control is
-    trained like the subject, from another seed: a good metric does not tell the two apart."""
+    """A good metric tells a null from `trained`. A positive control is trained like the subject,
+    from another seed: a good metric does not tell the two apart."""
     fixed: ClassVar[bool] = False
-    """Whether nothing in it is drawn, so that it has draw 0 only."""
+    """Whether it is not random, so that it has only draw 0."""
     reads: ClassVar[tuple[str, ...]] = ()
     """The keys of `randomization` that it depends on."""
     purpose: ClassVar[str] = ""
-    """What keys its random numbers; by default its name."""
+    """Key of its random numbers; by default its name."""
     changes_weights: ClassVar[bool] = True
     """Whether `changes` names any."""
 
     @classmethod
     def has_own_weights(cls) -> bool:
-        """Whether its weights are its own; else it runs on those of `trained`, if on any."""
+        """Return whether it has its own weights, rather than those of `trained` or none."""
         return not cls.sampled_from and (cls.changes_weights or cls.origin == "source")
 
     @classmethod
     def acts_on_passes(cls) -> bool:
-        """Whether it is more than weights: it has an `install` of its own."""
+        """Return whether it changes more than weights: it has its own `install`."""
         return cls.install.__func__ is not Variant.install.__func__  # type: ignore[attr-defined]
 
     @classmethod
     def settings(cls, randomization: Randomization) -> dict[str, Any]:
-        """What it depends on of `randomization`, by key."""
+        """Return the settings of `randomization` that it depends on, by key."""
         return {key: getattr(randomization, key) for key in cls.reads}
 
     @classmethod
     def describe(cls, randomization: Randomization) -> str:
-        """`text` under these settings."""
+        """Return `text` under these settings."""
         keeps = "norm_parameters" in cls.reads and randomization.norm_parameters == "keep"
         return cls.text + (" Normalization layers are kept." if keeps else "")
 
     @classmethod
     def draws(cls, source: Any, n: int) -> range:
-        """Its draws in a study of `n` draws, of a subject from this source."""
+        """Return its draws in a study of `n` draws, for a subject from this source."""
         return range(1 if cls.fixed else n)
 
     @classmethod
     def source_of(cls, source: Any, draw: int) -> Any:
-        """What one draw depends on of a subject's source, in the source's form.
+        """Return the part of a subject's source that one draw depends on.
 
-        What only other variants read is left out, so that an edit of it runs nothing again here.
+        It lacks what only other variants read, so that an edit of that runs nothing again here.
         """
         if getattr(source, "retrained", None) is None:
             return source
@@ -108,12 +107,12 @@ class Variant:
 
     @classmethod
     def weights_of(cls, source: Any) -> tuple[str, str | None, str, str]:
-        """Path and revision of its weights in a pretrained source, and the keys that name them."""
+        """Return path and revision of its weights in a pretrained source, and their keys."""
         return source.weights_of(step0=False)  # type: ignore[no-any-return]
 
     @classmethod
     def lacks(cls, source: Any) -> str | None:
-        """What it needs and a subject's source does not give; None if all is there.
+        """Return what it needs that a subject's source lacks; None if nothing.
 
         Returns:
             The key below `source`, a colon, and what is wrong with it.
@@ -125,7 +124,7 @@ class Variant:
 
     @classmethod
     def resolve(cls, model: Any, settings: Settings, subject: str) -> Settings:
-        """The settings for one model, with its own defaults filled in.
+        """Return the settings for one model, with defaults that depend on it filled in.
 
         Raises:
             UserError: they do not fit the model; names the config key and the subject.
@@ -134,7 +133,7 @@ class Variant:
 
     @classmethod
     def changes(cls, model: Any, settings: Settings) -> Mapping[str, Any]:
-        """The `nullsae.subjects.changes.Change` of each parameter that is changed, by its name.
+        """Return the `nullsae.subjects.changes.Change` of each changed parameter, by its name.
 
         Tied tensors appear once in `named_parameters`, so they are drawn once and stay tied.
         """
@@ -146,11 +145,11 @@ class Variant:
 
     @classmethod
     def gates(cls, subject: Any, probe: Any) -> list[Any]:
-        """Gates on what `install` does.
+        """Return gates on what `install` does.
 
         Args:
-            subject: the variant as it was saved and loaded again.
-            probe: token ids [contexts, tokens], the first ones of `eval`.
+            subject: the variant after saving and loading.
+            probe: token ids [contexts, tokens], the first of `eval`.
         """
         return []
 
@@ -159,37 +158,37 @@ VARIANTS = Registry("variants", Variant, "nullsae.subjects.variants")
 
 
 def floor_name(variant: str) -> str:
-    """The name that stands for a variant in the paths and tables of its floor."""
+    """Return the name of a variant's floor in paths and tables."""
     return FLOOR_PREFIX + variant
 
 
 def is_floor(variant: str) -> bool:
-    """Whether this is the name of a floor; `gaussian` is a variant of its own."""
+    """Return whether this is the name of a floor; `gaussian` is a variant instead."""
     return variant.startswith(FLOOR_PREFIX)
 
 
 def has_model(variant: str) -> bool:
-    """Whether a variant has weights, and so forward passes and a loss; floors have none."""
+    """Return whether a variant has weights, and so forward passes and a loss; floors do not."""
     return not is_floor(variant) and not VARIANTS[variant].sampled_from
 
 
 def is_positive_control(variant: str) -> bool:
-    """Whether a variant is trained like the subject, from another seed."""
+    """Return whether a variant is trained like the subject, from another seed."""
     return VARIANTS[variant].role == "positive control"
 
 
 def is_null(variant: str) -> bool:
-    """Whether a good metric tells a variant from `trained`."""
+    """Return whether a good metric tells a variant from `trained`."""
     return variant != "trained" and not is_positive_control(variant)
 
 
 def runs_on_trained(variant: str) -> bool:
-    """Whether a variant runs on the weights of `trained`, and has no copy of them."""
+    """Return whether a variant runs on the weights of `trained`, without a copy of them."""
     return has_model(variant) and not VARIANTS[variant].has_own_weights()
 
 
 def fitted_to(variant: str, draw: int) -> tuple[str, int] | None:
-    """Variant and draw whose activations Gaussian ones are fitted to; None for what is captured.
+    """Return the variant and draw that Gaussian activations are fitted to; None for captured ones.
 
     The draws of `gaussian` are independent samples of one fit, since `trained` has one draw. A
     draw of a floor is fitted to the same draw of its variant.

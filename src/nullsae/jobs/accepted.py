@@ -1,11 +1,11 @@
-"""Code that counts as an older one: `results/accepted.json`, which `nullsae accept` writes.
+"""Code that counts as older code: `results/accepted.json`, which `nullsae accept` writes.
 
-A result is known by the hash of the code that made it. After an upgrade that changes no result, the
-hash has changed all the same. An acceptance says, job by job, that the present code counts as the
-code that the job's files were made by. So jobs whose files were made by different versions each
-keep their own hash, new cells get that of the present code, and code that changes once more, which
-no acceptance names, is a change again. Keys of activations, which are made from hashes of code,
-have entries of their own: new SAEs are trained on the activations that are there.
+A result is identified by the hash of the code that made it. An upgrade changes the hash even if it
+changes no result. An acceptance records, job by job, that the current code counts as the code that
+made the job's files. So jobs whose files were made by different versions keep their own hashes, new
+cells get that of the current code, and code that changes once more is a change again, because no
+acceptance names it. Keys of activations contain hashes of code, and so have their own entries: new
+SAEs are trained on the existing activations.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 
 ALL = "all"
-"""Stands for the keys of a job that has none."""
+"""Name of a job without keys."""
 
 
 class AcceptedCode(Section):
-    """Jobs of one rule whose files were made by other code than the present."""
+    """Jobs of one rule whose files were made by other than the current code."""
 
     rule: str
     present: str
@@ -37,9 +37,9 @@ class AcceptedCode(Section):
     accepted: str
     """Hash of the older code that it counts as."""
     files: tuple[str, ...] = ()
-    """What they differ in."""
+    """The files in which the two differ."""
     jobs: tuple[str, ...]
-    """Their keys, as in the paths of their files."""
+    """Keys of the jobs, as in the paths of their files."""
 
 
 class Acceptance(Section):
@@ -50,43 +50,43 @@ class Acceptance(Section):
     """Version of the package at that time."""
     codes: tuple[AcceptedCode, ...]
     activations: dict[str, str] = Field(default_factory=dict)
-    """Keys of activations by the present code, and by the code that captured them."""
+    """Keys of activations by the current code, and by the code that captured them."""
 
 
 class AcceptedFile(Section):
-    """What stands in `results/accepted.json`, the oldest first."""
+    """Content of `results/accepted.json`, the oldest acceptance first."""
 
     acceptances: tuple[Acceptance, ...] = ()
 
 
 @dataclass
 class Accepted:
-    """What counts as what."""
+    """Current hashes and keys, and the older ones that they count as."""
 
     codes: dict[tuple[str, frozenset[tuple[str, str]], str], str] = field(default_factory=dict)
-    """The older hash by rule, keys of the job, and the present hash."""
+    """The older hash by rule, keys of the job, and current hash."""
     keys: dict[str, str] = field(default_factory=dict)
-    """Older keys of shards of activations by the present ones."""
+    """Older keys of shards of activations by the current ones."""
 
     def add(self, acceptance: Acceptance) -> None:
-        """Take in an acceptance; it outweighs earlier ones of the same jobs."""
+        """Add an acceptance; it overrides earlier ones of the same jobs."""
         for found in acceptance.codes:
             for job in found.jobs:
                 self.add_code(found.rule, job_keys(job), found.present, found.accepted)
         self.keys |= acceptance.activations
 
     def add_code(self, rule: str, keys: Mapping[str, Any], present: str, accepted: str) -> None:
-        """Have a job's present code count as an older one."""
+        """Make a job's current code count as older code."""
         self.codes[rule, _key(keys), present] = accepted
 
     def code(self, rule: str, keys: Mapping[str, Any], present: str) -> str:
-        """The hash that a job's code counts by, whose present hash is given."""
+        """Return the hash that a job's code, with the current hash `present`, counts as."""
         if not self.codes:
             return present
         return self.codes.get((rule, _key(keys), present), present)
 
     def key(self, present: str) -> str:
-        """The key that shards of activations count by, whose present key is given."""
+        """Return the key that shards of activations, with the current key `present`, count as."""
         return self.keys.get(present, present)
 
 
@@ -94,18 +94,18 @@ _in_use = Accepted()
 
 
 def in_use() -> Accepted:
-    """What was accepted in the results at work; nothing unless `honour` said so."""
+    """Return what the current process honours; nothing before `honour` was called."""
     return _in_use
 
 
 def honour(accepted: Accepted) -> None:
-    """Have the builders of params honour what was accepted."""
+    """Make the builders of params honour what was accepted."""
     global _in_use
     _in_use = accepted
 
 
 def read_acceptances(root: Path) -> tuple[Acceptance, ...]:
-    """The acceptances below `root`, the oldest first.
+    """Read the acceptances below `root`, the oldest first.
 
     Raises:
         UserError: the file is damaged.
@@ -117,14 +117,14 @@ def read_acceptances(root: Path) -> tuple[Acceptance, ...]:
         return ()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file}: not readable ({error}); restore it, or remove it to run again what was "
-            "accepted"
+            f"{file}: not readable ({error}); restore it, or remove it to run the accepted jobs "
+            "again"
         ) from None
     return parse_section(AcceptedFile, found, where=str(file)).acceptances
 
 
 def read_accepted(root: Path) -> Accepted:
-    """What was accepted below `root`."""
+    """Read what was accepted below `root`."""
     found = Accepted()
     for acceptance in read_acceptances(root):
         found.add(acceptance)
@@ -138,12 +138,12 @@ def append_acceptance(root: Path, acceptance: Acceptance) -> None:
 
 
 def job_name(keys: Mapping[str, Any]) -> str:
-    """The keys of a job as one text; those that are None without a value."""
+    """Return the keys of a job as one text; those that are None have no value."""
     return "/".join(f"{n}={'' if v is None else v}" for n, v in keys.items()) or ALL
 
 
 def job_keys(name: str) -> dict[str, Any]:
-    """The keys of a job by its `job_name`."""
+    """Parse the keys of a job from its `job_name`."""
     pairs = (part.partition("=") for part in name.split("/") if name != ALL)
     return {key: value or None for key, _, value in pairs}
 
@@ -153,7 +153,7 @@ def _key(keys: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
 
 
 def accepted_jobs(acceptances: Iterable[Acceptance]) -> Iterator[tuple[str, str, str, str]]:
-    """Rule, keys, present and older hash of each accepted job; the last word on each counts."""
+    """Yield rule, keys, current and older hash of each accepted job; the last acceptance counts."""
     last: dict[tuple[str, str, str], str] = {}
     for acceptance in acceptances:
         for found in acceptance.codes:

@@ -1,4 +1,4 @@
-"""Jobs of workflow/rules/activations.smk, and what activations are known by to later jobs."""
+"""Jobs of workflow/rules/activations.smk, and the keys by which later jobs know activations."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from nullsae.jobs.subjects import model_key
 # Config keys that decide a variant's activations.
 ACTIVATIONS = ("seed", "compute", "corpora", "subjects", "randomization", "activations")
 
-# How SAEs are fed, and what is checked before any work.
+# Code that feeds SAEs, or checks inputs before the work starts.
 _OF_TRAINING = ("activations/blocks.py", "activations/live.py", "activations/preflight.py")
 
 
 class SplitParams(Section):
-    """What makes the activations of one split at all sites."""
+    """Settings of the activations of one split at all sites."""
 
     sites: tuple[str, ...]
     max_tokens: PositiveInt | None = None
-    """Tokens to capture or sample; all of the split by default."""
+    """Tokens to capture or sample; the whole split by default."""
     seed: NonNegativeInt
     dtype: FloatType
     shard_tokens: PositiveInt
     exclude: Exclude = Exclude()
     keep: bool = True
-    """Whether shards hold the activations; if not, these are computed again when they are read."""
+    """Whether shards contain the activations; if not, they are recomputed when they are read."""
     compute: Compute
     key: str = ""
     """Provenance, written into the manifests; by default made from the inputs."""
     shards_key: str = ""
-    """The same of the shards alone: another `exclude` leaves them as they are."""
+    """The same for the shards alone, which `exclude` does not change."""
 
 
 class CacheActivationsParams(SplitParams):
@@ -54,7 +54,7 @@ class CacheActivationsParams(SplitParams):
 
 @rule("activations", but=(*_OF_TRAINING, "activations/gaussian.py", "activations/sampling.py"))
 def cache_activations(config: Config, wildcards: Wildcards) -> CacheActivationsParams:
-    """A variant's activations of one split at all sites, or a portion of them."""
+    """Build params for a variant's activations of one split at all sites, or a portion of them."""
     keys = ModelKeys.of(wildcards)
     return CacheActivationsParams(
         **_of_split(config, keys, wildcards["split"]),
@@ -67,12 +67,12 @@ class SampleGaussianParams(SplitParams):
 
     keys: ModelKeys
     fitted_activations_key: str = ""
-    """If given, activations to fit to with another key are refused."""
+    """If given, activations to fit to are refused if their key differs."""
 
 
 @rule("activations", "core/moments.py", but=(*_OF_TRAINING, "activations/capture.py"))
 def sample_gaussian(config: Config, wildcards: Wildcards) -> SampleGaussianParams:
-    """Gaussian data in the place of a variant's activations, of one split at all sites."""
+    """Build params for Gaussian data instead of a variant's activations, of one split."""
     keys = ModelKeys.of(wildcards)
     return SampleGaussianParams(
         **_of_split(config, keys, wildcards["split"]),
@@ -102,27 +102,27 @@ def _max_tokens(settings: Activations, split: str) -> int | None:
 
 
 def activations_key(config: Config, subject: str, variant: str, draw: int, split: str) -> str:
-    """Everything that determines a variant's activations at any one site, as one short key.
+    """Return a short key of all that determines a variant's activations at any one site.
 
-    Sites are left out: adding one must not make the others' activations look different.
+    Sites are left out, so that adding one does not change the others' keys.
     """
     keys: dict[str, Any] = {"subject": subject, "variant": variant, "draw": draw}
     return key_of(config, ModelKeys(**keys), split)
 
 
 def key_of(config: Config, keys: ModelKeys, split: str) -> str:
-    """`activations_key` of a model's keys."""
+    """Return `activations_key` for a model's keys."""
     exclude = config.activations.exclude.model_dump(mode="json")
     return content_key([shards_key(config, keys, split), exclude])
 
 
 def shards_key(config: Config, keys: ModelKeys, split: str) -> str:
-    """What determines the shards: all but which of their tokens count."""
+    """Return the key of the shards, without the rule that excludes tokens."""
     return in_use().key(shards_key_by(config, keys, split))
 
 
 def shards_key_by(config: Config, keys: ModelKeys, split: str, codes: Codes = PRESENT) -> str:
-    """`shards_key` of what was made by this code, whatever was accepted of it."""
+    """Return `shards_key` as made by this code, regardless of acceptances."""
     seed, settings = config.seed, config.activations
     if fitted := fitted_key(config, keys):
         return _sampled(fitted, seed, keys, settings, split, codes)
@@ -133,7 +133,7 @@ def shards_key_by(config: Config, keys: ModelKeys, split: str, codes: Codes = PR
 
 
 def fitted_key(config: Config, keys: ModelKeys) -> str:
-    """Key of the activations that Gaussian ones are fitted to; "" for those of a model."""
+    """Return the key of the activations that Gaussian ones are fitted to; "" for a model's."""
     fitted = fitted_to(keys.variant, keys.draw)
     if fitted is None:
         return ""
@@ -145,7 +145,7 @@ def fitted_key(config: Config, keys: ModelKeys) -> str:
 def _captured(
     corpus: str, model: str, seed: int, settings: Activations, split: str, codes: Codes
 ) -> str:
-    # How SAEs are trained on them says nothing about them.
+    # Not the settings that only say how SAEs are trained on them.
     used = settings.model_dump(mode="json", include={"dtype", "shard_tokens", "batch_contexts"})
     code = codes.of(cache_activations)
     return content_key([corpus, model, seed, code, split, used, _max_tokens(settings, split)])

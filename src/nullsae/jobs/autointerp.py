@@ -30,7 +30,7 @@ class ExplainLatentsParams(Section):
     keys: CellKeys
     explainer: AnyExplainer
     local_files: tuple[str, ...] = ()
-    """As in `PrepareCorpusParams`, of a prompt of the user's own."""
+    """As in `PrepareCorpusParams`, for the user's own prompt."""
 
 
 @rule(
@@ -44,7 +44,7 @@ class ExplainLatentsParams(Section):
     ),
 )
 def explain_latents(config: Config, wildcards: Wildcards) -> ExplainLatentsParams:
-    """An SAE's latents and who explains them."""
+    """Build params for an SAE's latents and their explainer."""
     explainer = config.explainers[wildcards["explainer"]]
     return ExplainLatentsParams(
         seed=config.seed,
@@ -59,12 +59,12 @@ class PrepareJudgeParams(Section):
 
     model: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")]
     local_files: tuple[str, ...] = ()
-    """As in `PrepareCorpusParams`, of a model in a local folder or file."""
+    """As in `PrepareCorpusParams`, for a model in a local folder or file."""
 
 
 @rule("autointerp/local_model.py")
 def prepare_judge(config: Config, wildcards: Wildcards) -> PrepareJudgeParams:
-    """The model of a scorer that runs one itself."""
+    """Build params for the model that a scorer runs itself."""
     name = wildcards["scorer"]
     scorer = config.scorers[name]
     model = scorer.model_in_job
@@ -81,21 +81,21 @@ class ScoreLatentsParams(Section):
     keys: CellKeys
     scorer: AnyScorer
     judge: Endpoint | None = None
-    """Whom the scorer asks; without one, explanations are judged by their token statistics."""
+    """The endpoint that the scorer asks; without one, it judges by token statistics."""
     compute: Compute | None = None
-    """Of a scorer that runs a model itself."""
+    """For a scorer that runs a model itself."""
     explainers: tuple[AnyExplainer, ...] = ()
-    """Those that ask nobody and whose explanations are judged: the job has the first explain the
-    latents, the next exchange that, and so on. A judge is never asked again because a file that
-    others share was written anew."""
+    """Explainers without an endpoint whose explanations are judged. The job itself runs the first,
+    then the one that exchanges its explanations, and so on. So no judge is asked again because a
+    file that others share was rewritten."""
     local_files: tuple[str, ...] = ()
-    """As in `PrepareCorpusParams`, of a prompt of the user's own."""
+    """As in `PrepareCorpusParams`, for the user's own prompt."""
 
 
 @rule(
     "autointerp",
     but=(
-        # Replies are kept by what was asked, so asking again after an edit of it costs no call.
+        # Replies are cached by request, so repeating a job after an edit of these costs no call.
         *("autointerp/llm/serve_gguf.py", "autointerp/llm/session.py"),
         *("autointerp/explain.py", "autointerp/explainers", "autointerp/prompts/explain.txt"),
         *("autointerp/local_model.py", "autointerp/scorers", "autointerp/explain_and_score.py"),
@@ -104,7 +104,7 @@ class ScoreLatentsParams(Section):
     things=lambda config, wildcards: _scoring_files(config, wildcards),
 )
 def score_latents(config: Config, wildcards: Wildcards) -> ScoreLatentsParams:
-    """An SAE's latents, who explained them and who scores."""
+    """Build params for an SAE's latents, their explainer and their scorer."""
     explainer, name = wildcards["explainer"], wildcards["scorer"]
     scorer = config.scorers[name].for_job(config.writer(explainer))
     made = tuple(_made_by_judge(config, explainer, name))
@@ -120,7 +120,7 @@ def score_latents(config: Config, wildcards: Wildcards) -> ScoreLatentsParams:
 
 
 def _own_files(used: Iterable[Kind], cells: Iterable[Wildcards]) -> tuple[str, ...]:
-    """The stamps of the user's own files that explainers and scorers read, such as a prompt.
+    """Return stamps of the user's own files that explainers and scorers read, such as a prompt.
 
     Raises:
         UserError: a file of one cell is missing.
@@ -131,10 +131,12 @@ def _own_files(used: Iterable[Kind], cells: Iterable[Wildcards]) -> tuple[str, .
 
 
 def check_imported(config: Config) -> None:
-    """Refuse one file for several cells; needs the whole study, which no job's params have.
+    """Refuse one file for several cells.
+
+    This needs the whole study, which no job's params have.
 
     Raises:
-        UserError: it names the section.
+        UserError: names the section.
     """
     named: dict[str, Kind] = {f"explainers.{name}": e for name, e in config.explainers.items()}
     named |= {f"scorers.{name}": scorer for name, scorer in config.scorers.items()}
@@ -144,9 +146,9 @@ def check_imported(config: Config) -> None:
 
 
 def _made_by_judge(config: Config, explainer: str, scorer: str) -> Iterator[Explainer]:
-    """The explainers that a job of `score_latents` has explain, each on what the one before wrote.
+    """Yield the explainers that a job of `score_latents` runs itself, each on the previous output.
 
-    None where it asks nobody, which is no job of the workflow's, or reads what a model wrote.
+    None for a pair that asks nobody, which has no such job, or if a language model explains.
     """
     if explainer != NO_EXPLAINER and not is_free(config, explainer, scorer):
         chain = [explainer, config.explainers[explainer].exchanges]
@@ -156,7 +158,7 @@ def _made_by_judge(config: Config, explainer: str, scorer: str) -> Iterator[Expl
 
 
 def _scoring_files(config: Config, wildcards: Wildcards) -> Iterator[Path]:
-    """What only some jobs of `score_latents` run."""
+    """Yield the code that only some jobs of `score_latents` run."""
     explainer, scorer = wildcards["explainer"], wildcards["scorer"]
     yield from thing_files(SCORERS, config.scorers[scorer].name)
     made = [section.name for section in _made_by_judge(config, explainer, scorer)]
@@ -170,7 +172,7 @@ class FreeScorer(Section):
     """A scorer that judges one explainer's explanations by a formula."""
 
     explainer: str
-    """Key of `explainers`, or none."""
+    """Key of `explainers`, or `none`."""
     name: str
     """Key of `scorers`."""
     scorer: AnyScorer
@@ -184,13 +186,13 @@ class ExplainAndScoreParams(Section):
     cells: tuple[SaeKeys, ...]
     """The SAEs whose latents are explained."""
     explainers: dict[str, AnyExplainer]
-    """By name, those that write before those that exchange."""
+    """By name; those that write come before those that exchange."""
     scorers: tuple[FreeScorer, ...]
     local_files: tuple[str, ...] = ()
-    """As in `PrepareCorpusParams`, of files of the user's own."""
+    """As in `PrepareCorpusParams`, for the user's own files."""
 
     def cell_keys(self, cell: SaeKeys) -> CellKeys:
-        """All keys of one of the SAEs."""
+        """Return all keys of one of the SAEs."""
         return CellKeys(**self.keys.model_dump(), **cell.model_dump())
 
 
@@ -208,9 +210,9 @@ def _free_files(config: Config, wildcards: Wildcards) -> Iterator[Path]:
     things=_free_files,
 )
 def explain_and_score(config: Config, wildcards: Wildcards) -> ExplainAndScoreParams:
-    """All SAEs of a model, and who explains and scores their latents without asking anybody.
+    """Build params for all SAEs of a model, and the explainers and scorers without endpoints.
 
-    Those that exchange what a language model wrote are of another job, which has that explainer's
+    Explainers that exchange what a language model wrote have another job, with that explainer's
     name as `writer`.
     """
     keys, writer = ModelKeys.of(wildcards), wildcards.get("writer")
@@ -233,7 +235,7 @@ def explain_and_score(config: Config, wildcards: Wildcards) -> ExplainAndScorePa
 
 
 def paid_writer(config: Config, explainer: str) -> str | None:
-    """The explainer that asks a model for what this one writes or exchanges; None for nobody."""
+    """Return the explainer that asks a model for what this one writes or exchanges, or None."""
     if explainer == NO_EXPLAINER:
         return None
     chain = (explainer, config.explainers[explainer].exchanges)
@@ -241,12 +243,12 @@ def paid_writer(config: Config, explainer: str) -> str | None:
 
 
 def free_explainers(config: Config, writer: str | None = None) -> list[str]:
-    """Explainers that ask nobody, those that write before those that exchange.
+    """Return explainers without an endpoint, those that write before those that exchange.
 
     Args:
         config: the study.
-        writer: the explainer that asks, whose explanations they exchange; None for those that need
-            no answers of anybody.
+        writer: the explainer with an endpoint whose explanations they exchange; None for those that
+            need no endpoint at all.
     """
     found = [
         name
@@ -257,9 +259,9 @@ def free_explainers(config: Config, writer: str | None = None) -> list[str]:
 
 
 def free_pairs(config: Config, writer: str | None = None) -> list[tuple[str, str]]:
-    """Explainers and scorers that judge them without asking anybody or running a model.
+    """Return pairs of explainers and scorers that need neither an endpoint nor a model.
 
-    By whose answers they wait for, as in `free_explainers`.
+    `writer` is as in `free_explainers`.
     """
     return [
         (explainer, scorer)
@@ -269,13 +271,13 @@ def free_pairs(config: Config, writer: str | None = None) -> list[tuple[str, str
 
 
 def is_free(config: Config, explainer: str, scorer: str) -> bool:
-    """Whether a scorer judges these explanations without asking anybody or running a model."""
+    """Return whether a scorer judges these explanations without an endpoint or a model."""
     asked = config.asked(explainer, scorer)
     return asked is None and config.scorers[scorer].model_in_job is None
 
 
 def asks(config: Config, rule: str, wildcards: Wildcards) -> bool:
-    """Whether a job of `explain_latents` or `score_latents` asks an endpoint."""
+    """Return whether a job of `explain_latents` or `score_latents` asks an endpoint."""
     explainer = wildcards["explainer"]
     if rule == "explain_latents":
         return config.explainers[explainer].endpoint is not None
@@ -283,7 +285,7 @@ def asks(config: Config, rule: str, wildcards: Wildcards) -> bool:
 
 
 def is_shared_out(config: Config, rule: str, wildcards: Wildcards) -> bool:
-    """Whether several jobs may share an SAE's latents: those that ask or run a language model."""
+    """Return whether several jobs may share an SAE's latents, as the jobs use a language model."""
     scorer = config.scorers[wildcards["scorer"]] if rule == "score_latents" else None
     runs_one = scorer is not None and scorer.model_in_job is not None
     return runs_one or asks(config, rule, wildcards)

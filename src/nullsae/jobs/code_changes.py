@@ -1,4 +1,4 @@
-"""Which rules' code is not the code that the study's files were made by."""
+"""Which rules' code changed since the study's files were made."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from nullsae.jobs.code_record import Record, noted_files, read_record
 from nullsae.jobs.rules import rules
 from nullsae.jobs.shared_training import PREFIX, rule_of
 
-# How Snakemake writes a hash of code among the params that it records.
+# A hash of code among the params that Snakemake records.
 _HASH = re.compile(r"'[0-9a-f]{16}'")
 
 
 def recorded_code(params: Iterable[str] | None) -> str | None:
-    """The hash of code among the params that Snakemake recorded for a file; None without one."""
+    """Return the hash of code in the params that Snakemake recorded for a file, or None."""
     return next((text[1:-1] for text in params or () if _HASH.fullmatch(text)), None)
 
 
 def recorded_cells(params: Iterable[str] | None) -> dict[tuple[str, str, int], str]:
-    """The hash of code of each SAE that a job trained, by site, recipe and seed."""
+    """Return the hash of code of each SAE that a job trained, by site, recipe and seed."""
     for text in params or ():
         if '"cells"' in text:
             cells = json.loads(ast.literal_eval(text))["cells"]
@@ -34,16 +34,16 @@ def recorded_cells(params: Iterable[str] | None) -> dict[tuple[str, str, int], s
 
 
 def is_other_code(rule: str, present: str, recorded: str, record: Record) -> bool:
-    """Whether two hashes of a rule's code differ in code, and not only in what a config uses of it.
+    """Return whether two hashes of a rule's code differ in code, rather than in what a config uses.
 
-    A config that names another explainer has the report run the files of another explainer. So
-    only files that both hashes are of count, and new ones that all jobs of the rule run.
+    A config that names another explainer makes the report run other files. So only files that both
+    hashes cover count, and new ones that all jobs of the rule run.
 
     Args:
         rule: its name.
-        present: a hash that this process worked out.
+        present: a hash that this process computed.
         recorded: the hash that a file was made by.
-        record: which files it is of; where it does not say so, other hashes are other code.
+        record: the files of each hash; if it lacks one, different hashes are different code.
     """
     before = record.get(rule, {}).get(recorded)
     if present == recorded or before is None:
@@ -54,22 +54,22 @@ def is_other_code(rule: str, present: str, recorded: str, record: Record) -> boo
 
 
 def changed_code(dag: Any, root: Path) -> tuple[list[str], int]:
-    """The rules whose code changed since their files were made, and the jobs that so run again.
+    """Return the rules whose code changed since their files were made, and how many jobs rerun.
 
-    Only jobs that Snakemake is about to run are looked at, and nothing is written.
+    Only jobs that Snakemake is about to run are checked, and nothing is written.
 
     Args:
-        dag: Snakemake's own, worked out.
-        root: the folder of the study: at the end of a dry run, Snakemake has left it.
+        dag: Snakemake's resolved DAG.
+        root: the folder of the study, which Snakemake has left at the end of a dry run.
     """
     made, changes = set(), []
     record: Record | None = None
-    # At the end of a dry run, Snakemake holds its jobs for finished.
+    # At the end of a dry run, Snakemake considers its jobs finished.
     for job in dag.needrun_jobs(exclude_finished=False):
-        # Hashes alone: other params take time.
+        # Only hashes: other params take time.
         present = getattr(job.rule.params, "code", None) if job.output else None
         if not callable(present):
-            continue  # one of an importer's own
+            continue  # a rule of an importing workflow
         code = present(job.wildcards)
         found = dag.workflow.persistence.metadata(job.output[0])
         if found is None:
@@ -92,19 +92,19 @@ def changed_code(dag: Any, root: Path) -> tuple[list[str], int]:
 
 
 def code_of(job: Any) -> tuple[str, dict[str, Any]]:
-    """The rule of `jobs.rules` whose code a job of Snakemake's runs, and the keys of its code."""
+    """Return the rule of `jobs.rules` whose code a Snakemake job runs, and the keys of its code."""
     named = getattr(job.rule.params, "code", None)
     rule, more = getattr(named, "of", (rule_of(job.rule.name), {}))
     return rule, {**{name: str(value) for name, value in job.wildcards.items()}, **more}
 
 
 def changed_code_line(changed: Sequence[str], n_jobs: int, options: str) -> str:
-    """What to say of `changed_code`, with the command that keeps what was made.
+    """Return a message about `changed_code`, with the command that keeps the results.
 
     Args:
         changed: the rules whose code changed.
-        n_jobs: the jobs that run again.
-        options: what says which study is meant, as `nullsae accept` takes it.
+        n_jobs: how many jobs run again.
+        options: the options of `nullsae accept` that name the study.
     """
     jobs = "1 job runs" if n_jobs == 1 else f"{n_jobs} jobs run"
     command = " ".join(filter(None, ("nullsae accept", *map(shlex.quote, changed), options)))

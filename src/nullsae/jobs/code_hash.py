@@ -1,8 +1,8 @@
-"""A hash of source files that only what they compute changes.
+"""A hash of source files that changes only with what they compute.
 
-Comments, docstrings, line breaks, indentation widths and the places that names are imported from
-leave it as it is, and so does a move of a file. It reads tokens by rules of its own, so that all
-versions of Python give the same.
+It ignores comments, docstrings, line breaks, indentation widths, file names, and the modules that
+names are imported from. It has its own tokenizer, so that all versions of Python give the same
+hash.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _TOKEN = re.compile(
 
 @cache
 def code_hash(*files: Path) -> str:
-    """16 hex digits over what these files compute: Python, and templates and prompts as they are.
+    """Return 16 hex digits over these files: the code of Python, other files as they are.
 
-    Their order, their names and files without any code make no difference.
+    Order, names and files without code make no difference.
     """
     found = sorted(digest for file in set(files) if (digest := _digest(file)))
     return hashlib.blake2b(b"".join(found), digest_size=8).hexdigest()
 
 
 def file_digests(*files: Path) -> dict[str, str]:
-    """16 hex digits over what each file computes, by its path in the package; none without code."""
+    """Return 16 hex digits for each file with code, by its path in the package."""
     found = {_name(file): digest.hex() for file in files if (digest := _digest(file))}
     return dict(sorted(found.items()))
 
@@ -51,11 +51,11 @@ def _name(file: Path) -> str:
 
 
 def files_in(names: Iterable[str], but: Iterable[str] = ()) -> list[Path]:
-    """The files of the package that these paths name, those in folders too, sorted.
+    """Return the package's files at these paths, including those in folders, sorted.
 
     Args:
         names: files and folders, relative to the package.
-        but: files and folders that are left out.
+        but: files and folders to leave out.
     """
     found = {file for name in names for file in _files(PACKAGE / name)}
     return sorted(found - {file for name in but for file in _files(PACKAGE / name)})
@@ -63,7 +63,7 @@ def files_in(names: Iterable[str], but: Iterable[str] = ()) -> list[Path]:
 
 @cache
 def with_siblings(file: Path) -> tuple[Path, ...]:
-    """A file and those of its own folder that it imports, however long the way round, sorted."""
+    """Return a file and the files of its folder that it imports, directly or not, sorted."""
     found: set[Path] = set()
     new = [file]
     while new:
@@ -75,7 +75,10 @@ def with_siblings(file: Path) -> tuple[Path, ...]:
 
 
 def thing_files(registry: Registry[Any], *names: str) -> tuple[Path, ...]:
-    """The files that define things of a registry, other packages' too, each `with_siblings`."""
+    """Return the files that define things of a registry, each `with_siblings`.
+
+    They may be in other packages.
+    """
     return tuple(file for name in names for file in with_siblings(registry.file(name)))
 
 
@@ -87,7 +90,7 @@ def _files(path: Path, *, deep: bool = True) -> tuple[Path, ...]:
 
 @cache
 def _imported(path: Path) -> frozenset[str]:
-    """Each name in the import statements of a file, those of modules part by part."""
+    """Return each name in the import statements of a file; dotted names are split."""
     text = path.read_text(encoding="utf-8")
     statements = re.findall(r"^\s*(?:from|import)\b[^(\n]*(?:\([^)]*\))?", text, re.MULTILINE)
     return frozenset(re.findall(r"\w+", " ".join(statements)))
@@ -95,7 +98,7 @@ def _imported(path: Path) -> frozenset[str]:
 
 @cache
 def _digest(file: Path) -> bytes:
-    """Hash of a file's code; empty if it has none."""
+    """Return the hash of a file's code; empty if it has none."""
     data = file.read_bytes()
     if file.suffix == ".py":
         data = "\0".join(code_tokens(data.decode())).encode()
@@ -103,11 +106,11 @@ def _digest(file: Path) -> bytes:
 
 
 def code_tokens(text: str) -> list[str]:
-    """The tokens of a Python file that decide what it computes.
+    """Return the tokens of a Python file that decide what it computes.
 
-    Without comments, text that stands alone (docstrings), line breaks in brackets and the comma
-    before a bracket that closes, where it says nothing. Of each import from nullsae only the names
-    are kept, sorted, at the end: where they lie computes nothing.
+    They exclude comments, bare strings (docstrings), line breaks in brackets, and trailing commas
+    without meaning. Of imports from nullsae only the names are kept, sorted, at the end, since
+    their modules do not matter.
     """
     kept: list[str] = []
     imported: set[str] = set()
@@ -130,11 +133,11 @@ def code_tokens(text: str) -> list[str]:
 
 
 def _lines(text: str) -> list[tuple[int, list[str]]]:
-    """Each logical line that holds a token: the width of its indentation, and its tokens."""
+    """Return the indentation width and the tokens of each logical line with tokens."""
     lines: list[tuple[int, list[str]]] = []
     line: list[str] = []
     width = 0
-    # Of each open bracket: whether it calls, defines or subscripts, and its commas so far.
+    # For each open bracket: whether it calls, defines or subscripts, and its commas so far.
     brackets: list[tuple[bool, int]] = []
     for token in _TOKEN.findall("\n" + text.replace("\r\n", "\n") + "\n"):
         first = token[0]
@@ -153,7 +156,7 @@ def _lines(text: str) -> list[tuple[int, list[str]]]:
                 brackets[-1] = (brackets[-1][0], brackets[-1][1] + 1)
             elif token in ")]}" and brackets:
                 joined, commas = brackets.pop()
-                # (x,) is no (x), and y[x,] no y[x]; all other commas before a bracket say nothing.
+                # (x,) is not (x), nor y[x,] y[x]; other commas before a bracket have no meaning.
                 alone = joined if token == "]" else token == ")" and not joined
                 if line and line[-1] == "," and not (alone and commas == 1):
                     line.pop()

@@ -1,7 +1,7 @@
-"""Which files each hash of code stands for: `results/code.json`.
+"""Which files each hash of code covers: `results/code.json`.
 
-A hash alone cannot say which files an upgrade changed. So a run notes, before its jobs begin, what
-the code of its rules is made of; what earlier runs noted stays.
+A hash alone cannot tell which files an upgrade changed. So before its jobs start, a run records the
+files of each hash; the records of earlier runs stay.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _noted: dict[str, dict[str, tuple[Path, ...]]] = {}
 
 
 def note_code(rule: str, code: str, files: tuple[Path, ...]) -> None:
-    """Remember which files the hash of a rule's code is of, until `write_record`."""
+    """Note which files the hash of a rule's code covers, until `write_record`."""
     _noted.setdefault(rule, {})[code] = files
 
 
 def noted_record() -> Record:
-    """Per rule and hash that this process worked out, the digest of each file."""
+    """Return the digest of each file, by rule and hash, of what this process noted."""
     return {
         rule: {code: file_digests(*files) for code, files in codes.items()}
         for rule, codes in _noted.items()
@@ -32,14 +32,14 @@ def noted_record() -> Record:
 
 
 def noted_files(rule: str, code: str) -> dict[str, str]:
-    """The digest of each file that a hash of a rule's code is of; none for one not worked out."""
+    """Return the digest of each file of a rule's hash; empty if this process did not note it."""
     return file_digests(*_noted.get(rule, {}).get(code, ()))
 
 
 def read_record(root: Path) -> Record:
-    """Per rule and hash that a run below `root` worked out, the digest of each file.
+    """Read the digest of each file, by rule and hash, of what runs below `root` noted.
 
-    Empty where there is none: it only explains, and nothing is computed from it.
+    Empty if there is no record: it only explains, and nothing is computed from it.
     """
     try:
         found = json.loads((root / paths.CODE).read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def read_record(root: Path) -> Record:
 
 
 def write_record(root: Path) -> None:
-    """Add what this process worked out to the record below `root`."""
+    """Add what this process noted to the record below `root`."""
     before = read_record(root)
     found = {
         rule: before.get(rule, {}) | codes for rule, codes in {**before, **noted_record()}.items()
@@ -59,7 +59,7 @@ def write_record(root: Path) -> None:
 
 
 def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """The files that two hashes of one rule differ in, each with `changed`, `new` or `gone`."""
+    """Return the files that differ between two hashes, each with `changed`, `new` or `gone`."""
     words = []
     for name in sorted(before.keys() | now.keys()):
         if name not in before:

@@ -18,12 +18,12 @@ class PrepareCorpusParams(Section):
 
     corpus: Corpus
     local_files: tuple[str, ...] = ()
-    """Name, size and time of each local file that is read: an edit of one counts as a change."""
+    """Name and hash of each local file that is read, so that an edit of one counts as a change."""
 
 
 @rule("corpus")
 def prepare_corpus(config: Config, wildcards: Wildcards) -> PrepareCorpusParams:
-    """A corpus, and the files that it is read from."""
+    """Build params for a corpus and the files that it is read from."""
     return _params(wildcards["corpus"], config.corpora[wildcards["corpus"]])
 
 
@@ -39,6 +39,6 @@ def _params(name: str, corpus: Corpus) -> PrepareCorpusParams:
 
 @cache
 def corpus_key(name: str, corpus: Corpus, codes: Codes = PRESENT) -> str:
-    """All that determines the tokens of a corpus, as one short key; its files are seen once."""
+    """Return a short key of all that determines a corpus' tokens; its files are read once."""
     params = _params(name, corpus).model_dump(mode="json")
     return content_key([params, codes.of(prepare_corpus)])

@@ -1,4 +1,4 @@
-"""What the Snakefile does about how it was started or imported, before it has any rules."""
+"""What the Snakefile does first: handle how it was started or imported."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nullsae.config.read import BASE, merge, read_config, study_files
 from nullsae.core.errors import UserError
 from nullsae.core.files import FULL
 
-# A job that is told to end keeps what it has first; its shell must not end before it.
+# A job that gets SIGTERM saves its progress first; its shell must not exit before it.
 GUARD = "set -euo pipefail; trap : TERM; "
-# What the automation builds from envs/Dockerfile and pushes with each release.
+# CI builds it from envs/Dockerfile and pushes it with each release.
 IMAGE = "docker://ghcr.io/nullsae/nullsae"
-# In a job of SLURM's, Snakemake runs twice beside the verb, as the job and as its step: 375 MB, of
-# which 230 are of no other process.
+# In a SLURM job, Snakemake runs twice next to the verb, as the job and as its step: 375 MB, 230 of
+# which are shared with no other process.
 SNAKEMAKE_MEGABYTES = 400
 _NOT_SHARED = (
     "results/ must be one folder for all jobs; run on one machine, or on a cluster whose nodes "
@@ -30,19 +30,19 @@ _NOT_SHARED = (
 
 
 def config_files(workflow: Any) -> list[str]:
-    """The configs that others are merged into, in their order.
+    """Return the config files that others are merged into, in merge order.
 
-    They are those of the working folder (`study_files`) that are not empty. A module has the
-    checkout's, where the importer gives none: files of the working folder are the importer's.
-    Snakemake would read each file without a look at what is given twice, and name none that it
-    cannot read: so that ends here, in one line.
+    They are the non-empty ones of the working folder (`study_files`). A module has the checkout's,
+    for an importer that gives none: files of the working folder belong to the importer. Snakemake
+    would not notice a key that is given twice, nor name a file that it cannot read, so such files
+    end the run here with one line.
     """
     if workflow.modifier.is_main_snakefile():
         own = study_files(Path())
         try:
             held = [str(file) for file in own if read_config(file)]
             for file in map(Path, workflow.config_settings.configfiles):
-                if file.is_file():  # and no pipe, which is empty by now
+                if file.is_file():  # not a pipe, which is empty by now
                     read_config(file)
         except UserError as error:
             sys.exit(str(error))
@@ -52,23 +52,23 @@ def config_files(workflow: Any) -> list[str]:
 
 
 def image() -> str:
-    """The container that all jobs run in under `--sdm apptainer`, and only there.
+    """Return the container in which jobs run under `--sdm apptainer`.
 
-    It is this version's own, or what the environment names: an address, or a .sif file as seen from
-    the study's folder. No config names it: an image is code.
+    It is this version's, or the one named by the environment: an address, or a .sif file relative
+    to the study's folder. A config cannot name it, because an image is code.
     """
     return os.environ.get("NULLSAE_IMAGE") or f"{IMAGE}:{__version__}"
 
 
 def check_start(workflow: Any, arguments: Sequence[str]) -> None:
-    """Refuse what Snakemake takes and this workflow cannot do.
+    """Refuse options that Snakemake accepts but this workflow cannot support.
 
     Args:
-        workflow: Snakemake's own.
+        workflow: Snakemake's workflow object.
         arguments: the command line.
 
     Raises:
-        UserError: jobs would share no file system, or `--configfile` is given twice, or Snakemake
+        UserError: jobs would share no file system, `--configfile` is given twice, or Snakemake
             cannot keep its records in the working folder.
     """
     if not workflow.is_main_process:
@@ -92,12 +92,12 @@ def check_start(workflow: Any, arguments: Sequence[str]) -> None:
 
 
 def _check_records(folder: Path) -> None:
-    """Refuse a folder in which Snakemake can keep no records, as it does even in a dry run."""
+    """Refuse a folder where Snakemake cannot keep records, which it does even in a dry run."""
     for place in (folder / ".snakemake/locks", folder / ".snakemake", folder):
         if place.is_dir():
             if not os.access(place, os.W_OK):
                 raise UserError(
-                    f"{place}: not writable, and Snakemake keeps its records there, also of a dry "
+                    f"{place}: not writable, but Snakemake keeps its records there, even in a dry "
                     f"run; copy the study elsewhere"
                 )
             if not shutil.disk_usage(place).free:
@@ -109,7 +109,7 @@ def check_places(dag: Any) -> None:
     """Refuse to start jobs that cannot write their outputs and logs. Called by `onstart`.
 
     Args:
-        dag: Snakemake's own, worked out.
+        dag: Snakemake's resolved DAG.
 
     Raises:
         UserError: names the first such place.
@@ -119,13 +119,13 @@ def check_places(dag: Any) -> None:
         place = next(p for p in (folder, *folder.parents) if p.is_dir())
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(
-                f"{place}: not writable by this user, and jobs write there; have its owner change "
-                f"that, or copy the study elsewhere"
+                f"{place}: not writable by this user, but jobs write there; ask its owner to "
+                f"change that, or copy the study elsewhere"
             )
 
 
 def megabytes_beside(arguments: Sequence[str]) -> int:
-    """What Snakemake itself holds in each job's memory, which is none where jobs run here.
+    """Return the memory that Snakemake itself takes in each job: none if jobs run locally.
 
     Args:
         arguments: the command line.
@@ -135,7 +135,7 @@ def megabytes_beside(arguments: Sequence[str]) -> int:
 
 
 def _executor(arguments: Sequence[str]) -> str | None:
-    """The executor that the command line names, or else its profiles, the last one first."""
+    """Return the executor that the command line names, or else the last of its profiles."""
     if found := list(_values(arguments, "--executor", "-e")):
         return found[-1]
     from snakemake.cli import get_profile_dir
@@ -147,14 +147,14 @@ def _executor(arguments: Sequence[str]) -> str | None:
             try:
                 profile = yaml.safe_load(place[1].read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError):
-                continue  # Snakemake has read it in its own way
+                continue  # Snakemake has already read it in its own way
             if isinstance(profile, dict) and profile.get("executor"):
                 return str(profile["executor"])
     return None
 
 
 def _values(arguments: Sequence[str], *names: str) -> Iterator[str]:
-    """The values of an option, in the order in which they were given."""
+    """Yield the values of an option, in order."""
     for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in names:
@@ -175,9 +175,9 @@ def _shares_nothing(executor: str) -> bool:
 
 
 def typed_entries(entries: str | Iterable[str] | None) -> dict[str, Any]:
-    """The lists and mappings of `--config name=value`, with numbers that are numbers.
+    """Parse the lists and mappings of `--config name=value` with typed numbers.
 
-    Snakemake reads all below the first level as text.
+    Snakemake reads everything below the first level as text.
     """
     found: dict[str, Any] = {}
     for entry in [entries] if isinstance(entries, str) else entries or ():
@@ -192,7 +192,7 @@ def typed_entries(entries: str | Iterable[str] | None) -> dict[str, Any]:
 
 
 def with_typed_entries(workflow: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a run, its `--config` read by `typed_entries`; a module's as it is."""
+    """Return a run's config with `--config` read by `typed_entries`; a module's stays as it is."""
     if not workflow.modifier.is_main_snakefile():
         return dict(config)
     merged: dict[str, Any] = merge(config, typed_entries(workflow.config_settings.config_args))
@@ -200,10 +200,10 @@ def with_typed_entries(workflow: Any, config: Mapping[str, Any]) -> dict[str, An
 
 
 def take_absolute_targets(workflow: Any) -> None:
-    """Let a target, or a file of `--forcerun` or `--until`, be named by its whole path.
+    """Allow absolute paths for targets and for files of `--forcerun` and `--until`.
 
-    Snakemake compares paths as text, and rules name theirs from the working folder. It hands each
-    file that the command line names to this function of a modifier, and has no other place for it.
+    Snakemake compares paths as text, and rules have paths relative to the working folder. The
+    modifier's `apply_default_storage` is the only hook that sees each file of the command line.
     """
     if not workflow.modifier.is_main_snakefile():
         return
@@ -220,7 +220,7 @@ def take_absolute_targets(workflow: Any) -> None:
 
 
 def relative(path: str, folder: Path) -> str:
-    """A path as seen from a folder that holds it, however it is linked to; else as it is."""
+    """Return a path relative to a folder that contains it, through links too; else unchanged."""
     whole = Path(os.path.normpath(path))
     for parent in whole.parents:
         if parent == folder or parent.resolve() == folder:
@@ -229,7 +229,7 @@ def relative(path: str, folder: Path) -> str:
 
 
 def guard_shells(workflow: Any, shell: Any) -> None:
-    """Give the shells of this workflow's rules, and of no importer's, what `GUARD` says.
+    """Put `GUARD` before the shell commands of this workflow's rules, and not of an importer's.
 
     Called after all rules.
     """

@@ -1,8 +1,8 @@
-"""Files outside of `results/` that jobs read: an edit of one must run them again.
+"""Files outside `results/` that jobs read: an edit of one must run the jobs again.
 
-They count by their names and bytes: to touch a file, to copy it, or to move the folder that it is
-in runs nothing again. What a file's bytes hash to is remembered by its path, size and time, in the
-user's cache folder: large files are read once, not by each dry run.
+They count by name and bytes: touching or copying a file, or moving its folder, runs nothing again.
+The hash of a file is cached by its path, size and time in the user's cache folder, so that large
+files are read once rather than by each dry run.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from nullsae.core.files import checksum, write_text
 from nullsae.core.home import cache_folder
 from nullsae.core.visible import visible
 
-# A file that was changed so short a time ago may change again without a later time or another size.
+# A file that changed this recently may change again without a new time or size.
 SETTLED_NANOSECONDS = 2 * 10**9
-# From this size on, reading a file is worth a line.
+# Reading a file of at least this size is announced.
 LARGE_BYTES = 2 * 10**9
 
 
 def stamps(patterns: Iterable[str]) -> tuple[str, ...]:
-    """Name and hash of the files that match, in the order of their paths."""
+    """Return name and hash of the files that match, sorted by path."""
     files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
     return tuple(f"{file.name} {content(file)}" for file in sorted(files) if file.is_file())
 
 
 def path_stamps(path: str) -> tuple[str, ...]:
-    """As `stamps`, of one file, or one stamp of all files in a folder, which may be very many."""
+    """Return `stamps` of one file, or a single stamp of all files in a folder."""
     found = stamps([named_file(path)])
     if not Path(path).expanduser().is_dir():
         return found
@@ -47,7 +47,7 @@ def path_stamps(path: str) -> tuple[str, ...]:
 
 
 def content(file: Path) -> str:
-    """XXH3-128 of a file's bytes as hex, read again only if its size or time changed."""
+    """Return XXH3-128 of a file's bytes as hex; it is reread only if its size or time changed."""
     stat = file.stat()
     return _content(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
 
@@ -63,29 +63,29 @@ def _content(path: str, n_bytes: int, time_ns: int) -> str:
     except (OSError, ValueError):
         pass
     if n_bytes >= LARGE_BYTES:
-        said = f"{path}: reading {n_bytes / 1e9:.0f} GB to know it by its bytes"
+        said = f"{path}: reading {n_bytes / 1e9:.0f} GB to hash its bytes"
         print(visible(said), file=sys.stderr)
     digest = checksum(path)
     if time.time_ns() - time_ns > SETTLED_NANOSECONDS:
-        with suppress(OSError, UserError):  # it is only read again
+        with suppress(OSError, UserError):  # otherwise it is just read again
             write_text(note, known + digest)
     return digest
 
 
 def named_file(path: str | Path) -> str:
-    """The pattern of one file."""
+    """Return the pattern of one file."""
     return escape(str(Path(path).expanduser()))
 
 
 def folder_files(path: str) -> list[str]:
-    """The pattern of all files in a local model or tokenizer folder; none for a hub id."""
+    """Return the pattern of all files in a local model or tokenizer folder; none for a hub id."""
     return [f"{named_file(path)}/*"] if is_local(path) else []
 
 
 def model_files(
     source: TrainSource | PretrainedSource | GgufSource | None, where: str
 ) -> list[str]:
-    """Patterns of the local files that a model is read from."""
+    """Return patterns of the local files that a model is read from."""
     if isinstance(source, GgufSource):
         return [named_file(find_gguf(source, where=where))]
     return folder_files(source.path) if isinstance(source, PretrainedSource) else []

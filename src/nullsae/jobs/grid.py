@@ -17,12 +17,12 @@ MODEL = ("subject", "variant", "draw")
 
 
 def of_model(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the model among those of something that is made of it."""
+    """Return the keys of the model among the keys of something made from it."""
     return {name: keys[name] for name in MODEL}
 
 
 def variant_cells(config: Config) -> Iterator[Keys]:
-    """Keys of everything that has activations: subject, variant, draw."""
+    """Yield the keys of everything with activations: subject, variant, draw."""
     for subject in config.subjects:
         for variant in config.variants:
             for draw in config.draws_of(variant, subject):
@@ -30,15 +30,14 @@ def variant_cells(config: Config) -> Iterator[Keys]:
 
 
 def model_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every set of weights."""
+    """Return the keys of every set of weights."""
     return (keys for keys in variant_cells(config) if has_model(keys["variant"]))
 
 
 def sae_names(config: Config) -> dict[str, str]:
-    """Names of all SAEs to the names of their recipes.
+    """Map the names of all SAEs to the names of their recipes.
 
-    A recipe's checkpoints stand before the SAE at the end of its training, whose name is the
-    recipe's own.
+    A recipe's checkpoints come before its finished SAE, which has the recipe's own name.
     """
     found: dict[str, str] = {}
     for recipe, sae in config.saes.items():
@@ -48,14 +47,14 @@ def sae_names(config: Config) -> dict[str, str]:
 
 
 def sae_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every SAE, checkpoints included: those of the activations, and site, sae, seed."""
+    """Yield the keys of every SAE, including checkpoints: the model's, and site, sae, seed."""
     seeds = {name: config.saes[recipe].seeds for name, recipe in sae_names(config).items()}
     for keys in variant_cells(config):
         yield from _saes_of(config, keys, seeds)
 
 
 def captured_sites(config: Config, subject: str) -> tuple[str, ...]:
-    """The sites of a subject at which SAEs are made, and those that transcoders write."""
+    """Return the sites of a subject where SAEs are made, and those that transcoders write."""
     sites, recipes = config.subjects[subject].sites, config.saes.values()
     written = (
         recipe.output_of(site)
@@ -76,9 +75,9 @@ def _saes_of(config: Config, keys: Keys, seeds: Mapping[str, Iterable[int]]) -> 
 
 
 def floor_recipes(config: Config) -> dict[str, Sae]:
-    """The recipes that floors are trained by: those of `saes` whose SAEs have one.
+    """Return the recipes that floors are trained by: those in `saes` with a floor.
 
-    A pretrained SAE was trained elsewhere. A floor is for whole SAEs: none along its training.
+    Pretrained SAEs have none, as they were trained elsewhere. Floors have no checkpoints.
     """
     return {
         name: sae.model_copy(update={"checkpoints": ()})
@@ -88,9 +87,9 @@ def floor_recipes(config: Config) -> dict[str, Sae]:
 
 
 def floor_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every SAE trained on Gaussian data with the moments of a variant, as `sae_cells`.
+    """Yield keys, as `sae_cells`, of each SAE trained on Gaussian data with a variant's moments.
 
-    None for what is sampled itself, nor for `trained` where `gaussian` is its floor.
+    Sampled variants have none, nor has `trained` if the variant `gaussian` is its floor.
     """
     if not config.evaluation.gaussian_floors:
         return
@@ -103,10 +102,7 @@ def floor_cells(config: Config) -> Iterator[Keys]:
 
 
 def evaluated_with(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
-    """Keys of the SAEs that one job evaluates: those of a model, and its floors.
-
-    Both are read and measured in the same way, one after the other.
-    """
+    """Return the keys of the SAEs that one job evaluates: those of a model, and its floors."""
     own = of_model(wildcards)
     of_floor = own | {"variant": floor_name(own["variant"])}
     found = chain(sae_cells(config), floor_cells(config))
@@ -114,10 +110,10 @@ def evaluated_with(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
 
 
 def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
-    """Keys of the SAEs that one job trains: those that match the wildcards of its rule.
+    """Return the keys of the SAEs that one job trains: those that match its rule's wildcards.
 
-    Their checkpoints are by-products, which `take_checkpoint` turns into cells. What is made from
-    another SAE has a job of its own: `derive_sae`.
+    Checkpoints are by-products, which `take_checkpoint` turns into cells. SAEs made from another
+    one have their own job, `derive_sae`.
     """
     made = [name for name in config.saes if name not in derived_recipes(config)]
     return [
@@ -128,13 +124,13 @@ def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]
 
 
 def derived_recipes(config: Config) -> dict[str, str]:
-    """Names of the recipes whose SAEs are made from another one, to the name of that one."""
+    """Map the recipes whose SAEs are made from another one to the name of that one."""
     sources = {name: sae.origin.source for name, sae in config.saes.items()}
     return {name: source for name, source in sources.items() if source is not None}
 
 
 def source_cell(config: Config, keys: Mapping[str, str]) -> Keys:
-    """Keys of the SAE that one is made from: of its own seed, or, where there is one, of that."""
+    """Return the keys of the SAE that one is made from: of its own seed, else the first seed."""
     origin = config.saes[keys["sae"]].origin
     assert origin.source is not None
     seeds = [str(seed) for seed in config.saes[origin.source].seeds]
@@ -143,9 +139,9 @@ def source_cell(config: Config, keys: Mapping[str, str]) -> Keys:
 
 
 def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Model keys of the activations that an SAE is cross-evaluated on, in display order.
+    """Return the model keys of the activations that an SAE is cross-evaluated on, in display order.
 
-    Each variant's draw 0, but for the SAE's own variant, whose draw is the SAE's own.
+    They are each variant's draw 0, but the SAE's own draw of its own variant.
     """
     subject, own, draw = wildcards["subject"], wildcards["variant"], int(wildcards["draw"])
     return [
@@ -156,7 +152,7 @@ def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, 
 
 
 def matched_cells(config: Config, subject: str, site: str, sae: str) -> list[dict[str, Any]]:
-    """Variant, draw and seed of the SAEs of one recipe that are compared with each other."""
+    """Return variant, draw and seed of a recipe's SAEs that are compared with each other."""
     recipe = config.saes[sae]
     return [
         {"variant": variant, "draw": draw, "seed": seed}
@@ -168,7 +164,7 @@ def matched_cells(config: Config, subject: str, site: str, sae: str) -> list[dic
 
 
 def recipe_cells(config: Config) -> Iterator[Keys]:
-    """Subject, site and recipe of every set of SAEs that holds two to compare."""
+    """Yield subject, site and recipe of every set of at least two SAEs to compare."""
     for subject, section in config.subjects.items():
         for site in section.sites:
             for sae in config.saes:
@@ -177,21 +173,21 @@ def recipe_cells(config: Config) -> Iterator[Keys]:
 
 
 def explainer_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every set of explanations."""
+    """Yield the keys of every set of explanations."""
     for keys in sae_cells(config):
         for explainer in config.explainers:
             yield {**keys, "explainer": explainer}
 
 
 def scorer_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every set of scores."""
+    """Yield the keys of every set of scores."""
     for keys in sae_cells(config):
         for explainer, scorer in config.scored_pairs():
             yield {**keys, "explainer": explainer, "scorer": scorer}
 
 
 def cell_files(config: Config) -> dict[str, list[str]]:
-    """Per table of `tables.cells.CELL_TABLES`, the files that a finished study consists of."""
+    """Return the files of a finished study, by table of `tables.cells.CELL_TABLES`."""
     saes, scored = list(sae_cells(config)), list(scorer_cells(config))
     measured = [*saes, *floor_cells(config)]
     crossed = saes if config.evaluation.cross_tokens else []
@@ -217,5 +213,5 @@ def cell_files(config: Config) -> dict[str, list[str]]:
 
 
 def trained_here(config: Config) -> list[str]:
-    """Names of the subjects that the workflow trains itself."""
+    """Return the names of the subjects that the workflow trains itself."""
     return [n for n, subject in config.subjects.items() if isinstance(subject.source, TrainSource)]

@@ -15,13 +15,13 @@ from nullsae.config.variants import ModelName
 class _FromWildcards(Section):
     @classmethod
     def of(cls, wildcards: Mapping[str, str]) -> Self:
-        """The keys among a job's wildcards, whose other wildcards are left out."""
+        """Take these keys from a job's wildcards, and leave out the others."""
         given = {name: wildcards[name] for name in cls.model_fields}
         return cls.model_validate_strings(given)
 
 
 class ModelKeys(_FromWildcards):
-    """A set of weights, or Gaussian data in their place."""
+    """A set of weights, or Gaussian data instead."""
 
     subject: str
     variant: ModelName
@@ -29,11 +29,11 @@ class ModelKeys(_FromWildcards):
 
 
 class SaeKeys(_FromWildcards):
-    """An SAE, beside the model that it is of."""
+    """An SAE of a model."""
 
     site: str
     sae: str
-    """Key of `saes`; of an SAE along its training, with its share behind `@`."""
+    """Key of `saes`; for a checkpoint, followed by `@` and the share of its training."""
     seed: NonNegativeInt
 
 
@@ -42,11 +42,11 @@ class CellKeys(SaeKeys, ModelKeys):
 
     @property
     def model(self) -> ModelKeys:
-        """The keys of what it was trained on."""
+        """The keys of the model that it was trained on."""
         return ModelKeys(subject=self.subject, variant=self.variant, draw=self.draw)
 
     def parts(self) -> tuple[str | int, ...]:
-        """The keys in path order, to key a generator with."""
+        """Return the keys in path order, to key a generator."""
         return (self.subject, self.variant, self.draw, self.site, self.sae, self.seed)
 
 

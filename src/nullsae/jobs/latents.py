@@ -21,7 +21,7 @@ from nullsae.jobs.subjects import OF_LATENTS
 
 
 class SaeBeside(Section):
-    """An SAE of the same model as another one."""
+    """Another SAE of the same model."""
 
     site: str
     sae: str
@@ -38,12 +38,12 @@ class CollectLatentsParams(Section):
     latents: Latents
     compute: Compute
     eval_activations_key: str = ""
-    """If given, activations of `eval` with another key are refused."""
+    """If given, activations of `eval` are refused if their key differs."""
 
     _dumped = drop_if_null("beside")
 
     def each(self) -> Iterator[CollectLatentsParams]:
-        """What is collected of each SAE of the job."""
+        """Yield the params for each SAE of the job alone."""
         of_model = self.keys.model.model_dump()
         others = (CellKeys(**of_model, **own.model_dump()) for own in self.beside or ())
         for keys in (self.keys, *others):
@@ -51,7 +51,7 @@ class CollectLatentsParams(Section):
 
 
 def _columns(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
-    """The files of the metrics that add a column to the table `latents`."""
+    """Return the files of the metrics that add a column to the table `latents`."""
     return thing_files(METRICS, *(metric.name for metric, _ in with_column()))
 
 
@@ -61,7 +61,7 @@ def _columns(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
     things=_columns,
 )
 def collect_latents(config: Config, wildcards: Wildcards) -> CollectLatentsParams:
-    """The latents of an SAE, or of all SAEs that have the keys of a model, or of a site of it."""
+    """Build params for the latents of an SAE, or of all SAEs of a model or of one of its sites."""
     of_model, cells = ModelKeys.of(wildcards), [wildcards]
     if "sae" not in wildcards:
         cells = [cell for cell in sae_cells(config) if wildcards.items() <= cell.items()]

@@ -1,4 +1,4 @@
-"""Resources that a profile or a command line sets, in every form in which Snakemake takes them."""
+"""Resources set by a profile or command line, in every form that Snakemake accepts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FORMS: dict[Kind, str] = {
 
 
 def limit(kind: Kind, given: Any, where: str) -> int:
-    """Megabytes or minutes, from a number or a text with a unit, which may stand in quotes.
+    """Parse megabytes or minutes from a number or a text with a unit, which may be quoted.
 
     Raises:
-        UserError: it is neither; names `where`, and what would be right.
+        UserError: it is neither; names `where` and what would be right.
     """
     from snakemake.exceptions import WorkflowError
     from snakemake.resources import Resource
 
     try:
-        # As Snakemake reads the resource itself.
+        # Snakemake's own parser.
         text = str(given).strip()
         found = Resource.parse_human_friendly(kind.removesuffix("_mb"), text)
         if isinstance(found, int) and not isinstance(given, bool) and found > 0:
@@ -40,9 +40,9 @@ def limit(kind: Kind, given: Any, where: str) -> int:
 
 
 def default_limit(defaults: Resources | None, kind: Kind, otherwise: int) -> int:
-    """`max_mem_mb` or `max_runtime` of `--default-resources`, or else `otherwise`.
+    """Return `max_mem_mb` or `max_runtime` of `--default-resources`, or else `otherwise`.
 
-    Expressions are evaluated as those of a job at its first attempt, without any input.
+    Expressions are evaluated as for a job's first attempt, without input.
 
     Raises:
         UserError: as `limit`, or the expression fails.
@@ -61,15 +61,15 @@ def default_limit(defaults: Resources | None, kind: Kind, otherwise: int) -> int
 
 
 def read_set_resources(settings: ResourceSettings) -> None:
-    """Read sizes of `--set-resources` that have a unit, which Snakemake takes for `mem` alone.
+    """Parse sizes with a unit in `--set-resources`, which Snakemake accepts only for `mem`.
 
     Raises:
-        UserError: a text that is no size.
+        UserError: a text is not a size.
     """
     from snakemake.resources import Resource
 
     for rule, given in settings.overwrite_resources.items():
-        for name in ("mem_mb", "disk_mb"):  # so Snakemake keeps `mem` and `disk`, too
+        for name in ("mem_mb", "disk_mb"):  # Snakemake's names for `mem` and `disk`, too
             text = _literal(given[name].raw) if name in given else None
             if text is not None:
                 megabytes = limit("mem_mb", text, f"--set-resources {rule}:{name}")
@@ -77,21 +77,21 @@ def read_set_resources(settings: ResourceSettings) -> None:
 
 
 def _literal(raw: Any) -> str | None:
-    """The text that an expression is, in quotes or, with a unit, without."""
+    """Return an expression's text if it is a string, quoted or, with a unit, unquoted."""
     if not isinstance(raw, str):
         return None
     try:
         found = ast.literal_eval(raw)
     except (ValueError, SyntaxError):
-        # An amount with a unit is no expression of Python, and any other text may be one.
+        # An amount with a unit is not a Python expression; any other text may be one.
         return raw if re.fullmatch(r"[\d.]+ ?[A-Za-z]+", raw) else None
     return found if isinstance(found, str) else None
 
 
 def set_as_for(settings: ResourceSettings, rule: str, job: str) -> None:
-    """Let `--set-resources` and `--set-threads` of a rule hold for a rule of another name, too.
+    """Apply `--set-resources` and `--set-threads` of a rule to a rule of another name, too.
 
-    Called before that rule is defined; what is said of it by its own name comes first.
+    Called before that rule is defined; settings under its own name take precedence.
     """
     for known in (settings._parsed_overwrite_resources, settings._parsed_overwrite_threads):
         if rule in known:

@@ -26,18 +26,18 @@ class EvaluateSaeParams(Section):
     seed: NonNegativeInt
     keys: CellKeys
     fidelity_tokens: PositiveInt | None = Evaluation().fidelity_tokens
-    """Tokens of `eval` for cross-entropy and KL, where there is a model; null for all."""
+    """Tokens of `eval` for cross-entropy and KL, if there is a model; null for all."""
     expect: Expect | None = None
-    """Of a pretrained SAE: its published figures."""
+    """The published figures of a pretrained SAE."""
     compute: Compute
     activations_key: str = ""
-    """If given, activations of `sae_train` with another key are refused."""
+    """If given, activations of `sae_train` are refused if their key differs."""
     eval_activations_key: str = ""
-    """The same for those of `eval`."""
+    """The same for `eval`."""
 
 
 class EvaluatedSae(SaeKeys):
-    """One SAE of a job, beside the keys that all of its SAEs share."""
+    """One SAE of a job, without the keys that all of its SAEs share."""
 
     expect: Expect | None = None
 
@@ -45,14 +45,14 @@ class EvaluatedSae(SaeKeys):
 
 
 class EvaluatedModel(Section):
-    """What SAEs of a job were trained on: a model, or Gaussian data in its place."""
+    """What SAEs of a job were trained on: a model, or Gaussian data instead."""
 
     variant: ModelName
     saes: tuple[EvaluatedSae, ...]
     activations_key: str = ""
-    """If given, activations of `sae_train` with another key are refused."""
+    """If given, activations of `sae_train` are refused if their key differs."""
     eval_activations_key: str = ""
-    """The same for those of `eval`."""
+    """The same for `eval`."""
 
 
 class EvaluateSaesParams(Section):
@@ -62,15 +62,15 @@ class EvaluateSaesParams(Section):
     subject: str
     draw: NonNegativeInt
     models: tuple[EvaluatedModel, ...]
-    """A variant, and its floor where that has one."""
+    """A variant, and its floor if it has one."""
     fidelity_tokens: PositiveInt | None = Evaluation().fidelity_tokens
     """As in `EvaluateSaeParams`."""
     sites_together: bool = True
-    """Whether the passes that activations are computed by are shared by all sites."""
+    """Whether all sites share the forward passes that recompute activations."""
     compute: Compute
 
     def each(self) -> Iterator[EvaluateSaeParams]:
-        """How each of the SAEs is evaluated."""
+        """Yield how each SAE is evaluated."""
         for model in self.models:
             fidelity = self.fidelity_tokens if has_model(model.variant) else None
             for sae in model.saes:
@@ -92,7 +92,7 @@ class EvaluateSaesParams(Section):
 
 
 def _expected(config: Config, cell: Wildcards) -> Expect | None:
-    """Figures of the SAE of a cell, if it was made elsewhere: the config's, or else SAELens'."""
+    """Return the figures of a cell's SAE made elsewhere: the config's, or else SAELens'."""
     name = recipe_name(cell["sae"])
     recipe = config.saes[name]
     if recipe.pretrained is None or cell["variant"] != "trained":
@@ -113,7 +113,7 @@ def _expected(config: Config, cell: Wildcards) -> Expect | None:
     ),
 )
 def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaesParams:
-    """All SAEs of a model on their own activations, and its floors on theirs."""
+    """Build params for all SAEs of a model on their own activations, and its floors on theirs."""
     of_model = ModelKeys.of(wildcards)
     saes: dict[str, list[EvaluatedSae]] = {}
     for cell in evaluated_with(config, wildcards):
@@ -145,19 +145,19 @@ class CrossEvaluateParams(Section):
     """What `nullsae cross_evaluate` takes."""
 
     keys: CellKeys
-    """Of the SAE."""
+    """Keys of the SAE."""
     variants: tuple[ModelKeys, ...]
-    """Whose activations it is evaluated on, in the order of the given manifests."""
+    """The models whose activations it is evaluated on, in the order of the manifests."""
     max_tokens: PositiveInt
     """Tokens of `eval`, from its start."""
     compute: Compute
     activations_keys: tuple[str, ...] = ()
-    """If given, activations with other keys are refused."""
+    """If given, activations are refused if their keys differ."""
 
 
 @rule("metrics/cross.py", "metrics/reconstruction.py")
 def cross_evaluate(config: Config, wildcards: Wildcards) -> CrossEvaluateParams:
-    """An SAE on the activations of all variants."""
+    """Build params for an SAE on the activations of all variants."""
     if config.evaluation.cross_tokens is None:
         raise ValueError("evaluation.cross_tokens is not set")
     others = tuple(ModelKeys(**cell) for cell in cross_cells(config, wildcards))
@@ -171,7 +171,7 @@ def cross_evaluate(config: Config, wildcards: Wildcards) -> CrossEvaluateParams:
 
 
 class MatchedSae(Section):
-    """One SAE of a job, beside the subject, site and recipe that all of its SAEs share."""
+    """One SAE of a job, without the subject, site and recipe that all of its SAEs share."""
 
     variant: VariantName
     draw: NonNegativeInt
@@ -186,14 +186,14 @@ class MatchDictionariesParams(Section):
     site: str
     sae: str
     cells: tuple[MatchedSae, ...]
-    """The SAEs that are compared with each other."""
+    """The SAEs to compare with each other."""
     matching_latents: PositiveInt
     compute: Compute
 
 
 @rule("metrics/geometry.py", "metrics/overlap.py")
 def match_dictionaries(config: Config, wildcards: Wildcards) -> MatchDictionariesParams:
-    """All SAEs of one recipe at one site."""
+    """Build params for all SAEs of one recipe at one site."""
     return MatchDictionariesParams(
         seed=config.seed,
         subject=wildcards["subject"],

@@ -1,8 +1,8 @@
-"""Rules as users name them, in Snakemake's options.
+"""Rules as users name them in Snakemake's options.
 
-What the docs call `train_sae` may be several rules of Snakemake's, one for each job that trains
-SAEs together (`jobs.shared_training`), and rules of `jobs.of_models` differ in a number. Options
-that name the one mean all of these.
+What the docs call `train_sae` may be several Snakemake rules, one for each job that trains SAEs
+together (`jobs.shared_training`), and rules of `jobs.of_models` may have a number appended. Options
+with the plain name apply to all of these.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# Settings of Snakemake's that hold names of rules, or files.
+# Snakemake settings with names of rules, or files.
 NAMING = ("forcerun", "until", "omit_from")
 
 
 def mean_all(workflow: Any, made: Mapping[str, Sequence[str]]) -> None:
-    """Let `--forcerun`, `--until`, `--omit-from` and `--groups` of a rule hold for all made of it.
+    """Apply `--forcerun`, `--until`, `--omit-from` and `--groups` of a rule to all made from it.
 
-    Snakemake hands these settings over after it has read the rules, as attributes.
+    Snakemake sets these settings, as attributes, after it has read the rules.
 
     Args:
-        workflow: Snakemake's own.
-        made: by rule, the names of those that are made of it.
+        workflow: Snakemake's workflow object.
+        made: by rule, the names of the rules made from it.
     """
 
     class Named(type(workflow)):  # type: ignore[misc]
@@ -40,14 +40,14 @@ def mean_all(workflow: Any, made: Mapping[str, Sequence[str]]) -> None:
 
 
 def all_of(given: Iterable[str], made: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    """Names of rules, and files, with each rule replaced by those that are made of it."""
+    """Return names of rules and files, with each rule replaced by those made from it."""
     return frozenset(name for each in given for name in made.get(each, (each,)))
 
 
 def forced(arguments: Sequence[str]) -> set[str] | None:
-    """What a command line of Snakemake's names after `--forcerun`; None for `--forceall`.
+    """Return the names after `--forcerun` on Snakemake's command line; None for `--forceall`.
 
-    Rules are read before Snakemake says so itself.
+    Rules are read before Snakemake has these settings.
     """
     found: set[str] = set()
     taking = False

@@ -1,8 +1,8 @@
-"""Jobs that do what is small for all SAEs of a model: its metrics, and what asks nobody.
+"""Jobs that do small work for all SAEs of a model: metrics, and explaining without endpoints.
 
-Each would take a few seconds of which starting Python and its libraries is the most, so one job
-does it for a subject, variant and draw. Snakemake wants all files of a rule to have the same
-wildcards, so models that differ in their sites or floors have rules of their own.
+A job per SAE would take a few seconds, mostly to start Python and its libraries, so one job does it
+for a subject, variant and draw. Snakemake requires all files of a rule to have the same wildcards,
+so models with different sites or floors have separate rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nullsae.config.variants import floor_name
 from nullsae.jobs.autointerp import free_explainers, free_pairs
 from nullsae.jobs.grid import MODEL, Keys, evaluated_with, of_model, sae_cells, variant_cells
 
-# Between a rule's name and the number of those that differ from it in their files alone.
+# Separates a rule's name from a number, in rules that differ only in their files.
 NUMBER = "__"
 
 
@@ -24,19 +24,19 @@ class ModelRule:
     """A rule of jobs that each take all SAEs of a model."""
 
     name: str
-    """That of the first is the plain one."""
+    """The plain name, or with a number except for the first."""
     subjects: tuple[str, ...]
     variants: tuple[str, ...]
-    """A job is for one of these subjects and variants."""
+    """Each job is for one of these subjects and variants."""
     cells: tuple[Keys, ...]
-    """What a job makes; `{subject}`, `{variant}` and `{draw}` stand for its own."""
+    """What a job makes; `{subject}`, `{variant}` and `{draw}` are the job's own."""
     writer: str | None = None
-    """The explainer that asks a model, whose explanations the job exchanges."""
+    """The explainer with an endpoint whose explanations the job exchanges."""
     site: str | None = None
-    """The site of all SAEs, where there is a job for each site of a model."""
+    """The site of all SAEs, if each site of a model has its own job."""
 
     def files(self, *patterns: str) -> list[str]:
-        """Patterns of `nullsae.paths` filled in for each cell that is one of theirs."""
+        """Fill in patterns of `nullsae.paths` for each cell that they apply to."""
         return [
             pattern.format(**cell)
             for pattern in patterns
@@ -45,21 +45,21 @@ class ModelRule:
         ]
 
     def cells_of(self, wildcards: Mapping[str, str]) -> list[Keys]:
-        """What one job makes."""
+        """Return what one job makes."""
         own = of_model(wildcards)
         return [{name: v.format(**own) for name, v in cell.items()} for cell in self.cells]
 
 
 def evaluation_rules(config: Config) -> list[ModelRule]:
-    """The rules that evaluate SAEs, and their floors beside them."""
+    """Return the rules that evaluate SAEs, together with their floors."""
     cells = ((model, c) for model in variant_cells(config) for c in evaluated_with(config, model))
     return _rules("evaluate_sae", cells)
 
 
 def collecting_rules(config: Config) -> list[ModelRule]:
-    """The rules that collect latents, where one job does so for all SAEs of a model, or of a site.
+    """Return the rules that collect latents for all SAEs of a model, or of a site, in one job.
 
-    It does if the config says so, or if activations are computed again: one pass serves them all.
+    There are some if the config says so, or if activations are recomputed: one pass serves all.
     """
     settings, cells = config.activations, list(sae_cells(config))
     if settings.kept and settings.shared_pass != "model":
@@ -73,9 +73,9 @@ def collecting_rules(config: Config) -> list[ModelRule]:
 
 
 def free_rules(config: Config) -> list[ModelRule]:
-    """The rules of explainers and scorers that ask nobody and run no model.
+    """Return the rules of explainers and scorers that need neither an endpoint nor a model.
 
-    Those that exchange what a language model wrote wait for it, and so stand apart.
+    Those that exchange what a language model wrote wait for it, and so have separate rules.
     """
     found: list[ModelRule] = []
     for writer in (None, *config.explainers):
@@ -94,15 +94,15 @@ def _rules(
     first: int = 0,
     site: str | None = None,
 ) -> list[ModelRule]:
-    """Models that have the same files but for their keys in one rule."""
+    """Group models whose files differ only in the models' keys into one rule."""
     by_model: dict[tuple[str, ...], list[tuple[tuple[str, str], ...]]] = {}
     for model, cell in cells:
         opened = {name: f"{{{name}}}" for name in MODEL}
         if cell["variant"] != model["variant"]:
             opened["variant"] = floor_name(opened["variant"])
         by_model.setdefault(tuple(model.values()), []).append(tuple({**cell, **opened}.items()))
-    # What a model's files are called depends on its sites by the subject, on floors by the variant:
-    # those that are alike are all combinations of some subjects and some variants.
+    # The names of a model's files depend on the subject through its sites, and on the variant
+    # through floors, so groups are all combinations of some subjects and some variants.
     alike: dict[tuple[tuple[tuple[str, str], ...], ...], list[tuple[str, ...]]] = {}
     for key, own in by_model.items():
         alike.setdefault(tuple(own), []).append(key)

@@ -19,8 +19,8 @@ from nullsae.config.variants import VARIANTS
 from nullsae.jobs.code_hash import thing_files
 from nullsae.jobs.rules import Wildcards, rule
 
-# Keys that change no number of the page: how endpoints are asked, how work is shared out, and what
-# another page shows. It shows them with their defaults.
+# Keys that change no number of the page: requests to endpoints, the split of work into jobs, and
+# another page. The page shows them with their defaults.
 WITHOUT_NUMBERS: dict[str, Any] = {
     "llm": True,
     "autointerp": True,
@@ -33,7 +33,7 @@ class ReportParams(Section):
     """What `nullsae report` takes."""
 
     study: Config
-    """The config of the study: the page shows it."""
+    """The config of the study, which the page shows."""
 
     @field_serializer("study")
     def numbers_alone(self, study: Config) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class ReportParams(Section):
 
 
 def _things(config: Config, _wildcards: Wildcards) -> Iterator[Path]:
-    """What the page shows: each says of itself what it is and how it looks."""
+    """Yield the files of things on the page, which define how they are described and drawn."""
     yield from thing_files(VARIANTS, *config.variants)
     yield from thing_files(METRICS, *METRICS)
     yield from thing_files(ARCHITECTURES, *(sae.architecture for sae in config.saes.values()))
@@ -53,5 +53,5 @@ def _things(config: Config, _wildcards: Wildcards) -> Iterator[Path]:
 # The page shows SAEs and explainers in the order of the config; nothing else depends on it.
 @rule("report", "aggregation/provenance.py", things=_things, ordered=False)
 def report(config: Config, _wildcards: Wildcards) -> ReportParams:
-    """The whole study."""
+    """Build params for the whole study."""
     return ReportParams(study=config)

@@ -1,7 +1,7 @@
-"""What a job asks of its machine: memory, run time, disk, worked out from its sizes.
+"""The memory, run time and disk that a job requests, computed from its sizes.
 
-Rules ask for these numbers, and `nullsae plan` prints them. Of a subject, corpus or judge whose
-size cannot be known offline, jobs ask for what `OTHERWISE` says.
+Rules request these, and `nullsae plan` prints them. If the size of a subject, corpus or judge is
+not known offline, jobs request the values in `OTHERWISE`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, Work
 from nullsae.jobs.work.measuring import n_shards
 
 T = TypeVar("T")
-# Bytes that are resident once a verb has loaded all that it imports, soon or late, with pages of
-# libraries (`benchmarks/memory.py`); CUDA's share of the host's memory comes on top.
+# Resident bytes, with pages of libraries, after a verb has loaded all that it ever imports
+# (`benchmarks/memory.py`); CUDA's share of the host's memory is added.
 LIBRARIES = {
     **{"light": 205e6, "torch": 310e6, "optimizer": 390e6, "transformers": 490e6, "all": 540e6},
     "cuda": 3e9,
@@ -43,41 +43,41 @@ OTHERWISE = {
     "prepare_judge": (8_000, 120),
     **dict.fromkeys(("capture_portion", "cache_activations", "train_sae"), (8_000, 240)),
 }
-# For a job that trains several SAEs, and one that runs a judge.
+# The same for a job that trains several SAEs, and for one that runs a judge.
 SHARED_MEGABYTES, JUDGING_MEGABYTES = 16_000, 8_000
-# More than what formulas count.
+# Safety margins over the formulas.
 MEMORY_MARGIN, DISK_MARGIN = 1.1, 1.1
-# On a GPU: what its allocator keeps, and the context and kernels of CUDA.
+# On a GPU: the allocator's cache, and CUDA's context and kernels.
 GPU_MARGIN, GPU_CONTEXT_BYTES = 1.15, 1e9
 # Runs took up to 1.6 times the plan of an idle machine (docs/plan.md); others are slower.
 TIME_MARGIN, MIN_MINUTES = 3.0, 30
-# Jobs that differ in nothing else ask for the same.
+# Jobs that differ only in these keys request the same.
 ALIKE = ("draw", "seed", "shard", "portion")
-# Characters in a token of a small vocabulary, and in the larger builtin corpus.
+# Characters per token of a small vocabulary, and characters of the larger builtin corpus.
 CHARACTERS_PER_TOKEN, BUILTIN_CHARACTERS = 3, 12_200_000
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a job asks for at its first attempt."""
+    """What a job requests at its first attempt."""
 
     megabytes: int
     minutes: int
     disk_megabytes: int
     gpu_megabytes: int
-    """Of one GPU; 0 for a job without one, or of unknown size."""
+    """Memory of one GPU; 0 for a job without one, or of unknown size."""
     known: bool
-    """Whether it is worked out from sizes."""
+    """Whether it is computed from sizes."""
     seconds: float | None = None
-    """That it takes by the formulas of the plan, on the reference CPU or an A100; None where sizes
-    are unknown, or an endpoint is waited for."""
+    """Time by the plan's formulas, on the reference CPU or an A100; None if sizes are unknown, or
+    the job waits for an endpoint."""
 
 
 class Needs:
-    """What the jobs of a study ask for."""
+    """What the jobs of a study request."""
 
     def __init__(self, config: Config) -> None:
-        """Look up what sizes are known without a network, of a checked config, sites resolved."""
+        """Look up the sizes known without network access; the config's sites are resolved."""
         corpora = {name: known_corpus(corpus) for name, corpus in config.corpora.items()}
         sizes = {
             name: known_size(subject.source, config.corpora[subject.corpus])
@@ -93,11 +93,11 @@ class Needs:
         self._found: dict[tuple[object, ...], Asked] = {}
 
     def asked(self, rule: str, cells: list[Keys]) -> Asked:
-        """What a job asks for.
+        """Return what a job requests.
 
         Args:
-            rule: of the workflow.
-            cells: the job's keys; of one that trains several SAEs, the keys of each.
+            rule: a rule of the workflow.
+            cells: the job's keys; the keys of each SAE for a job that trains several.
         """
         key = (rule, *(tuple(i for i in cell.items() if i[0] not in ALIKE) for cell in cells))
         if key not in self._found:
@@ -105,7 +105,7 @@ class Needs:
         return self._found[key]
 
     def seconds(self, rule: str, cells: list[Keys]) -> float | None:
-        """`Asked.seconds` of a job; None for one of a rule that is not of this workflow."""
+        """Return `Asked.seconds` of a job; None if its rule is not of this workflow."""
         return self.asked(rule, cells).seconds if rule in OTHERWISE else None
 
     def _work_out(self, rule: str, cells: list[Keys]) -> Asked:
@@ -120,7 +120,7 @@ class Needs:
         on_gpu = work.gpu and not study.on_cpu
         libraries = LIBRARIES[work.imports] + (LIBRARIES["cuda"] if on_gpu else 0.0)
         disk = math.ceil((work.written_bytes + work.work_bytes) * DISK_MARGIN / 1e6)
-        # How long an endpoint takes to answer is not known.
+        # The time of an endpoint's answers is unknown.
         whole = rule.replace("_shard", "_latents")
         asking = whole in ("explain_latents", "score_latents") and asks(study.config, whole, keys)
         seconds: float | None = None
@@ -148,7 +148,7 @@ class Needs:
         return megabytes, minutes
 
     def _knows(self, rule: str, keys: Keys) -> bool:
-        """Whether all sizes that a job's formulas need are there."""
+        """Return whether all sizes that a job's formulas need are known."""
         study = self._study
         if rule not in WORK:
             return False
@@ -164,7 +164,7 @@ class Needs:
 
 
 def n_gpus(config: Config, subject: str) -> int:
-    """GPUs of a job that computes with a subject."""
+    """Return the number of GPUs of a job that computes with a subject."""
     if config.compute.device == "cpu":
         return 0
     return getattr(config.subjects[subject].source, "gpus", None) or 1
@@ -175,7 +175,7 @@ def _known(sizes: dict[str, T | None]) -> dict[str, T]:
 
 
 def known_corpus(corpus: Corpus) -> CorpusSize | None:
-    """The most tokens that a corpus has, without reading it; None for a hub's of unknown size."""
+    """Return the most tokens that a corpus can have, without reading it; None if unknown (hub)."""
     wanted = (corpus.sae_train_tokens, corpus.eval_tokens)
     source = corpus.source
     if isinstance(source, BuiltinSource):

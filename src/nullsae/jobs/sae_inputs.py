@@ -1,4 +1,4 @@
-"""What trainings of SAEs, and all that reads activations, take as inputs."""
+"""Inputs of jobs that train SAEs or read activations."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from nullsae.jobs.saes import aimed_at
 from nullsae.jobs.shared_training import NO_RESULTS
 
 Inputs = dict[str, list[str]]
-# Those that only some trainings have, by their names in a rule.
+# Inputs that only some trainings have, by their names in a rule.
 SOME_HAVE = ("train_tokens", "eval_tokens", "model", "fitted", "given")
-# Rules that this run repeats whatever is there; None for all.
+# Rules that this run is forced to repeat; None for all.
 _forced: Collection[str] | None = ()
 
 
 def captured_by(config: Config, keys: Wildcards) -> str:
-    """The manifest of one site's activations, as Snakemake is to see it.
+    """Return the manifest of one site's activations, as Snakemake should see it.
 
-    One capture job makes all sites of a split, and Snakemake runs all that is below a job that
-    runs, or, for `ancient` inputs, looks at no other reason to run it. Neither will do: a new site
-    must leave the SAEs of the others alone, and an edit of their recipe must still reach them. So
-    a site that is already captured as the config asks for is read by its own manifest, which no
-    rule makes, recorded under the name of the split's manifest, so that the set of inputs does
-    not change between the run that captures it and later ones. A run that is told to make the
-    activations again, or what they are captured from, reads what that makes: `capture_again`.
+    One capture job makes all sites of a split. Snakemake runs everything downstream of a job that
+    runs, or, for `ancient` inputs, ignores all other reasons to run it. Neither works here: a new
+    site must leave the SAEs of the others alone, but an edit of their recipe must still reach them.
+    So a site that is already captured as the config asks is read through its own manifest, which no
+    rule makes. It is recorded under the name of the split's manifest, so that the set of inputs
+    stays the same between the run that captures it and later ones. A run that is forced to make the
+    activations again, or what they depend on, reads the split's manifest: `capture_again`.
     """
     from snakemake.io import ancient, flag
 
@@ -52,13 +52,13 @@ def captured_by(config: Config, keys: Wildcards) -> str:
 
 
 def capture_again(forced: Collection[str] | None) -> None:
-    """Say which rules this run is told to repeat, whatever is there; None for all."""
+    """Set which rules this run is forced to repeat; None for all."""
     global _forced
     _forced = forced
 
 
 def _is_again(keys: Wildcards) -> bool:
-    """Whether the run repeats one of the rules that activations come from."""
+    """Return whether the run repeats one of the rules that activations come from."""
     sampled = fitted_keys(keys)
     own = {"prepare_corpus", "train_subject", "capture_portion", "cache_activations"}
     own |= {"sample_gaussian"} if sampled else set()
@@ -73,9 +73,10 @@ def _key_in(manifest: str) -> Any:
 
 
 def captured_for_sae(config: Config, keys: Wildcards) -> list[str]:
-    """`captured_by` of the site that an SAE reads, and of the one that a transcoder writes.
+    """Return `captured_by` for the site that an SAE reads, and for the one that it writes.
 
-    One for each, also where both are the split's own manifest: as many are recorded later.
+    A transcoder always gets two, even if both are the split's manifest, so that the number of
+    inputs does not change later.
     """
     recipe, site = config.saes[recipe_name(keys["sae"])], keys["site"]
     sites = dict.fromkeys((site, recipe.output_of(site)))
@@ -83,7 +84,7 @@ def captured_for_sae(config: Config, keys: Wildcards) -> list[str]:
 
 
 def fitted_keys(keys: Wildcards) -> dict[str, str] | None:
-    """Keys of the activations that Gaussian ones are fitted to; None for those of a model."""
+    """Return keys of the activations that Gaussian ones are fitted to; None for a model's."""
     fitted = fitted_to(keys["variant"], int(keys["draw"]))
     if fitted is None:
         return None
@@ -94,18 +95,18 @@ def fitted_keys(keys: Wildcards) -> dict[str, str] | None:
 def sae_inputs(
     config: Config, keys: Wildcards, sites: Iterable[str], recipes: Iterable[Sae]
 ) -> Inputs:
-    """What a job reads that makes SAEs of these recipes at these sites, by the names of inputs.
+    """Return the inputs of a job that makes SAEs of these recipes at these sites, by name.
 
     Args:
         config: the checked config, sites resolved.
-        keys: subject, variant and draw, and perhaps more.
-        sites: where they are trained.
+        keys: subject, variant and draw, and possibly more.
+        sites: where the SAEs are trained.
         recipes: how they are made.
     """
     model = of_model(keys)
     stream, recipes = config.activations.streams, list(recipes)
     looked_up = any(sae.origin.reads_tokens for sae in recipes)
-    # What a given SAE reads says whether contexts begin with BOS.
+    # A pretrained SAE is compared with the corpus, which knows whether contexts begin with BOS.
     compared = keys["variant"] == "trained" and any(sae.pretrained for sae in recipes)
     corpus = config.subjects[keys["subject"]].corpus
     train_tokens, eval_tokens = (
@@ -129,27 +130,27 @@ def sae_inputs(
         "train_tokens": train_tokens if stream or looked_up or compared else [],
         "eval_tokens": eval_tokens if looked_up else [],
         "model": [paths.RECIPE.format(**model)] if stream and not fitted else [],
-        # Of no option: a variant's own recipe says where its weights are.
+        # Not an option: a variant's own recipe says where its weights are.
         "weights": [trained] if stream and runs_on_trained(keys["variant"]) else [],
         "fitted": captured(**fitted) if stream and fitted else [],
     }
 
 
 def given_saes(config: Config, cells: Iterable[Wildcards]) -> list[str]:
-    """The `cfg.json` of the pretrained SAEs whose L0 some SAEs are to have.
+    """Return the `cfg.json` of the pretrained SAEs whose L0 some SAEs aim at.
 
-    On `trained` itself a job measures it: such an SAE may be one of those that it makes.
+    On `trained` a job measures that L0 itself, since it may make the pretrained SAE too.
     """
     found = (aimed_at(config, cell) for cell in cells if cell["variant"] != "trained")
     return list(dict.fromkeys(paths.SAE_CONFIG.format(**keys) for keys in found if keys))
 
 
 def settled(inputs: Inputs) -> Inputs:
-    """The inputs of a job whose outputs are known to be whole: no reason to run it.
+    """Mark the inputs of a job whose outputs are known to be complete as no reason to run it.
 
-    `ancient` keeps it from running after a job above. A `checkpoint_target`, for Snakemake the
-    sign of an input that is not known for certain, keeps it from comparing times, and params, code
-    and inputs with what it recorded, which may be those of another job that made the same.
+    `ancient` keeps it from running after an upstream job. A `checkpoint_target`, which to Snakemake
+    is an input not yet known for certain, keeps Snakemake from comparing times, and params, code
+    and inputs with its records, which may be of another job that made the same files.
     """
     from snakemake.io import ancient, checkpoint_target
 
@@ -158,17 +159,17 @@ def settled(inputs: Inputs) -> Inputs:
 
 
 def given_option(keys: Wildcards) -> str:
-    """What `--given` is: the path of `given_saes`, {site}, {sae} and {seed} left open."""
+    """Return the value of `--given`: the path of `given_saes`, with {site}, {sae} and {seed}."""
     still = {name: f"{{{name}}}" for name in ("site", "sae", "seed")}
     return paths.SAE_CONFIG.format(subject=keys["subject"], variant="trained", draw=0, **still)
 
 
 def options_of(keys: Wildcards, inputs: Mapping[str, Iterable[str]]) -> Iterator[str]:
-    """The command line's options for the inputs that only some trainings have."""
+    """Yield the command line's options for the inputs that only some trainings have."""
     for name in SOME_HAVE:
         files = list(inputs[name])
         if files and name == "fitted":
-            # One site's own manifest may be what Snakemake looks at: `captured_by`.
+            # Snakemake may see one site's own manifest: `captured_by`.
             files = [paths.ACTIVATIONS_MANIFEST.format(**(fitted_keys(keys) or {}))]
         if files and name == "given":
             files = [given_option(keys)]

@@ -26,38 +26,38 @@ from nullsae.jobs.grid import floor_recipes, trained_together
 from nullsae.jobs.keys import CellKeys, ModelKeys, SaeKeys
 from nullsae.jobs.rules import Wildcards, rule
 
-# Code that makes dictionaries from other SAEs, and no others.
+# Code that only makes dictionaries from other SAEs.
 DERIVING = ("sae/derivation.py", "sae/derive_sae.py")
 
 
 class Aim(Section):
-    """The pretrained SAE whose L0 on `trained` an SAE is to have."""
+    """The pretrained SAE whose L0 on `trained` an SAE aims at."""
 
     sae: str
     """Its key in `saes`."""
     seed: NonNegativeInt
     pretrained: Pretrained
     heldout_tokens: PositiveInt
-    """Tokens of `eval` that its L0 is measured on."""
+    """Tokens of `eval` to measure its L0 on."""
     key: str
-    """What the `cfg.json` of its cell states."""
+    """The key in the `cfg.json` of its cell."""
 
 
 class SaeCell(SaeKeys):
-    """One SAE of a job, beside the keys that all of its SAEs share."""
+    """One SAE of a job, without the keys that all of its SAEs share."""
 
     local_files: tuple[str, ...] = ()
-    """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
+    """As in `PrepareCorpusParams`, for a pretrained SAE in a local folder."""
     used_on: UsedOn | None = None
-    """What a pretrained SAE is given, to be compared with what it was made on."""
+    """What a pretrained SAE is fed, to compare with what it was made on."""
     code: str = ""
-    """Hash of the code that it counts as made by; by default that of the present code."""
+    """Hash of the code that it counts as made by; by default that of the current code."""
     aim: Aim | None = None
-    """If given, the SAE whose L0 it is to have."""
+    """If given, the SAE whose L0 it aims at."""
 
 
 class StreamParams(Section):
-    """How activations are computed anew that are not kept."""
+    """How activations that are not kept are recomputed."""
 
     max_tokens: PositiveInt
     """Tokens of `sae_train` to train on."""
@@ -65,7 +65,7 @@ class StreamParams(Section):
     dtype: FloatType
     batch_contexts: PositiveInt
     fitted_activations_key: str = ""
-    """If given, activations to fit to with another key are refused (`gaussian`, floors)."""
+    """If given, activations to fit to are refused if their key differs (`gaussian`, floors)."""
 
 
 class TrainSaeParams(Section):
@@ -74,17 +74,17 @@ class TrainSaeParams(Section):
     seed: NonNegativeInt
     keys: ModelKeys
     saes: Annotated[dict[str, Sae], Field(min_length=1)]
-    """Recipes by name, each once, however many SAEs are made by it."""
+    """Recipes by name, each once even if several SAEs are made by it."""
     cells: Annotated[tuple[SaeCell, ...], Field(min_length=1)]
     """SAEs to make, all trained in one pass over the activations."""
     stream: StreamParams | None = None
-    """If given, activations come from live forward passes; the cached ones serve for the start."""
+    """If given, activations come from live forward passes; cached ones are used to initialize."""
     compute: Compute
     precision: Precision = "auto"
     activations_key: str = ""
-    """If given, activations of `sae_train` with another key are refused."""
+    """If given, activations of `sae_train` are refused if their key differs."""
     eval_activations_key: str = ""
-    """The same for those of `eval`."""
+    """The same for `eval`."""
 
     @model_validator(mode="after")
     def cells_have_recipes(self) -> Self:
@@ -94,24 +94,24 @@ class TrainSaeParams(Section):
         return self
 
     def cell_keys(self, cell: SaeCell) -> CellKeys:
-        """All keys of one of the cells."""
+        """Return all keys of one of the cells."""
         own = cell.model_dump(include=set(SaeKeys.model_fields))
         return CellKeys(**self.keys.model_dump(), **own)
 
     def recipe(self, cell: SaeCell) -> Sae:
-        """The recipe of one of the cells: its other seeds are no business of this SAE."""
+        """Return the recipe of one of the cells, without its other seeds."""
         return self.saes[cell.sae].model_copy(update={"seeds": (cell.seed,)})
 
     def only(self, cells: tuple[SaeCell, ...]) -> TrainSaeParams:
-        """The params of a job for some of the cells."""
+        """Return the params of a job for some of the cells."""
         return self.model_copy(update={"cells": cells, "saes": _recipes_of(self.saes, cells)})
 
     def code(self, cell: SaeCell) -> str:
-        """Hash of the code that makes one of the cells."""
+        """Return the hash of the code that makes one of the cells."""
         return cell.code or _present_code(self.saes[cell.sae], self.keys.variant)
 
     def cell_key(self, cell: SaeCell, code: str) -> str:
-        """Hash of all that determines one of the cells, whatever it is trained beside."""
+        """Return a hash of all that determines one of the cells, regardless of the job's others."""
         shared = self.model_dump(mode="json", exclude={"keys", "saes", "cells"})
         keys = self.cell_keys(cell).model_dump(mode="json")
         recipe = self.recipe(cell).model_dump(mode="json")
@@ -127,13 +127,13 @@ class DeriveSaeParams(Section):
     recipe: Sae
     compute: Compute
     activations_key: str = ""
-    """If given, activations of `sae_train` with another key are refused."""
+    """If given, activations of `sae_train` are refused if their key differs."""
     eval_activations_key: str = ""
-    """The same for those of `eval`."""
+    """The same for `eval`."""
 
 
 def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
-    """What makes the SAEs of a recipe and no others: the architecture, or the reader of a file."""
+    """Return the code that only a recipe's SAEs need: the architecture's, or a file reader's."""
     if recipe.made_elsewhere(variant):
         own = recipe.pretrained
         code = with_siblings(own.source_file("pretrained")) if isinstance(own, FromObject) else ()
@@ -160,7 +160,7 @@ def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
     things=_things,
 )
 def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
-    """The SAEs whose keys match the wildcards: one, or all of a site or of a variant."""
+    """Build params for the SAEs whose keys match: one, or all of a site or of a variant."""
     keys = ModelKeys.of(wildcards)
     cells = tuple(_cell(config, cell) for cell in trained_together(config, wildcards))
     recipes = floor_recipes(config) if is_floor(keys.variant) else config.saes
@@ -182,7 +182,7 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
     things=lambda config, cell: thing_files(DICTIONARIES, config.saes[cell["sae"]].dictionary),
 )
 def derive_sae(config: Config, wildcards: Wildcards) -> DeriveSaeParams:
-    """A dictionary that is made from another SAE."""
+    """Build params for a dictionary made from another SAE."""
     keys = CellKeys.of(wildcards)
     return DeriveSaeParams(
         seed=config.seed,
@@ -216,7 +216,7 @@ def _cell(config: Config, cell: Wildcards) -> SaeCell:
 
 
 def aimed_at(config: Config, cell: Wildcards) -> dict[str, str] | None:
-    """Keys of the pretrained SAE whose L0 an SAE is to have; None for one of an L0 of its own."""
+    """Return keys of the pretrained SAE whose L0 an SAE aims at; None if it has its own L0."""
     name = config.saes[cell["sae"]].aimed_at(cell["sae"], cell["variant"])
     if name is None:
         return None
@@ -242,7 +242,7 @@ def _aim(config: Config, cell: Wildcards) -> Aim | None:
 
 
 def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:
-    """The recipes of these SAEs, with no other seeds than theirs."""
+    """Return the recipes of these SAEs, with only their seeds."""
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(cell.sae, {})[cell.seed] = None
@@ -250,8 +250,9 @@ def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[st
 
 
 def _of_its_own(recipe: Sae, seeds: tuple[int, ...]) -> Sae:
-    """A recipe as far as it makes an SAE: what is expected of one is asked where it is evaluated,
-    and where others are made is no business of it.
+    """Return the part of a recipe that makes an SAE, without the places of others.
+
+    What is expected of the SAE is left to its evaluation.
     """
     update = {"expect": None, "variants": None, "sites": None, "seeds": seeds}
     return recipe.model_copy(update=update)
@@ -276,5 +277,5 @@ class TakeCheckpointParams(Section):
 
 @rule("sae/checkpoints.py")
 def take_checkpoint(_config: Config, _wildcards: Wildcards) -> TakeCheckpointParams:
-    """An SAE along its training is what that training wrote."""
+    """Build params for a checkpoint, which the training wrote: none."""
     return TakeCheckpointParams()

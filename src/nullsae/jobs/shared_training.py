@@ -17,18 +17,18 @@ from nullsae.jobs.of_models import NUMBER
 from nullsae.jobs.rules import as_json
 from nullsae.jobs.saes import SaeCell, TrainSaeParams, train_sae
 
-# Names of these jobs' rules begin so.
+# Prefix of these jobs' rules.
 PREFIX = "train_saes_"
-# In the environment while a plan asks for the jobs of a study as if it had no results.
+# Environment variable, set while a plan asks for a study's jobs as if it had no results.
 NO_RESULTS = "NULLSAE_NO_RESULTS"
-# There, too, for the jobs of a run: which SAEs were whole when it began.
+# Environment variable for a run's jobs: which SAEs were complete when the run started.
 WHOLE_SAES = "NULLSAE_WHOLE_SAES"
 
 
 def rule_of(name: str) -> str:
-    """The rule of a job by the name that Snakemake gives: `train_sae` for those made here.
+    """Return the rule that a Snakemake rule was made from: `train_sae` for those made here.
 
-    Rules of `jobs.of_models` differ in a number at the end.
+    Rules of `jobs.of_models` may have a number at the end.
     """
     return "train_sae" if name.startswith(PREFIX) else name.partition(NUMBER)[0]
 
@@ -38,12 +38,12 @@ class SharedJob:
     """A job that trains several SAEs in one pass over the activations."""
 
     name: str
-    """Of its rule."""
+    """Name of its rule."""
     keys: dict[str, str]
-    """Subject, variant, draw, and the site where the pass is over one."""
+    """Subject, variant, draw, and the site if the pass is over only one."""
     params: TrainSaeParams
     whole: bool = False
-    """Whether all that it makes is made already."""
+    """Whether all its outputs exist already."""
 
     @property
     def text(self) -> str:
@@ -64,20 +64,20 @@ class SharedJob:
         return content_key(sorted({self.params.code(cell) for cell in self.params.cells}))
 
     def files(self, pattern: str) -> list[str]:
-        """A pattern of `nullsae.paths` filled in for each SAE."""
+        """Fill in a pattern of `nullsae.paths` for each SAE."""
         keys = [self.params.cell_keys(cell).model_dump() for cell in self.params.cells]
         return [pattern.format(**each) for each in keys]
 
 
 def shared_jobs(config: Config, whole: Sequence[int] = ()) -> list[SharedJob]:
-    """The jobs that train SAEs together, where the config asks for it.
+    """Return the jobs that train SAEs together, if the config asks for them.
 
-    SAEs that are whole have a job of their own, for Snakemake runs all that depends on a job that
+    Complete SAEs have a separate job, because Snakemake runs everything that depends on a job that
     runs.
 
     Args:
         config: the checked config, sites resolved.
-        whole: which SAEs are whole, as `whole_saes` has it; none by default.
+        whole: which SAEs are complete, as from `whole_saes`; none by default.
     """
     jobs = []
     for index, (keys, params) in enumerate(_groups(config)):
@@ -94,11 +94,11 @@ def shared_jobs(config: Config, whole: Sequence[int] = ()) -> list[SharedJob]:
 
 
 def whole_saes(config: Config, root: Path = Path()) -> list[int]:
-    """Per job of several SAEs, a bit for each of them: whether it is made as the config says now.
+    """Return a bit for each SAE of each job of several: whether it is made as the config says now.
 
     Args:
         config: the checked config, sites resolved.
-        root: the folder that holds `results/`.
+        root: the folder with `results/`.
     """
     return [
         sum(_is_made(params, cell, root) << i for i, cell in enumerate(params.cells))
@@ -107,14 +107,14 @@ def whole_saes(config: Config, root: Path = Path()) -> list[int]:
 
 
 def whole_once(config: Config, is_main: bool) -> list[int]:
-    """`whole_saes` as the run found it when it began, in a variable that its jobs inherit.
+    """Return `whole_saes` at the start of the run, kept in a variable that its jobs inherit.
 
-    Snakemake starts itself again in a job of a cluster, or of a group, perhaps after an earlier
-    attempt made some of the SAEs. The job must still be the one that was asked for.
+    Snakemake starts itself again in a cluster or group job, possibly after an earlier attempt made
+    some of the SAEs. The job must still be the one that was submitted.
 
     Args:
         config: the checked config, sites resolved.
-        is_main: whether this Snakemake is the run, not a job of one.
+        is_main: whether this Snakemake is the run itself rather than one of its jobs.
     """
     if NO_RESULTS in os.environ:
         return []
@@ -128,7 +128,7 @@ def whole_once(config: Config, is_main: bool) -> list[int]:
 
 
 def _groups(config: Config) -> list[tuple[dict[str, str], TrainSaeParams]]:
-    """Keys and params of each job of several SAEs, as if none were made."""
+    """Return keys and params of each job of several SAEs, as if none were made."""
     settings = config.activations
     stream = settings.streams
     if not (stream or settings.shared_pass):
@@ -141,7 +141,7 @@ def _groups(config: Config) -> list[tuple[dict[str, str], TrainSaeParams]]:
 
 
 def _is_made(params: TrainSaeParams, cell: SaeCell, root: Path) -> bool:
-    """Whether an SAE's files are there and its `cfg.json` names what the config says now."""
+    """Return whether an SAE's files exist and its `cfg.json` has the key of the config now."""
     keys = params.cell_keys(cell).model_dump()
     patterns = (paths.SAE_CONFIG, paths.SAE_WEIGHTS, paths.HISTORY)
     config, *others = (pattern.format(**keys) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""How Snakemake was started: messages show commands that work for this very run."""
+"""How Snakemake was started, so that messages show commands that work for this run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from nullsae.core.files import STARTED_WITH
 
-# Where Snakemake looks by itself.
+# Where Snakemake looks by default.
 SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
 PROFILES = ("--profile", "--workflow-profile")
 
 
 def remember_options(workflow: Any, arguments: Sequence[str]) -> None:
-    """Keep the options that say which study is meant, in a variable that jobs inherit.
+    """Keep the options that identify the study in a variable that jobs inherit.
 
-    Jobs that a cluster starts, by an inner Snakemake with other arguments, keep those of the run.
+    Cluster jobs, whose inner Snakemake has other arguments, keep those of the run.
 
     Args:
-        workflow: Snakemake's own.
+        workflow: Snakemake's workflow object.
         arguments: the command line, for its profiles.
     """
     if workflow.is_main_process or STARTED_WITH not in os.environ:
@@ -29,10 +29,10 @@ def remember_options(workflow: Any, arguments: Sequence[str]) -> None:
 
 
 def study_options(workflow: Any) -> str:
-    """The options by which verbs for people mean the study of this run.
+    """Return the options by which verbs for people select the study of this run.
 
     Args:
-        workflow: Snakemake's own.
+        workflow: Snakemake's workflow object.
     """
     found: list[str] = []
     settings = workflow.config_settings
@@ -52,7 +52,7 @@ def _options(workflow: Any, arguments: Sequence[str]) -> Iterator[str]:
     if found is None or found.resolve() != main:
         yield from ("-s", str(main))
     if workflow.overwrite_workdir is not None:
-        # Snakemake is there before it makes its workflow, so that this is no place to start from.
+        # Snakemake changes folder before it makes its workflow, so the command needs the option.
         yield from ("--directory", workflow.workdir_init)
     settings = workflow.config_settings
     if settings.configfiles:
@@ -63,7 +63,7 @@ def _options(workflow: Any, arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _profiles(arguments: Sequence[str]) -> Iterator[str]:
-    """The options that name profiles, with their values."""
+    """Yield the options that name profiles, with their values."""
     taking = False
     for argument in arguments:
         name = argument.partition("=")[0]

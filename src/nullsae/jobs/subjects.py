@@ -21,11 +21,11 @@ from nullsae.jobs.file_stamps import folder_files, model_files, stamps
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
 
-# What makes positive controls, and nothing else.
+# Code that only makes positive controls.
 RETRAINING = "subjects/retraining.py"
 
 Source = TrainSource | PretrainedSource | GgufSource
-# What a subject's predictions owe to directions: no model is made by it.
+# Code that measures effects of directions on predictions; it makes no model.
 OF_LATENTS = ("subjects/unembedding.py", "subjects/interventions.py")
 
 
@@ -50,7 +50,7 @@ def _made_by_training() -> tuple[Path, ...]:
     things=lambda _config, _wildcards: _made_by_training(),
 )
 def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
-    """A subject that is trained here."""
+    """Build params for a subject that is trained here."""
     name = wildcards["subject"]
     source = config.subjects[name].source
     if not isinstance(source, TrainSource):
@@ -67,7 +67,7 @@ class RetrainSubjectParams(Section):
     source: Annotated[TrainSource | PretrainedSource, Field(discriminator="kind")]
     """How it is trained, or where its weights come from: `retrained` of a pretrained source."""
     local_files: tuple[str, ...] = ()
-    """As in `PrepareCorpusParams`, of a retrained subject in a local folder."""
+    """As in `PrepareCorpusParams`, for a retrained subject in a local folder."""
     compute: Compute
 
 
@@ -77,7 +77,7 @@ class RetrainSubjectParams(Section):
     things=lambda _, wildcards: thing_files(VARIANTS, wildcards["variant"]),
 )
 def retrain_subject(config: Config, wildcards: Wildcards) -> RetrainSubjectParams:
-    """A positive control: the subject from another seed, trained here or made elsewhere."""
+    """Build params for a positive control, trained from another seed here or elsewhere."""
     keys = ModelKeys.of(wildcards)
     return _retrain(config.seed, config.compute, keys, config.subjects[keys.subject].source)
 
@@ -96,10 +96,10 @@ def _retrain(seed: int, compute: Compute, keys: ModelKeys, source: Source) -> Re
 def training_key(
     params: TrainSubjectParams | RetrainSubjectParams, tokens: Mapping[str, Any]
 ) -> str:
-    """All that determines the training of a subject, as one short key: what names its checkpoint.
+    """Return a short key of all that determines a subject's training, which names its checkpoint.
 
     Args:
-        params: the rule's.
+        params: the rule's params.
         tokens: the manifest of the corpus' `sae_train` split.
     """
     made_by = train_subject if isinstance(params, TrainSubjectParams) else retrain_subject
@@ -112,9 +112,9 @@ class RandomizeModelParams(Settings):
     seed: NonNegativeInt
     keys: ModelKeys
     source: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")] | None = None
-    """Where the weights come from; without it, `--trained` names the trained ones' folder."""
+    """Where the weights come from; without it, `--trained` names the folder of the trained ones."""
     local_files: tuple[str, ...] = ()
-    """As in `PrepareCorpusParams`, of a subject in a local folder."""
+    """As in `PrepareCorpusParams`, for a subject in a local folder."""
     compute: Compute
 
 
@@ -124,7 +124,7 @@ class RandomizeModelParams(Settings):
     things=lambda _, wildcards: thing_files(VARIANTS, wildcards["variant"]),
 )
 def randomize_model(config: Config, wildcards: Wildcards) -> RandomizeModelParams:
-    """A variant of a subject, with the settings that this variant reads."""
+    """Build params for a variant of a subject, with the settings that this variant reads."""
     keys = ModelKeys.of(wildcards)
     source = config.subjects[keys.subject].source
     return _randomize(config.seed, config.compute, keys, source, config.randomization)
@@ -154,9 +154,9 @@ def model_key(
     settings: Randomization,
     codes: Codes = PRESENT,
 ) -> str:
-    """All that determines a variant's weights, the corpus aside, as one short key.
+    """Return a short key of all that determines a variant's weights, except the corpus.
 
-    Local files are looked at once.
+    Local files are read once.
     """
     things = thing_files(VARIANTS, keys.variant)
     if is_positive_control(keys.variant):

@@ -14,11 +14,11 @@ from nullsae.jobs.code_hash import thing_files
 from nullsae.jobs.report import WITHOUT_NUMBERS
 from nullsae.jobs.rules import Wildcards, rule
 
-# What tables know of only by the files of cells, or not at all.
+# Keys that reach the tables only through the files of cells, or not at all.
 NOT_IN_TABLES: dict[str, Any] = {
     **WITHOUT_NUMBERS,
     **dict.fromkeys(("report", "compute", "randomization", "latents"), True),
-    # All that a config may leave out.
+    # All optional keys.
     "activations": {*Activations.model_fields} - {"sae_train_tokens"},
 }
 
@@ -27,7 +27,7 @@ class AggregateParams(Section):
     """What `nullsae aggregate` takes."""
 
     study: Config
-    """Which cells there are, in which order, and what is computed of them."""
+    """Which cells there are, in which order, and what is computed from them."""
 
     @field_serializer("study")
     def numbers_alone(self, study: Config) -> dict[str, Any]:
@@ -40,5 +40,5 @@ class AggregateParams(Section):
     ordered=False,
 )
 def aggregate(config: Config, _wildcards: Wildcards) -> AggregateParams:
-    """The whole study."""
+    """Build params for the whole study."""
     return AggregateParams(study=config)

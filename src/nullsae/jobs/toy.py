@@ -23,18 +23,18 @@ class TrainToyParams(Section):
     keys: ToyKeys
     source: ToySource
     gaussian: Literal["matched", "scalar"] | None = None
-    """Of Gaussian data."""
+    """For Gaussian data."""
     mlp_hidden_factor: PositiveInt | None = None
-    """Of a random network's outputs."""
+    """For a random network's outputs."""
     training: ToyTraining
     compute: Compute
     local_files: tuple[str, ...] = ()
-    """As in `PrepareCorpusParams`, of a file of word vectors."""
+    """As in `PrepareCorpusParams`, for a file of word vectors."""
 
 
 @rule("toy", "core/moments.py", but=("toy/charts.py", "toy/page.py", "toy/templates"))
 def train_toy(config: Config, wildcards: Wildcards) -> TrainToyParams:
-    """A sweep of toy SAEs on one kind of data."""
+    """Build params for a sweep of toy SAEs on one kind of data."""
     toy, keys = config.toy or Toy(), ToyKeys.of(wildcards)
     source = toy.sources[keys.source]
     read = [named_file(source.path)] if isinstance(source, WordVectorsSource) else []
@@ -59,5 +59,5 @@ class ReportToyParams(Section):
 
 @rule("toy/charts.py", "toy/page.py", "toy/templates")
 def report_toy(config: Config, _wildcards: Wildcards) -> ReportToyParams:
-    """All sweeps."""
+    """Build params for all sweeps."""
     return ReportToyParams(toy=config.toy or Toy(), figure_formats=config.report.figure_formats)

@@ -1,4 +1,4 @@
-"""What an upgrade of the code concerns in a study, job by job, and which of it may be kept."""
+"""Which jobs of a study a code upgrade affects, and which results may be kept."""
 
 from __future__ import annotations
 
@@ -31,50 +31,48 @@ Keys = dict[str, Any]
 
 @dataclass
 class Change:
-    """A rule whose code is not the code that its files were made by."""
+    """A rule whose code changed since its files were made."""
 
     rule: str
     present: str
     recorded: str
     jobs: list[Keys] = field(default_factory=list)
-    """Keys of those that can be kept."""
+    """Keys of the jobs that can be kept."""
     n_files: int = 0
     n_lost: int = 0
-    """Jobs that run again all the same: more than their code changed, or what they read is made
-    anew.
-    """
+    """Jobs that run again anyway: more than their code changed, or their inputs are made again."""
 
 
 class Comparison:
-    """The present code of a study against the code that its files were made by.
+    """Compares the current code of a study with the code that made its files.
 
-    Where a rule is accepted, what is kept is put into `accepted.in_use()` on the way: keys of
-    activations decide whether what was made of them is kept too.
+    For accepted rules, it adds what is kept to `accepted.in_use()` as it goes, because keys of
+    activations decide whether what was made from them is kept too.
     """
 
     def __init__(self, config: Config, accepted: Iterable[str], record: Record, root: Path) -> None:
-        """Compare nothing yet.
+        """Prepare the comparison.
 
         Args:
             config: the checked config, sites resolved.
-            accepted: the rules whose present code is to count as the older one.
-            record: which files each hash is of.
-            root: the folder that holds `results/`.
+            accepted: the rules whose current code should count as the older code.
+            record: the files that each hash covers.
+            root: the folder with `results/`.
         """
         self.config, self.accepted, self.root = config, set(accepted), root
         self.record = record
         self.changes: dict[tuple[str, str, str], Change] = {}
         self.activations: dict[str, str] = {}
-        """Older keys of shards by the present ones."""
+        """Older keys of shards by the current ones."""
         self.others: set[str] = set()
         """Rules whose code changed too, but is not accepted."""
         self.again: Counter[str] = Counter()
-        """Jobs per rule that run again, though their code is the same."""
+        """Jobs per rule that run again although their code is the same."""
         self._known: dict[str, list[str]] = {rule: list(codes) for rule, codes in record.items()}
         self._dirty: set[str] = set()
 
     def look_at(self, made: list[MadeJob]) -> None:
-        """Compare all jobs, given each after those that it reads from."""
+        """Compare all jobs, which must come after the jobs that they read from."""
         for job in made:
             for code in map(recorded_code, job.recorded.values()):
                 if code is not None:
@@ -108,14 +106,14 @@ class Comparison:
             change.n_files += len(job.outputs)
 
     def _is_as_recorded(self, job: MadeJob, recorded: list[str]) -> bool:
-        """Whether Snakemake will find the params of a job to be those that it recorded."""
+        """Return whether a job's params will match those that Snakemake recorded."""
         own = {repr(jobs.job_code(self.config, job.rule, job.keys))}
         if job.has_config:
             own.add(repr(jobs.rule_params(self.config, job.rule, job.keys)))
         return set(recorded) == own | set(job.others)
 
     def _look_at_cells(self, job: MadeJob, lost: bool) -> None:
-        """The SAEs of a job that trains several, each of which its `cfg.json` names what it is."""
+        """Compare each SAE of a job that trains several, by the key in its `cfg.json`."""
         keys = of_model(job_keys(job))
         params = train_sae(self.config, keys)
         for cell in params.cells:
@@ -139,14 +137,14 @@ class Comparison:
                 change.n_files += len(files)
 
     def _change(self, rule: str, keys: Keys, present: str, then: str) -> Change | None:
-        """The change that a job's code went through; None for none, or one that was accepted."""
+        """Return the change of a job's code; None if there is none, or it was accepted."""
         if in_use().code(rule, keys, present) == then:
             return None
         change = Change(rule, present, then)
         return self.changes.setdefault((rule, present, then), change)
 
     def _lose(self, rule: str, change: Change | None) -> None:
-        """Count a job that runs again: with its code, or for other reasons alone."""
+        """Count a job that runs again, because of its code or only for other reasons."""
         if change is None:
             self.again[rule] += 1
         elif is_other_code(change.rule, change.present, change.recorded, self.record):
@@ -155,10 +153,10 @@ class Comparison:
                 self.others.add(change.rule)
 
     def _find_key(self, job: MadeJob) -> None:
-        """Have activations count by the key that they have, if accepted code alone made it another.
+        """Let activations keep their key if only accepted code changed it.
 
-        The key that stands in a manifest is a hash: it is made anew of each code that its rules are
-        known to have had.
+        The key in a manifest is a hash, so it is recomputed for each code that its rules are known
+        to have had.
         """
         if job.keys.keys() != {"subject", "variant", "draw", "split"}:
             return  # a portion
@@ -177,7 +175,7 @@ class Comparison:
                 return
 
     def _upstream(self, keys: ModelKeys, split: str) -> dict[str, Keys]:
-        """The rules whose code is in the key of activations, with the keys of their jobs."""
+        """Return the rules whose code is in the key of activations, with their jobs' keys."""
         own = {**keys.model_dump(mode="json"), "draw": str(keys.draw)}
         if fitted_key(self.config, keys):
             return {"sample_gaussian": {**own, "split": split}}
@@ -190,13 +188,13 @@ class Comparison:
         return {**found, "cache_activations": {**own, "split": split}}
 
     def _codes(self, rule: str, keys: Keys) -> list[str]:
-        """The hashes that a job's code may have had as far as accepted, the present one first."""
+        """Return the hashes that a job's code may count as, the current one first."""
         present = jobs.rules()[rule].present_code(self.config, keys)
         known = self._known.get(rule, []) if rule in self.accepted else []
         return list(dict.fromkeys([present, in_use().code(rule, keys, present), *known]))
 
     def codes(self, noted: Record) -> Iterator[AcceptedCode]:
-        """What to record of the jobs that are kept."""
+        """Yield what to record about the jobs that are kept."""
         for change in self.changes.values():
             if change.rule in self.accepted and change.jobs:
                 yield AcceptedCode(
@@ -209,12 +207,12 @@ class Comparison:
 
 
 def differing_files(change: Change, record: Record, noted: Record) -> list[str] | None:
-    """The files that changed; None if no run noted what the older code was made of."""
+    """Return the files that changed; None if no run noted the files of the older code."""
     before = record.get(change.rule, {}).get(change.recorded)
     now = noted.get(change.rule, {}).get(change.present)
     return None if before is None or now is None else changed_files(before, now)
 
 
 def job_keys(job: MadeJob) -> Keys:
-    """The keys in the path of a job's first output."""
+    """Return the keys in the path of a job's first output."""
     return paths.partition_keys(next(iter(job.outputs), "")) or job.keys

@@ -1,4 +1,4 @@
-"""What a study will ask of language models, counted before anything is sent."""
+"""Count a study's requests to language models before anything is sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nullsae.tables import cell_schema, read_table
 
 @dataclass
 class Bill:
-    """Questions of one explainer or scorer."""
+    """Requests of one explainer or scorer."""
 
     jobs: int = 0
     calls: int = 0
@@ -28,7 +28,7 @@ class Bill:
     completion_tokens: int = 0
 
     def add(self, job: Questions) -> None:
-        """One more job."""
+        """Add a job's requests."""
         self.jobs += 1
         self.calls += job.calls
         self.prompt_tokens += job.prompt_tokens
@@ -36,11 +36,11 @@ class Bill:
 
 
 def bills(config: Config, root: Path) -> tuple[dict[tuple[str, str, str], Bill], bool]:
-    """Questions by (explainer, scorer or "", model), in display order, and whether all are counted.
+    """Return requests by (explainer, scorer or "", model), and whether all are counted.
 
-    Calls are exact where latents have been collected already, and else the most that there can be,
-    as they always are of `intruder`, whose questions stay within a quantile; tokens are estimates.
-    What has been answered before counts too.
+    Calls are exact if latents have been collected already, and else an upper bound; for `intruder`,
+    whose questions stay within a quantile, they always are. Tokens are estimates. Cached answers
+    count too.
     """
     found: dict[tuple[str, str, str], Bill] = {}
     all_counted = True

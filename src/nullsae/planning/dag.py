@@ -1,4 +1,4 @@
-"""The jobs of a study and what each waits for, as Snakemake works them out."""
+"""The jobs of a study and their dependencies, from Snakemake's own DAG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nullsae.jobs.work import WORK, job_work
 from nullsae.jobs.work.amounts import SizedStudy, Work
 from nullsae.paths import partition_keys
 
-# Rules whose jobs may only join what others made.
+# Rules whose jobs may only join the outputs of others.
 SHARDED = {"explain_latents": "explain_shard", "score_latents": "score_shard"}
 
 
@@ -34,16 +34,16 @@ class Job:
     rule: str
     work: Work
     needs: list[int]
-    """Indices of the jobs that it waits for, all before its own."""
+    """Indices of the jobs that it waits for, all smaller than its own."""
     cells: list[Keys]
     """Keys of all that it makes."""
     on_gpu: bool = False
     seconds: float = 0.0
-    """Of the GPU, or of the core that it takes."""
+    """Time on the GPU, or on one core."""
 
 
 def planned_jobs(study: SizedStudy, root: Path) -> list[Job]:
-    """All jobs of a study, as if it had no results, in an order in which they can run.
+    """Return all jobs of a study, as if it had no results, in an order in which they can run.
 
     Local files of the study are relative to `root`. Nothing is written below its `results/`, and
     no lock is taken.
@@ -62,7 +62,7 @@ def planned_jobs(study: SizedStudy, root: Path) -> list[Job]:
 
 
 def by_rule(jobs: Iterable[Job]) -> dict[str, list[Job]]:
-    """The jobs of each rule, in the order in which data flows."""
+    """Return the jobs of each rule, in the order of the data flow."""
     found: dict[str, list[Job]] = {rule: [] for rule in WORK}
     for job in jobs:
         found[job.rule].append(job)
@@ -70,7 +70,7 @@ def by_rule(jobs: Iterable[Job]) -> dict[str, list[Job]]:
 
 
 def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:
-    """Rule, keys of what is made, and needs of each job; by rule and keys, but after its needs."""
+    """Return rule, keys of outputs, and needs of each job, sorted by rule but after its needs."""
     flow, jobs = list(WORK), []
     for name, outputs, needs in answer:
         cells = [partition_keys(output) for output in outputs]
@@ -92,14 +92,14 @@ def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:
 
 
 def command_for(root: Path, *options: str) -> str:
-    """The command that calls Snakemake on a study's folder, from any other one."""
+    """Return the command that calls Snakemake on a study's folder from anywhere."""
     return shlex.join(("snakemake", *place_of(root), *options))
 
 
 def ask_snakemake(config: Config, root: Path, module: str) -> Any:
-    """What a module prints as JSON of a study's jobs, in a process of its own.
+    """Return what a module prints as JSON about a study's jobs, in a process of its own.
 
-    The module is given the Snakefile, the folder and a config file, and has the jobs of a study
+    The module gets the Snakefile, the folder and a config file, and sees the jobs of a study
     without results.
 
     Raises:
@@ -125,13 +125,13 @@ def ask_snakemake(config: Config, root: Path, module: str) -> Any:
 def opened_dag(
     snakefile: Path, root: Path, file: Path, targets: Iterable[str] = ()
 ) -> Iterator[Any]:
-    """Snakemake's DAG of all jobs of a config file, in its working folder.
+    """Yield Snakemake's DAG of all jobs of a config file, in its working folder.
 
     Args:
-        snakefile: the workflow's.
+        snakefile: the workflow's Snakefile.
         root: the working folder.
         file: the config file.
-        targets: rules to ask for; by default what Snakemake makes by itself.
+        targets: rules to request; by default Snakemake's default target.
     """
     from snakemake.api import SnakemakeApi
     from snakemake.settings import types
@@ -142,7 +142,7 @@ def opened_dag(
         resources = types.ResourceSettings()
         given = api.workflow(resources, config, snakefile=snakefile, workdir=root)
         given.dag(types.DAGSettings(targets=set(targets), forceall=True))
-        # What `snakemake --dag` does before it draws; nothing public hands out the jobs.
+        # As in `snakemake --dag` before it draws; no public function returns the jobs.
         workflow = given._workflow
         workflow._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)
         workflow._build_dag()
@@ -150,7 +150,7 @@ def opened_dag(
 
 
 def print_jobs(snakefile: Path, root: Path, file: Path) -> None:
-    """Print Snakemake's jobs as JSON: rule, outputs, indices of the jobs that it waits for."""
+    """Print Snakemake's jobs as JSON: rule, outputs, indices of the jobs that each waits for."""
     with opened_dag(snakefile, root, file) as dag:
         jobs = [job for job in dag.jobs if job.output]
         places = {job: index for index, job in enumerate(jobs)}

@@ -1,4 +1,4 @@
-"""The machine to plan for: one of a table, or what `nullsae plan --calibrate` measures."""
+"""The machine to plan for: from a table, or measured by `nullsae plan --calibrate`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from nullsae.core.home import cache_folder
 from nullsae.jobs.work import rates
 
 _VERB = "import nullsae.cli.main, nullsae.config.parse"
-# What a verb imports before it works.
+# What a verb imports before it starts its work.
 STARTS = {
     "light": f"{_VERB}, nullsae.autointerp.score",
     "torch": f"{_VERB}, nullsae.sae.train_sae",
-    # The first optimizer of a process loads PyTorch's compiler, which nothing then uses.
+    # A process's first optimizer loads PyTorch's compiler, although nothing uses it.
     "optimizer": f"{_VERB}, nullsae.sae.train_sae, torch._dynamo",
     "transformers": f"{_VERB}, nullsae.metrics.evaluate; "
     "from transformers import AutoModelForCausalLM; "
@@ -33,19 +33,19 @@ STARTS = {
 
 
 def calibration_file() -> Path:
-    """Where what was measured on this machine lies: it is the machine's, not a study's."""
+    """Return the file of this machine's measurements, which belong to no study."""
     return cache_folder() / "nullsae" / "calibration.json"
 
 
 def pick_device(name: str, *, on_cpu: bool) -> tuple[rates.Device, rates.Host, str]:
-    """The device and host to plan for, and where their rates come from.
+    """Return the device and host to plan for, and where their rates come from.
 
-    The name is `auto`, `cpu`, `gpu` (this machine's, calibrated), or a key of `DATA_SHEETS`; if
-    the study keeps to the CPU (`on_cpu`), no device but that counts.
+    The name is `auto`, `cpu`, `gpu` (this machine's, calibrated), or a key of `DATA_SHEETS`; a
+    study that uses only the CPU (`on_cpu`) accepts no other device.
 
     Raises:
-        UserError: a name that is none of these, a GPU for a study that keeps to the CPU, or a
-            calibration that is missing or damaged.
+        UserError: an unknown name, a GPU for a study that uses only the CPU, or a calibration that
+            is missing or damaged.
     """
     file = calibration_file()
     found = read_calibration(file) if file.is_file() else {}
@@ -55,7 +55,7 @@ def pick_device(name: str, *, on_cpu: bool) -> tuple[rates.Device, rates.Host, s
     sheets = ", ".join(rates.DATA_SHEETS)
     if on_cpu and name in ("gpu", *rates.DATA_SHEETS):
         raise UserError(
-            f"--device: {name!r}, but the study keeps to the CPU; set compute.device: auto"
+            f"--device: {name!r}, but the study uses only the CPU; set compute.device: auto"
         )
     if name in rates.DATA_SHEETS:
         return rates.data_sheet_device(name), host, "data sheet, with assumed shares of its peaks"
@@ -65,14 +65,14 @@ def pick_device(name: str, *, on_cpu: bool) -> tuple[rates.Device, rates.Host, s
         return rates.REFERENCE_CPU, host, "reference CPU, not this machine"
     if name == "gpu":
         raise UserError(
-            f"--device: gpu, but none was calibrated here; run nullsae plan --calibrate on a "
+            f"--device: gpu, but no GPU was calibrated here; run nullsae plan --calibrate on a "
             f"machine with one, or choose one of {sheets}"
         )
     raise UserError(f"--device: {name!r} is not one of auto, cpu, gpu, {sheets}")
 
 
 def read_calibration(file: Path) -> dict[str, Any]:
-    """`host`, `cpu` and, where there was one, `gpu`, as written by `calibrate`.
+    """Read `host`, `cpu` and, if there was one, `gpu`, as written by `calibrate`.
 
     Raises:
         UserError: the file is damaged.
@@ -89,10 +89,10 @@ def read_calibration(file: Path) -> dict[str, Any]:
 
 
 def calibrate(progress: Callable[[str], None], *, rounds: int = 5) -> Path:
-    """Measure this machine, a minute at most, and write what was found for later plans.
+    """Measure this machine in at most a minute, and write the rates for later plans.
 
-    CPU rates are those of one thread, in CPU seconds, so that other work does not count. Each
-    figure is the least of `rounds` measurements, and `progress` is called with a line for it.
+    CPU rates are for one thread, in CPU seconds, so that other work does not count. Each time is
+    the least of `rounds` measurements. `progress` is called with a line for each figure.
     """
     import torch
 
@@ -116,7 +116,7 @@ def _shown(value: Any) -> str:
 
 
 def _measured(device: Any, rounds: int) -> rates.Device:
-    """The rates of large products and of a copy."""
+    """Measure the rates of large products and of a copy."""
     import torch
 
     is_gpu = device.type == "cuda"
@@ -147,7 +147,7 @@ def _measured(device: Any, rounds: int) -> rates.Device:
 
 
 def _least(action: Callable[[], object], rounds: int, *, synchronize: bool = False) -> float:
-    """The least time of several rounds: CPU seconds, or on a GPU seconds of the clock."""
+    """Return the least time of several rounds: CPU seconds, or wall-clock seconds on a GPU."""
 
     def once() -> None:
         import torch
@@ -162,7 +162,7 @@ def _least(action: Callable[[], object], rounds: int, *, synchronize: bool = Fal
 
 
 def _python_loop() -> int:
-    """Integers, a dictionary and short texts, as in the parts of a verb that are Python."""
+    """Use integers, a dictionary and short texts, like the pure Python parts of verbs."""
     counts: dict[str, int] = {}
     for i in range(200_000):
         key = f"t{i % 997}"
@@ -176,7 +176,7 @@ def _children_seconds() -> float:
 
 
 def _start_seconds(rounds: int) -> dict[str, float]:
-    """CPU seconds that a verb takes before it works, by what it imports."""
+    """Measure CPU seconds until a verb starts its work, by what it imports."""
     found = {}
     for name, code in STARTS.items():
         run = partial(subprocess.run, [sys.executable, "-c", code], check=True)

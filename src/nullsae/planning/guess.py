@@ -1,4 +1,4 @@
-"""What a model's own files say about the study that it can be the subject of."""
+"""Guess a study of a model from the model's own files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 
 CONTEXT_TOKENS = 128
-# Of the documents: the builtin corpora are small, of long documents.
+# Share of the documents: the builtin corpora are small, with long documents.
 EVAL_SHARE = 0.1
 BUILTIN = ("auto", "sotu", "stdlib")
 TEXT_FILES = ("*.parquet", "*.jsonl", "*.ndjson", "*.txt", "*.jsonl.gz", "*.jsonl.zst", "*.txt.gz")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 NULLS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embeddings")
-# With further seeds by PolyPythias (van der Wal et al. 2025, arXiv 2503.09543).
+# Models with further seeds in PolyPythias (van der Wal et al. 2025, arXiv 2503.09543).
 RESEEDED = ("pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m", "pythia-410m")
 
 
@@ -44,7 +44,7 @@ class Guess:
     variants: tuple[str, ...]
     on_gpu: bool
     sae: dict[str, Any] | None
-    """Recipe of an SAE made elsewhere, but for its batch size."""
+    """Recipe of an SAE made elsewhere, without its batch size."""
     corpus_name: str = "text"
     eval_share: float = EVAL_SHARE
 
@@ -54,12 +54,12 @@ def guess(model: str, *, sae: str | None, corpus: str, sites: tuple[str, ...]) -
 
     Args:
         model: local folder, hub id or .gguf file.
-        sae: an SAE of it, as `saes.*.pretrained` takes it.
+        sae: an SAE of it, in the form of `saes.*.pretrained`.
         corpus: as for `nullsae init`.
-        sites: where activations are read; none for a guess.
+        sites: where activations are read; empty to guess.
 
     Raises:
-        UserError: no such model, SAE or corpus, or it does not say what is needed.
+        UserError: model, SAE or corpus does not exist, or lacks information.
     """
     import torch
 
@@ -95,7 +95,7 @@ def _parsed(source: dict[str, Any]) -> PretrainedSource | GgufSource:
 
 
 def _model(model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What a model's config.json states, its source and its tokenizer."""
+    """Return a model's config.json, its source and its tokenizer."""
     path = from_anywhere(model)
     source = {"kind": "pretrained", "path": path}
     if is_local(model):
@@ -113,21 +113,21 @@ def _model(model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
 
 
 def _gguf(model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The same of a GGUF file, whose header is read for its size only."""
+    """Return the same for a GGUF file, whose header is read only for its size."""
     file = Path(model).expanduser().absolute()
     source = {"kind": "gguf", "path": str(file)}
     return {}, source, source
 
 
 def _pythia(path: str) -> str | None:
-    """The Pythia that a hub id means."""
+    """Return the Pythia model that a hub id means, if any."""
     owner, _, name = path.partition("/")
     name = name.removesuffix("-deduped")
     return name if owner == "EleutherAI" and name in PYTHIA else None
 
 
 def _variants(path: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Variants that need weights of others, and the keys of a source that name those."""
+    """Return variants that need further weights, and the source's keys that name these."""
     name = _pythia(path)
     if name is None:
         return (), {}
@@ -138,19 +138,19 @@ def _variants(path: str) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def _sites(n_layers: int) -> tuple[str, ...]:
-    """The residual stream in the middle and at three quarters of the depth."""
+    """Return the residual stream in the middle and at three quarters of the depth."""
     return tuple(dict.fromkeys(f"resid_post.{n_layers * n // 4}" for n in (2, 3)))
 
 
 def corpus_source(corpus: str) -> dict[str, Any]:
-    """The source of a corpus."""
+    """Return the source of a corpus."""
     if corpus in BUILTIN:
         return {"kind": "builtin", "name": corpus}
     path = Path(corpus).expanduser().absolute()
     if path.is_dir():
         kinds = [kind for kind in TEXT_FILES if any(path.glob(kind))]
         if not kinds:
-            raise UserError(f"--corpus: {corpus!r} holds no file like {', '.join(TEXT_FILES)}")
+            raise UserError(f"--corpus: {corpus!r} has no files of type {', '.join(TEXT_FILES)}")
         return {"kind": "files", "paths": [str(path / kind) for kind in kinds]}
     if path.is_file() or glob.glob(str(path)):
         return {"kind": "files", "paths": [str(path)]}
@@ -158,12 +158,12 @@ def corpus_source(corpus: str) -> dict[str, Any]:
         return {"kind": "hub", "path": corpus}
     names = ", ".join(BUILTIN)
     raise UserError(
-        f"--corpus: {corpus!r} is not one of {names}, a file, a folder or the id of a data set"
+        f"--corpus: {corpus!r} is not one of {names}, a file, a folder or a data set's hub id"
     )
 
 
 def _sae(sae: str) -> tuple[dict[str, Any], MadeOn, tuple[str, ...]]:
-    """The recipe of an SAE made elsewhere, what it was made on, and its site if that is known."""
+    """Return the recipe of an SAE made elsewhere, what it was made on, and its site if known."""
     from nullsae.sae.exchange.pretrained import read_with_origin
 
     path, _, inside = sae.partition("::")
@@ -173,7 +173,7 @@ def _sae(sae: str) -> tuple[dict[str, Any], MadeOn, tuple[str, ...]]:
     elif inside and "/" not in path:  # no hub id
         pretrained = FromSaeLens(saelens=SaeLensRelease(release=path, sae_id=inside))
     given = pretrained if isinstance(pretrained, str) else pretrained.model_dump()
-    # On every variant: SAEs trained here would have other tokens than this one had, so no verdict.
+    # On every variant: SAEs trained here would have different training tokens, so no verdict.
     recipe: dict[str, Any] = {"dictionary": "given", "pretrained": given}
     if "{" in sae:  # one for each site
         return recipe, MadeOn(), ()

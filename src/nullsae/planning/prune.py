@@ -1,4 +1,4 @@
-"""What lies below `results/` and is not of the present config: listed, and deleted on request."""
+"""List, and delete on request, files below `results/` that the config no longer uses."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from nullsae.planning.results_tree import ResultsTree, State
 RESULTS = "results"
 # Snakemake's own locks, in a study's folder.
 LOCKS = ".snakemake/locks"
-# Lines for one tree; beyond, folders are counted by their last key.
+# The most lines for one tree; longer lists count folders by their last key.
 MOST_LINES = 20
 
 
 @dataclass
 class Found:
-    """The files below `results/`, by what they are; sizes in bytes by path."""
+    """The files below `results/` by state; sizes in bytes by path."""
 
     files: dict[State, dict[str, int]] = field(
         default_factory=lambda: {state: {} for state in State}
@@ -37,19 +37,19 @@ class Found:
     """Symbolic links, which are never followed."""
 
     def total(self, state: State) -> int:
-        """Bytes of all files of a state."""
+        """Return the bytes of all files of a state."""
         return sum(self.files[state].values())
 
 
 def find(config: Config, root: Path) -> Found:
-    """Look at all that lies below `results/` of a study's folder.
+    """Classify all files below `results/` of a study's folder.
 
     Raises:
         UserError: there is no such folder, or Snakemake finds a mistake.
     """
     if not (root / RESULTS).is_dir():
         where = root.absolute()
-        raise UserError(f"{where / RESULTS}: no such folder: nothing was run in {where.name}")
+        raise UserError(f"{where / RESULTS}: no such folder; nothing was run in {where.name}")
     tree, found = ResultsTree(config, named_by(config, root)), Found()
     for path, size in _walk(root, RESULTS, found.links):
         found.files[tree.state(path)][path] = size
@@ -57,7 +57,7 @@ def find(config: Config, root: Path) -> Found:
 
 
 def _walk(root: Path, folder: str, links: list[str]) -> Iterator[tuple[str, int]]:
-    """Path and size of each file below a folder, sorted; links go to `links`."""
+    """Yield path and size of each file below a folder, sorted; links are added to `links`."""
     with os.scandir(root / folder) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             path = f"{folder}/{entry.name}"
@@ -72,18 +72,17 @@ def _walk(root: Path, folder: str, links: list[str]) -> Iterator[tuple[str, int]
 def prune(
     root: Path, configfiles: list[Path], *, yes: bool = False, llm_cache: bool = False
 ) -> None:
-    """Print what the present config does not name below `results/`; delete it with `yes`.
+    """Print what the config does not name below `results/`; delete it with `yes`.
 
     Args:
         root: the folder of the study, with `config.yaml`.
         configfiles: overlays, as for Snakemake.
         yes: delete it.
-        llm_cache: also what was paid for: the cache of replies, and batches on their way.
+        llm_cache: include what was paid for: the cache of replies, and pending batches.
 
     Raises:
-        UserError: a mistake in the config; or nothing may be deleted: Snakemake or a job that it
-            left behind is at work here, or nothing of the config is here, or a file cannot be
-            deleted.
+        UserError: a mistake in the config; Snakemake or one of its jobs is running here; nothing
+            here belongs to the config; or a file cannot be deleted.
     """
     if yes:
         _refuse_locks(root)
@@ -112,7 +111,7 @@ def prune(
 
 
 def _dropped(config: Config, root: Path) -> list[str]:
-    """What the last run's config named and the present one does not, with its section."""
+    """Return what the last run's config named and the current one does not, with its section."""
     file = root / paths.RUN_CONFIG
     before, now = read_yaml(file) if file.is_file() else None, config.model_dump(mode="json")
     return [
@@ -125,10 +124,10 @@ def _dropped(config: Config, root: Path) -> list[str]:
 
 
 def delete(root: Path, files: Mapping[str, int]) -> int:
-    """Delete files below `results/`, and the folders that get empty by that; returns their bytes.
+    """Delete files below `results/`, and folders that become empty; return the bytes deleted.
 
-    A file is not deleted if the way to it leads through a link, as it did not when it was found.
-    What says that a cell is whole goes first: one that is deleted in part is not taken for whole.
+    A file is not deleted if its path now leads through a link. JSON files, which mark a cell as
+    complete, go first, so that a partly deleted cell does not count as complete.
 
     Raises:
         UserError: some could not be deleted; names the first. The others are gone.
@@ -140,7 +139,7 @@ def delete(root: Path, files: Mapping[str, int]) -> int:
         file = top.joinpath(*PurePosixPath(path).parts[1:])
         try:
             if file.parent.resolve() != file.parent:
-                raise OSError(0, "a link leads there")
+                raise OSError(0, "its path leads through a link")
             file.unlink()
             n_bytes += files[path]
         except FileNotFoundError:
@@ -155,7 +154,7 @@ def delete(root: Path, files: Mapping[str, int]) -> int:
 
 
 def _remove_empty(folder: Path, top: Path) -> None:
-    """Remove a folder, and those above it, as long as they are empty."""
+    """Remove a folder, and its parents, if they are empty."""
     while folder != top and folder.is_relative_to(top):
         try:
             folder.rmdir()
@@ -166,7 +165,7 @@ def _remove_empty(folder: Path, top: Path) -> None:
 
 @contextmanager
 def _locked(root: Path, files: Iterable[str]) -> Iterator[None]:
-    """Keep Snakemake from these files meanwhile, by a lock of its own kind."""
+    """Lock these files against Snakemake, with a lock of its own kind."""
     own = root / LOCKS / f"{os.getpid()}.output.lock"
     own.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -178,10 +177,10 @@ def _locked(root: Path, files: Iterable[str]) -> Iterator[None]:
 
 
 def _refuse_locks(root: Path, own: Path | None = None) -> None:
-    """Raise a `UserError` where Snakemake is at work in the folder, or was killed there."""
+    """Raise a `UserError` if Snakemake is running in the folder, or was killed there."""
     if others := [lock for lock in (root / LOCKS).glob("*.lock") if lock != own]:
         raise UserError(
-            f"{others[0]}: Snakemake is at work here, so nothing was deleted; if it was killed, "
+            f"{others[0]}: Snakemake is running here, so nothing was deleted; if it was killed, "
             f"run `{command_for(root, '--unlock')}` first"
         )
 
@@ -189,10 +188,10 @@ def _refuse_locks(root: Path, own: Path | None = None) -> None:
 def _listing(
     found: Found, leaves: Mapping[str, int], config: Config, llm_cache: bool
 ) -> Iterator[str]:
-    """The lines that say what there is."""
+    """Yield the lines of the listing."""
     named, left = found.total(State.NAMED), sum(leaves.values())
     yield (
-        f"{RESULTS}/: {size_text(named)} are of this config, {size_text(left)} "
+        f"{RESULTS}/: {size_text(named)} belong to this config, {size_text(left)} "
         f"({len(leaves):,} files) are left over"
     )
     kept = [path for state in State for path in found.files[state] if path not in leaves]
@@ -206,27 +205,27 @@ def _listing(
     if found.files[State.PAID] and not llm_cache:
         paid = ", ".join(_groups(found.files[State.PAID], kept_but(found, State.PAID)))
         yield (
-            f"kept, as it was paid for ({size_text(found.total(State.PAID))}; --llm-cache deletes "
-            f"it): {paid}"
+            f"kept, because it was paid for ({size_text(found.total(State.PAID))}; --llm-cache "
+            f"deletes it): {paid}"
         )
     foreign = _groups(found.files[State.FOREIGN], [*kept_but(found, State.FOREIGN), *found.links])
     if foreign:
-        yield "not ours, and left alone:"
+        yield "not written by nullsae, and left alone:"
         for name, size in _shortened(foreign).items():
             yield f"  {size_text(size):>9}    {name}"
     for link in found.links[:MOST_LINES]:
-        yield f"a link, and not followed: {link}"
+        yield f"a link, not followed: {link}"
     if len(found.links) > MOST_LINES:
         yield f"and {len(found.links) - MOST_LINES} more links"
 
 
 def kept_but(found: Found, state: State) -> list[str]:
-    """The paths of all files of other states."""
+    """Return the paths of all files of other states."""
     return [path for other in State if other is not state for path in found.files[other]]
 
 
 def _groups(files: Mapping[str, int], others: Iterable[str]) -> dict[str, int]:
-    """Bytes by the topmost folders that hold nothing but these files; else by file."""
+    """Return bytes by the topmost folders that contain only these files, else by file."""
     around = {str(folder) for path in others for folder in PurePosixPath(path).parents}
     around |= {".", RESULTS}
     found: Counter[str] = Counter()
@@ -237,7 +236,7 @@ def _groups(files: Mapping[str, int], others: Iterable[str]) -> dict[str, int]:
 
 
 def _shortened(groups: Mapping[str, int]) -> dict[str, int]:
-    """Groups by their names, or, where they are many, by how many end alike."""
+    """Return groups by name, or, if there are many, by the number with the same ending."""
     if len(groups) <= MOST_LINES:
         return {name.removeprefix(f"{RESULTS}/"): size for name, size in groups.items()}
     alike: dict[str, list[str]] = defaultdict(list)
@@ -256,7 +255,7 @@ def _shortened(groups: Mapping[str, int]) -> dict[str, int]:
 
 
 def size_text(n_bytes: int) -> str:
-    """A size in units of 1000 bytes, such as `1.2 MB`."""
+    """Return a size in units of 1000 bytes, such as `1.2 MB`."""
     size = float(n_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

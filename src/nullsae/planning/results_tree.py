@@ -1,7 +1,7 @@
-"""What each file below `results/` is: of the config, left over from another one, or nobody's.
+"""Classify the files below `results/`: of the config, left over from another one, or not ours.
 
-A file is ours if its path is one that this package writes: a pattern of `nullsae.paths`, or one of
-those below, which no rule declares. All others are left alone, whatever they are.
+A file is ours if this package writes its path: a pattern of `nullsae.paths`, or one of those below,
+which no rule declares. All others are left alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nullsae.jobs.work import NOT_PLANNED, WORK
 from nullsae.planning.named import Named
 from nullsae.report.kinds import FIGURES
 
-# What a wildcard may be; by default anything within one folder's name.
+# Patterns of wildcards; by default anything within one folder's name.
 WILDCARDS = {
     **dict.fromkeys(("draw", "seed", "shard", "portion", "portions"), r"\d+"),
     "split": "sae_train|eval",
@@ -43,33 +43,33 @@ SPOOL_FILES = (
 )
 # A half-written file, by `core.files.atomic_path`: `.STEM.PID.partial.SUFFIX`.
 PARTIAL = re.compile(r"\.(?P<stem>.+)\.\d+\.partial(?P<suffix>\.[^.]*)?")
-# Locked by the process that makes a file: `.NAME.lock`.
+# Lock of the process that makes a file: `.NAME.lock`.
 LOCK = re.compile(r"\.(?P<locked>.+)\.lock")
-# Written beside whatever a job makes.
+# Written next to the outputs of any job.
 BESIDE = re.compile(r"provenance(-\d+)?\.json")
 PER_JOB = re.compile(r"results/(logs|benchmarks)/([^/]+)/(.+)\.(log|tsv|asked\.json)")
 REPLIES = r"(-wal|-shm|-journal|-[0-9a-f]{8}\.lock)?"
 
 
 class State(Enum):
-    """What is to be done with a file."""
+    """What a file is to the config."""
 
     NAMED = auto()
     """The config names it."""
     LEFT = auto()
-    """This package wrote it, and the config does not name it."""
+    """This package wrote it, but the config does not name it."""
     PAID = auto()
-    """Replies of language models, or batches of requests on their way: they cost money."""
+    """Replies of language models, or pending batches of requests: they cost money."""
     FOREIGN = auto()
-    """Nothing that this package writes."""
+    """Not written by this package."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Files of one sort."""
+    """One kind of files."""
 
     pattern: str
-    """As in `nullsae.paths`."""
+    """Path pattern, as in `nullsae.paths`."""
     file: str = "[^/]+"
     """A regular expression for `{file}` in the pattern."""
     part_of: str = ""
@@ -93,7 +93,7 @@ class Kind:
 
 
 def _declared() -> Iterator[Kind]:
-    """What rules name as their outputs, or log to."""
+    """Yield the kinds of files that rules declare."""
     apart = (paths.LOG, paths.BENCHMARK, paths.ASKED, paths.FIGURE, paths.TABLE)
     for pattern in vars(paths).values():
         if not isinstance(pattern, str) or pattern in apart:
@@ -127,7 +127,7 @@ KINDS = (
         paths.LATENTS,
     ),
 )
-# What is resumed: in `Named.work` by the name of its rule and its key.
+# Files to resume from; `Named.work` has their names, made of rule and key.
 RESUMED = tuple(
     Kind(f"{paths.WORK}/{pattern}", file)
     for pattern, file in (
@@ -146,7 +146,7 @@ BATCH = re.compile(rf"{paths.BATCHES}/[0-9a-f]{{32}}\.(json|lock)")
 
 
 class ResultsTree:
-    """What the files below one study's `results/` are."""
+    """Classifies the files below one study's `results/`."""
 
     def __init__(self, config: Config, named: Named) -> None:
         self._config, self._named = config, named
@@ -162,14 +162,14 @@ class ResultsTree:
         self._drawing = re.compile(rf".+\.({figures})|toy\..+")
 
     def state(self, path: str) -> State:
-        """What a file is, by its path from the folder of the study on, with `/`."""
+        """Return the state of a file by its path relative to the study's folder, with `/`."""
         if path in self._named.files or path in self._always:
             return State.NAMED
         if BATCH.fullmatch(path) or self._replies.fullmatch(path):
             return State.PAID
         folder, _, name = path.rpartition("/")
         if partial := PARTIAL.fullmatch(name):
-            # It is of whatever it was to become.
+            # It counts as the file that it was going to become.
             return self.state(f"{folder}/{partial['stem']}{partial['suffix'] or ''}")
         if lock := LOCK.fullmatch(name):
             return self.state(f"{folder}/{lock['locked']}")
@@ -179,7 +179,7 @@ class ResultsTree:
         return State.LEFT if owners else State.FOREIGN
 
     def _owners(self, path: str, name: str, folder: str) -> Iterator[bool]:
-        """For each thing that a file may be part of: whether the config names it."""
+        """Yield, for each thing that a file may be part of, whether the config names it."""
         beside = BESIDE.fullmatch(name) is not None
         for kind in KINDS:
             found = kind.folder.fullmatch(folder) if beside else kind.path.fullmatch(path)
@@ -208,10 +208,10 @@ class ResultsTree:
         return kind.part_of.format(**keys) in self._named.files
 
     def _is_of_a_named_cell(self, keys: str) -> bool:
-        """Whether the config names any output with all of a job's keys.
+        """Return whether the config names any output with all of a job's keys.
 
-        Jobs are shared out and joined in other ways as the config asks for it, and the log of one
-        says how what is there now was made.
+        The config changes how work is split into jobs, but the log of an earlier job still says how
+        the current files were made.
         """
         pairs = [part.partition("=") for part in keys.split("/")]
         names = tuple(name for name, equals, _ in pairs if equals)

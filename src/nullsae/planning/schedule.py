@@ -1,4 +1,4 @@
-"""When the jobs of a plan would run on so many GPUs and cores, and what lies on disk meanwhile."""
+"""Schedule the jobs of a plan on GPUs and cores, and find the peak of disk use."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nullsae.planning.dag import Job
 
 @dataclass(frozen=True)
 class Schedule:
-    """A plan in time."""
+    """Start and end times of jobs."""
 
     start_seconds: list[float]
     end_seconds: list[float]
     longest_chain_seconds: float
-    """What no number of machines can shorten."""
+    """The time that no number of machines can shorten."""
 
     @property
     def seconds(self) -> float:
-        """From the first job's start to the last one's end."""
+        """Time from the first job's start to the last one's end."""
         return max(self.end_seconds, default=0.0)
 
 
@@ -33,12 +33,11 @@ def list_schedule(
     gpus: int,
     slots: int,
 ) -> Schedule:
-    """Start whatever is ready and has room, the job with the longest way to the end first.
+    """Start each job as soon as it is ready and has room, that with the longest way ahead first.
 
     List scheduling (Graham 1969, SIAM J. Appl. Math. 17): at most twice as long as the best order.
 
-    Each job stands after those that it needs, by their indices, and takes one of the GPUs, or one
-    of the slots.
+    Each job comes after those that it needs, which are indices, and takes one GPU or one slot.
     """
     n = len(needs)
     to_end = [0.0] * n
@@ -69,16 +68,16 @@ def list_schedule(
 
 
 def peak_disk_bytes(jobs: Sequence[Job], schedule: Schedule) -> float:
-    """The most that lies on disk at any moment of a schedule.
+    """Return the peak disk use of a schedule.
 
-    What a job writes counts from its start, what it keeps for a resume until its end.
+    A job's outputs count from its start, and its checkpoints until its end.
     """
     changes: list[tuple[float, int, float]] = []
     for job, start, end in zip(jobs, schedule.start_seconds, schedule.end_seconds, strict=True):
         changes.append((start, 1, job.work.written_bytes + job.work.work_bytes))
         changes.append((end, 0, -job.work.work_bytes))
     held = peak = 0.0
-    # At one moment what goes makes room for what comes.
+    # At the same moment, space is freed before it is taken.
     for _, _, change in sorted(changes):
         held += change
         peak = max(peak, held)

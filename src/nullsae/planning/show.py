@@ -1,4 +1,4 @@
-"""A plan: worked out, printed, written."""
+"""Make, print and write the plan of a study."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from nullsae.planning.sizes import corpus_sizes, subject_sizes
 from nullsae.planning.trusted import plug_ins, trusted_keys
 
 CORES_PER_GPU = 16
-# Columns of a terminal below which the table of a plan leaves out what fewest ask for.
+# A narrower terminal gets a plan without the columns that are needed least.
 WIDE = 110
-# Columns of a plan: sums over the jobs of a rule, and what its largest job asks for.
+# Columns of a plan: sums over the jobs of a rule, and requests of its largest job.
 SUMMED, LARGEST = ("tokens", "flops", "written_bytes"), ("megabytes", "minutes", "disk_megabytes")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What all jobs of a rule take together."""
+    """Totals of all jobs of a rule."""
 
     rule: str
     jobs: int
@@ -50,18 +50,18 @@ class Row:
     written_bytes: float
     calls: int
     megabytes: int
-    """Memory that the largest job asks for."""
+    """Memory that the largest job requests."""
     minutes: int
-    """Run time that the longest job asks for."""
+    """Run time that the longest job requests."""
     disk_megabytes: int
-    """Disk that the job that writes most asks for."""
+    """Disk that the job that writes most requests."""
     sizes_are_known: bool
-    """Whether what jobs ask for is worked out from sizes, not what they ask for without any."""
+    """Whether requests are computed from sizes, rather than defaults for unknown sizes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study takes."""
+    """Estimates of a study."""
 
     rows: list[Row]
     device: str
@@ -71,29 +71,29 @@ class Plan:
     cores: int
     longest_chain_seconds: float
     seconds: float
-    """From start to end on these, without waiting for language models."""
+    """Wall-clock time on these, without waiting for language models."""
     disk_bytes: float
-    """The most that lies on disk at any moment: results, and checkpoints of what is trained."""
+    """Peak disk use: results, and checkpoints of running trainings."""
     bills: list[dict[str, Any]]
     calls_are_counted: bool
     tokens_are_counted: bool
 
     def total(self, name: str) -> float:
-        """Of a column, over all rules."""
+        """Return the sum of a column over all rules."""
         return float(sum(getattr(row, name) for row in self.rows))
 
 
 def make_plan(
     config: Config, root: Path, *, device: str = "auto", gpus: int = 1, cores: int | None = None
 ) -> Plan:
-    """Work out what a study takes that has no results yet.
+    """Estimate a study as if it had no results.
 
-    Numbers of tokens and windows that are known from `results/` in `root` are used. The device is
-    as in `pick_device`, `gpus` counts where it is one, and CPU cores are by default this machine's,
-    or 16 beside each GPU.
+    Numbers of tokens and windows are taken from `results/` in `root` if they are there. The device
+    is as in `pick_device`; `gpus` counts only if it is a GPU. CPU cores are by default this
+    machine's, or 16 per GPU.
 
     Raises:
-        UserError: a device that is not known, or a size that cannot be had.
+        UserError: the device or a size is unknown.
     """
     judges = {
         name: model_size(scorer.model_in_job, f"config: scorers.{name}.model")
@@ -134,7 +134,7 @@ def make_plan(
 
 
 def _rows(found: dict[str, list[Job]], config: Config, calls: dict[str, int]) -> list[Row]:
-    """A row per rule; calls are those of rules."""
+    """Return a row per rule; `calls` are by rule."""
     rows, needs = [], Needs(config)
     for rule, jobs in found.items():
         asked = [needs.asked(rule, job.cells) for job in jobs]
@@ -171,13 +171,13 @@ def print_plan(
     cores: int | None = None,
     json_file: Path | None = None,
 ) -> None:
-    """Print what a study takes: jobs, operations, time, disk; calls and money; what was paid.
+    """Print estimates of jobs, operations, time, disk, LLM calls and cost, and what was paid.
 
-    `root` holds `config.yaml`, which the overlays are merged into in their order, and `results/`;
-    device, GPUs and cores are as for `make_plan`. The same is written to `json_file`.
+    `root` has `config.yaml`, into which the overlays are merged in order, and `results/`; device,
+    GPUs and cores are as for `make_plan`. The plan is also written to `json_file`.
 
     Raises:
-        UserError: a mistake in the config, or a file that cannot be written.
+        UserError: the config has a mistake, or a file cannot be written.
     """
     config = read_merged_config(study_files(root, overlays))
     console = Console() if Console().is_terminal else Console(width=120)
@@ -192,35 +192,35 @@ def print_plan(
     on = f"{plan.gpus} x {plan.device}, " if plan.gpus else ""
     console.print(
         f"Time: {time_text(plan.seconds)} on {on}{plan.cores} cores; "
-        f"{time_text(plan.longest_chain_seconds)} at least, the longest chain of jobs. Waiting for "
-        f"language models is not in it. Rates: {plan.rates}."
+        f"at least {time_text(plan.longest_chain_seconds)}, the longest chain of jobs. Waiting for "
+        f"language models is not included. Rates: {plan.rates}."
     )
     console.print(
-        f"Disk: {_amount(plan.disk_bytes)}B at the most, of which "
+        f"Disk: at most {_amount(plan.disk_bytes)}B, of which "
         f"{_amount(plan.total('written_bytes'))}B stay."
     )
     if not plan.tokens_are_counted:
-        console.print("Tokens of the corpus are an estimate from its characters.")
+        console.print("The tokens of the corpus are estimated from its characters.")
     _print_bills(console, plan, config, root)
 
 
 def _print_trusted(console: Console, config: Config) -> None:
-    """Name what nothing here checks, before any of it is used."""
+    """Name what nullsae cannot check, before any of it is used."""
     keys, added = trusted_keys(config), plug_ins()
     if keys:
         console.print("This config is trusted with (see SECURITY.md):", markup=False)
-    # One line each, whatever the width: to be read, searched and copied whole.
+    # One line each at any width, to be read, searched and copied whole.
     for found in keys:
         line = f"  {found.key}: {found.value} ({found.does})"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if added:
-        console.print("Installed packages add to nullsae, and run with each command:")
+        console.print("These installed packages extend nullsae, and run with each command:")
     for line in added:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_rules(console: Console, plan: Plan) -> None:
-    """Print a line for each rule, without what no terminal of this width or this plan has."""
+    """Print a line per rule, with the columns that this terminal's width and this plan have."""
     narrow = console.width < WIDE
     hidden = {"tokens", "FLOPs"} if narrow else set()
     hidden |= {"GPU hours"} if not plan.gpus else set()
@@ -252,21 +252,21 @@ def print_rules(console: Console, plan: Plan) -> None:
     table.add_section()
     table.add_row("all", *cells(plan.total).values())
     console.print(table)
-    console.print("Memory and time: what a rule's largest job asks for, at its first attempt.")
+    console.print("Memory and time: what a rule's largest job requests at its first attempt.")
     if unknown := [row.rule for row in plan.rows if not row.sizes_are_known]:
         console.print(
-            f"Not all sizes are known without a network or in no time, so jobs of "
-            f"{', '.join(unknown)} ask for what fits most."
+            f"Some sizes are not known without network access or at once, so jobs of "
+            f"{', '.join(unknown)} request defaults that fit most studies."
         )
 
 
 def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> None:
     if not plan.bills:
-        console.print("This study asks no language model: no explainer or scorer of it does.")
+        console.print("This study's explainers and scorers use no language model endpoint.")
         return
     names = ("explainer", "scorer", "model")
     numbers = ("jobs", "calls", "prompt_tokens", "completion_tokens")
-    table = Table(*names, title="Questions to language models", title_justify="left")
+    table = Table(*names, title="Requests to language models", title_justify="left")
     for name in (*numbers, "usd"):
         table.add_column(name.replace("_", " "), justify="right")
     for bill in plan.bills:
@@ -278,7 +278,7 @@ def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> No
     total = sum(bill["cost_usd"] or 0.0 for bill in plan.bills)
     limit = config.llm.max_cost_usd
     said = "no limit (llm.max_cost_usd)" if limit is None else f"the limit is ${limit:,.2f}"
-    most = " Calls are the most that there can be: not all latents are known."
+    most = " Calls are an upper bound: not all latents are known yet."
     unknown = "" if plan.calls_are_counted else most
     console.print(f"{calls:,} calls, about ${total:,.2f}; {said}.{unknown}")
     file = root / config.llm.cache
@@ -287,13 +287,13 @@ def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> No
         n_replies, paid = replies.count(), replies.total_cost_usd()
         replies.close()
         console.print(
-            f"{n_replies:,} replies are in {config.llm.cache}, ${paid:,.2f} were paid for them; "
-            f"what they answer is not asked again."
+            f"{n_replies:,} replies are in {config.llm.cache}, for ${paid:,.2f}; these requests "
+            f"are not sent again."
         )
 
 
 def _amount(number: float) -> str:
-    """A number with three digits and a prefix of powers of 1000."""
+    """Return a number with three digits and a prefix of powers of 1000."""
     prefixes = iter("kMGTP")
     prefix = ""
     while number >= 999.5 and prefix != "P":
@@ -307,7 +307,7 @@ def _hours(seconds: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """A time in the unit that fits."""
+    """Return a time in a suitable unit."""
     for unit, length in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

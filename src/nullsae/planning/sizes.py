@@ -1,4 +1,4 @@
-"""How large the parts of a study are: subjects and corpora, before anything was downloaded."""
+"""Sizes of a study's subjects and corpora, before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from nullsae.corpus.documents import split_of_digest, text_digest
 from nullsae.corpus.sources import documents
 from nullsae.jobs.work.amounts import CorpusSize
 
-# English characters in a token, at a vocabulary of 2,048, and how many more each doubling adds:
-# State of the Union speeches have 3.6 and, in the vocabulary of Pythia, 4.5.
+# Characters per token of English with a vocabulary of 2,048, and what each doubling adds: State of
+# the Union speeches have 3.6 and, with Pythia's vocabulary, 4.5.
 CHARACTERS_AT_2048, CHARACTERS_PER_DOUBLING = 3.6, 0.2
 
 
 def subject_sizes(config: Config) -> dict[str, Size]:
-    """The size of each subject.
+    """Return the size of each subject.
 
-    Pythia's are known; of other hub models the `config.json` is read, from the cache or the hub.
+    Pythia's sizes are known; the `config.json` of other hub models is read, from cache or hub.
 
     Raises:
-        UserError: a file that is missing or does not say; names the config key.
+        UserError: a file is missing or does not state the size; names the config key.
     """
     corpora = config.corpora
     return {
@@ -39,10 +39,10 @@ def subject_sizes(config: Config) -> dict[str, Size]:
 
 
 def corpus_sizes(config: Config, root: Path) -> dict[str, CorpusSize]:
-    """The size of each corpus that a subject reads.
+    """Return the size of each corpus that a subject reads.
 
     Raises:
-        UserError: a number of tokens that neither the config nor an earlier run tells.
+        UserError: a number of tokens is known neither from the config nor from an earlier run.
     """
     names = dict.fromkeys(subject.corpus for subject in config.subjects.values())
     return {name: _corpus_size(config.corpora[name], name, root) for name in names}
@@ -59,7 +59,7 @@ def _corpus_size(corpus: Corpus, name: str, root: Path) -> CorpusSize:
             found[split] = int(json.loads(manifest.read_text(encoding="utf-8"))["n_tokens"])
         elif isinstance(corpus.source, HubSource):
             raise UserError(
-                f"config: corpora.{name}.{split}_tokens: null, but the size of a hub's data set is "
+                f"config: corpora.{name}.{split}_tokens: null, but the size of a hub data set is "
                 f"unknown until it is read; give a number to plan with"
             )
         else:

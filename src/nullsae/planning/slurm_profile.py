@@ -1,4 +1,4 @@
-"""Whether a profile for Snakemake's SLURM executor fits the cluster that it is to run on."""
+"""Check that a profile for Snakemake's SLURM executor fits the cluster."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.jobs.limits import Kind, limit
 
 PLUGIN = "snakemake-executor-plugin-slurm"
-# In the order in which Snakemake looks for them.
+# In Snakemake's order.
 PROFILE_NAMES = ("profile.v9+.yaml", "profile.yaml", "config.v9+.yaml", "config.yaml")
 QUERY_TIMEOUT_SECONDS = 30
-# The plugin's, and how many of them a finished job must stay in the queue's memory.
+# The plugin's default interval of status checks, and for how many of them the queue must remember a
+# finished job.
 INIT_SECONDS, POLLS_REMEMBERED = 40, 3
-# Of the profile, where it does not say (`most` in workflow/rules/common.smk).
+# Defaults of the profile (`most` in workflow/rules/common.smk).
 MAX_RUNTIME_MINUTES, MAX_MEGABYTES = 7 * 24 * 60, 256_000
 
 
-# Resources that the executor hands to sbatch as options, with those options.
+# Resources that the executor passes to sbatch, with sbatch's options.
 OPTIONS = {
     "slurm_partition": ("-p", "--partition"),
     "constraint": ("-C", "--constraint"),
@@ -38,7 +39,7 @@ CLUSTERS = ("clusters", "cluster", "slurm_cluster")
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes that are alike, of one partition, as SLURM knows them."""
+    """Equal nodes of one partition, as SLURM reports them."""
 
     partition: str
     is_default: bool
@@ -48,12 +49,12 @@ class Nodes:
     megabytes: int
     has_gpus: bool
     features: frozenset[str]
-    """What a constraint may ask for."""
+    """Features that a constraint may name."""
 
 
 @dataclass
 class Partition:
-    """A partition, or the nodes that a constraint chooses: the most that any of them has."""
+    """A partition, or the nodes that a constraint selects: the most that any of them has."""
 
     up: bool
     runtime_minutes: float
@@ -62,7 +63,7 @@ class Partition:
 
     @classmethod
     def of(cls, nodes: list[Nodes]) -> Partition:
-        """What these nodes have together."""
+        """Return the most that any of these nodes has."""
         return cls(
             up=any(node.up for node in nodes),
             runtime_minutes=max(node.runtime_minutes for node in nodes),
@@ -72,21 +73,21 @@ class Partition:
 
 
 def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
-    """Compare a profile, the folder named after `--profile` or its file, with the cluster.
+    """Compare a profile, given as its folder or file, with the cluster.
 
-    Jobs may be sent by partition, by constraint, by quality of service, or to the partition that
-    is the cluster's default; to another cluster too (`clusters`).
+    Jobs may be submitted by partition, constraint or quality of service, to the cluster's default
+    partition, or to another cluster (`clusters`).
 
     Returns:
-        What is wrong, and what was found to fit: a line each. Nothing wrong: jobs can be sent.
+        Lines about what is wrong, and about what fits. If nothing is wrong, jobs can be submitted.
 
     Raises:
-        UserError: there is no SLURM, no plugin, or no profile that can be read.
+        UserError: SLURM or the plugin is not installed, or the profile cannot be read.
     """
     files = [profile] if profile.is_file() else [profile / name for name in PROFILE_NAMES]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise UserError(f"--profile: {profile}: holds no profile.yaml")
+        raise UserError(f"--profile: {profile}: has no profile.yaml")
     given = _mapping(file)
     clusters = list(_named(file, given, "clusters"))
     there = ("-M", ",".join(clusters)) if clusters else ()
@@ -105,7 +106,7 @@ def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
     wrong += [*unknown, *_wrong_limits(file, given, usable, limits), *granted]
     fits = [_described(name, found) for name, found in usable.items()]
     if limits and not any(limit.get("max_gpu") for limit in limits.values()):
-        fits.append("no partition takes jobs with a GPU: they need compute.device: cpu")
+        fits.append("no partition accepts jobs with a GPU: set compute.device: cpu")
     return wrong, fits
 
 
@@ -119,9 +120,9 @@ def _described(name: str, found: Partition) -> str:
 def _usable(
     file: Path, given: dict[str, Any], nodes: list[Nodes], wrong: list[str]
 ) -> tuple[dict[str, Partition], dict[str, dict[str, Any]]]:
-    """What jobs may go to, by its name, and the profile's own limits of partitions.
+    """Return where jobs may go, by name, and the profile's own limits of partitions.
 
-    What the profile names and the cluster has not is added to `wrong`.
+    What the profile names but the cluster lacks is added to `wrong`.
     """
     names, limits_file, limits = _named_partitions(file, given)
     partitions = {
@@ -133,7 +134,9 @@ def _usable(
         if name not in partitions:
             wrong.append(f"{where}: no partition {name!r} on this cluster; it has {known}")
         elif not partitions[name].up:
-            wrong.append(f"{where}: partition {name!r} is down or takes no jobs (sinfo -p {name})")
+            wrong.append(
+                f"{where}: partition {name!r} is down or accepts no jobs (sinfo -p {name})"
+            )
     usable = {name: partitions[name] for name in names if name in partitions}
     for name, own in limits.items():
         gpus = own.get("max_gpu", 0)
@@ -154,7 +157,7 @@ def _usable(
     sent_by = [*_named(file, given, "qos"), *_named(file, given, "clusters")]
     if not sent_by and not _named(file, given, "constraint"):
         wrong.append(
-            f"{file}: names no partition, and this cluster has no default one; give "
+            f"{file}: names no partition, but this cluster has no default one; give "
             f"slurm_partition, constraint or qos in default-resources, or slurm-partition-config"
         )
     up = [node for node in nodes if node.up]
@@ -164,11 +167,11 @@ def _usable(
 def _chosen(
     file: Path, given: dict[str, Any], nodes: list[Nodes], wrong: list[str]
 ) -> dict[str, Partition]:
-    """The nodes that each constraint of the profile chooses, of all that it may mean."""
+    """Return the nodes that each constraint of the profile may select."""
     found: dict[str, Partition] = {}
     features = frozenset().union(*(node.features for node in nodes))
     for constraint, where in _named(file, given, "constraint").items():
-        # Names, which SLURM joins by & | , and brackets, each perhaps with a number of nodes.
+        # Names, joined by & | , and brackets, each possibly with a number of nodes.
         asked = re.findall(r"[^\s&|,()\[\]*]+", re.sub(r"\*\d+", "", constraint))
         if unknown := [name for name in asked if name not in features]:
             wrong.append(
@@ -196,7 +199,7 @@ def _mapping(file: Path) -> dict[str, Any]:
 
 
 def _defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """`default-resources`, which a profile may also write as `name=value`."""
+    """Return `default-resources`, which a profile may also write as `name=value`."""
     found = given.get("default-resources") or {}
     if isinstance(found, dict):
         return found
@@ -211,10 +214,10 @@ def _whole(value: Any, where: str) -> int:
 
 
 def _ask(*command: str) -> str:
-    """The output of a SLURM command."""
+    """Return the output of a SLURM command."""
     if shutil.which(command[0]) is None:
         raise UserError(
-            f"{command[0]}: not found: no SLURM on this machine; run it on a login node of the "
+            f"{command[0]}: not found: this machine has no SLURM; run on a login node of the "
             f"cluster, or without --profile profiles/slurm"
         )
     try:
@@ -232,13 +235,13 @@ def _ask(*command: str) -> str:
 
 
 def _nodes(there: tuple[str, ...]) -> list[Nodes]:
-    """The groups of like nodes that `sinfo` lists, of other clusters too where `there` says so."""
+    """Return the groups of equal nodes that `sinfo` lists, for the clusters in `there` if any."""
     found = []
     for line in _ask("sinfo", *there, "-h", "-o", "%P|%a|%l|%m|%G|%f").splitlines():
-        # Of several clusters, the name of each stands before its lines.
+        # With several clusters, each one's name precedes its lines.
         if line.count("|") < 4:
             continue
-        # Some versions of sinfo leave out what is empty.
+        # Some versions of sinfo leave out empty fields.
         name, available, limit, megabytes, gres, features, *_ = f"{line}||".split("|", 6)
         found.append(
             Nodes(
@@ -255,7 +258,7 @@ def _nodes(there: tuple[str, ...]) -> list[Nodes]:
 
 
 def _named(file: Path, given: dict[str, Any], resource: str) -> dict[str, str]:
-    """What a profile gives as an option of sbatch, each value with where it stands."""
+    """Return a profile's values of an option of sbatch, each with its place in the file."""
     keys = CLUSTERS if resource == "clusters" else (resource,)
     sections = {"default-resources": _defaults(given)}
     for rule, resources in (given.get("set-resources") or {}).items():
@@ -274,15 +277,15 @@ def _named(file: Path, given: dict[str, Any], resource: str) -> dict[str, str]:
 
 
 def _of_option(text: str, short: str, long: str) -> list[str]:
-    """The values of an option in a command line, such as `-q name` and `--qos=name`."""
+    """Return the values of an option in a command line, such as `-q name` and `--qos=name`."""
     pattern = rf"(?:^|\s)(?:{short}\s*|{long}[=\s]\s*)(\S+)"
     return [value.strip("'\"") for value in re.findall(pattern, text)]
 
 
 def _wrong_qos(file: Path, given: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Caps on run time that a quality of service does not grant, and names that are not known.
+    """Return messages about run times that a quality of service does not grant, and unknown names.
 
-    Only the accounts of a cluster know them: without sacctmgr nothing is said.
+    Only the cluster's accounting has them: without sacctmgr nothing is checked.
     """
     named = _named(file, given, "qos")
     if not named or shutil.which("sacctmgr") is None:
@@ -310,14 +313,14 @@ def _wrong_qos(file: Path, given: dict[str, Any]) -> tuple[list[str], list[str]]
 
 
 def _cap(file: Path, given: dict[str, Any], resource: Kind, otherwise: int) -> tuple[int, Any]:
-    """What no job asks more of, and how the profile writes it."""
+    """Return the most that a job may request, and how the profile writes it."""
     key = f"max_{resource}"
     value = _defaults(given).get(key, otherwise)
     return limit(resource, value, f"{file}: default-resources.{key}"), value
 
 
 def _minutes(limit: str) -> float:
-    """A time limit of SLURM (`[days-]hours:minutes:seconds`, `minutes:seconds`) in minutes."""
+    """Return a SLURM time limit (`[days-]hours:minutes:seconds`, `minutes:seconds`) in minutes."""
     if limit in ("infinite", "UNLIMITED", "n/a"):
         return float("inf")
     days, _, clock = limit.rpartition("-")
@@ -327,13 +330,13 @@ def _minutes(limit: str) -> float:
 
 
 def _wrong_status(file: Path, given: dict[str, Any], config: dict[str, str]) -> list[str]:
-    """Where Snakemake would not learn that a job ended, and wait for ever."""
+    """Return a message if Snakemake could not learn that a job ended, and would wait forever."""
     accounting = not config.get("AccountingStorageType", "").endswith("/none")
     if accounting or shutil.which("sacct") is None:
         return []
     if (command := given.get("slurm-status-command")) != "squeue":
         return [
-            f"{file}: slurm-status-command: {command or 'missing'}: this cluster keeps no accounts "
+            f"{file}: slurm-status-command: {command or 'missing'}: this cluster has no accounting "
             f"for sacct to read; write slurm-status-command: squeue"
         ]
     age = int(config.get("MinJobAge", "0").split()[0])
@@ -341,8 +344,8 @@ def _wrong_status(file: Path, given: dict[str, Any], config: dict[str, str]) -> 
     init = _whole(given.get(key, INIT_SECONDS), f"{file}: {key}")
     if age < POLLS_REMEMBERED * init:
         return [
-            f"{file}: {key}: {init}: this cluster forgets jobs after {age} s (MinJobAge) and keeps "
-            f"no accounts; write {age // POLLS_REMEMBERED} or less"
+            f"{file}: {key}: {init}: this cluster forgets jobs after {age} s (MinJobAge) and has "
+            f"no accounting; write {age // POLLS_REMEMBERED} or less"
         ]
     return []
 
@@ -350,7 +353,7 @@ def _wrong_status(file: Path, given: dict[str, Any], config: dict[str, str]) -> 
 def _named_partitions(
     file: Path, given: dict[str, Any]
 ) -> tuple[dict[str, str], Path, dict[str, dict[str, Any]]]:
-    """Partitions with where each is named, and the file of limits with its content."""
+    """Return partitions with where each is named, and the file of limits with its content."""
     names = _named(file, given, "slurm_partition")
     limits_file = file
     limits: Any = {}
@@ -375,7 +378,7 @@ def _wrong_limits(
     usable: dict[str, Partition],
     limits: dict[str, dict[str, Any]],
 ) -> list[str]:
-    """Caps on what jobs ask for that no partition grants: those jobs would wait for ever."""
+    """Return messages about requests that no partition grants, which would wait forever."""
     wrong = []
     caps: tuple[tuple[Kind, int, str, str], ...] = (
         ("runtime", MAX_RUNTIME_MINUTES, "minutes", "runtime_minutes"),

@@ -1,4 +1,4 @@
-"""What of a config is trusted: keys that run code of somebody's choice, found by their marks."""
+"""Find the config keys that must be trusted, because they run code or send secrets."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PLUG_INS = "nullsae."
 
 @dataclass(frozen=True)
 class TrustedKey:
-    """A value that nullsae does not check, because it cannot."""
+    """A value that nullsae cannot check."""
 
     key: str
-    """In the config, such as `explainers.mine.server.command`."""
+    """Config key, such as `explainers.mine.server.command`."""
     value: str
-    """Quoted as a shell takes it, on one line, with nothing hidden."""
+    """Quoted for a shell, on one line, with nothing hidden."""
     does: str
-    """What happens because of it."""
+    """What it makes jobs do."""
 
 
 def trusted_keys(section: Section, key: str = "") -> list[TrustedKey]:
-    """The keys of a section, and of all sections in it, that are marked `Trusted` and set."""
+    """Return the keys of a section, and of nested ones, that are marked `Trusted` and set."""
     found = []
     for name, field in type(section).model_fields.items():
         value, here = getattr(section, name), f"{key}.{name}" if key else name
@@ -40,14 +40,14 @@ def trusted_keys(section: Section, key: str = "") -> list[TrustedKey]:
 
 
 def plug_ins() -> list[str]:
-    """What installed packages add to nullsae, one line each; it runs with each command."""
+    """Return what installed packages add to nullsae, one line each; it runs with each command."""
     groups = [group for group in entry_points().groups if group.startswith(PLUG_INS)]
     found = [point for group in groups for point in entry_points(group=group)]
     return sorted({visible(f"{p.group} {p.name}: {p.value}".replace("\n", " ")) for p in found})
 
 
 def _sections(value: Any, key: str) -> Iterator[tuple[str, Section]]:
-    """The sections that a value is or holds, with their keys."""
+    """Yield the sections that a value is or contains, with their keys."""
     if isinstance(value, Section):
         yield key, value
     elif isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""The tables: one schema each, and the only way to write or read one.
+"""The tables: one schema each, and the only functions that write or read them.
 
-In: rows, or Parquet files. Out: Parquet files in exactly their schema, the same rows as the same
-bytes. Units stand in column names or in a field's `unit` metadata. Nothing here may know how a
-number is computed.
+In: rows, or Parquet files. Out: Parquet files in exactly their schema; the same rows give the same
+bytes. Units are in column names or in a field's `unit` metadata. Nothing here may know how a number
+is computed.
 """
 
 from nullsae.tables.io import (

@@ -1,4 +1,4 @@
-"""Tables that stages write per cell, without their partition keys, which stand in the path."""
+"""Tables that stages write per cell, without their partition keys, which are in the path."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
     "reconstruction": _table(
         CELL_KEYS,
         ("n_tokens n_latents d_model", "int"),
-        ("reason", "text?", "why figures are null that a site without variance does not have"),
+        ("reason", "text?", "why figures are null that a site without variance lacks"),
         ("explained_variance", "float?"),
-        ("explained_variance_all_tokens", "float?", "excluded tokens too"),
+        ("explained_variance_all_tokens", "float?", "including excluded tokens"),
         ("cosine", "float"),
         (
             "n_tokens_excluded",
             "int",
-            "by activations.exclude; n_tokens has the others",
+            "by activations.exclude; n_tokens counts the others",
         ),
-        ("excluded_variance_share", "float", "of the split's variance, in the excluded tokens"),
+        ("excluded_variance_share", "float", "of the split's variance, in excluded tokens"),
         ("l0", "float", "latents per token"),
         ("l1", "float", "activation units per token"),
         ("l2_ratio", "float?"),
@@ -52,36 +52,36 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("max_eigenvalue_share", "float?", "of the variance, along one eigenvector"),
         ("effective_rank", "float?", "exp of the entropy of the covariance's spectrum"),
         ("token_lookup_r2", "float?"),
-        ("token_lookup_tokens", "int", "that the means per token id were fitted on"),
+        ("token_lookup_tokens", "int", "to which the means per token id were fitted"),
         ("fidelity_tokens", "int?", "predicted tokens; null without a model (gaussian)"),
         ("ce_clean ce_sae ce_zero ce_mean kl_sae kl_zero", "float?", "nats per token"),
         ("ce_score", "float?"),
     ),
-    # The SAE on the activations of every variant, its own included.
+    # The SAE on the activations of every variant, including its own.
     "cross_evaluation": _table(
         CELL_KEYS,
         ("evaluated_on", "text", "variant whose activations are reconstructed"),
         ("evaluated_on_draw n_tokens", "int"),
         ("explained_variance", "float?"),
-        ("explained_variance_rescaled", "float?", "inputs brought to the SAE's mean norm first"),
+        ("explained_variance_rescaled", "float?", "inputs scaled to the SAE's mean norm first"),
         ("cosine", "float"),
         ("l0", "float", "latents per token"),
         ("alive_share", "float"),
     ),
-    # Sums over the tokens of one document of `eval`: the units that reconstruction metrics are
-    # resampled over. Their totals give back the row of `reconstruction`.
+    # Sums over the tokens of one document of `eval`: the units for resampling reconstruction
+    # metrics. Their totals give the row of `reconstruction`.
     "documents": _table(
         CELL_KEYS,
         ("document n_tokens", "int"),
         ("squared_error", "float", "activation units squared"),
-        ("squared_deviation", "float", "activation units squared, about the split's mean"),
+        ("squared_deviation", "float", "activation units squared, from the split's mean"),
         ("token_lookup_error", "float", "activation units squared, of the mean per token id"),
         ("cosine l0", "float", "summed over tokens"),
         ("l1 norm", "float", "activation units, summed over tokens"),
         ("fidelity_tokens", "int?", "predicted tokens; null outside the sample of fidelity"),
         ("ce_clean ce_sae ce_zero ce_mean kl_sae", "float?", "nats, summed over them"),
     ),
-    # The dictionary by itself; null where a direction is lacking.
+    # The dictionary by itself; null if a direction is missing.
     "geometry": _table(
         CELL_KEYS,
         ("n_latents", "int"),
@@ -115,19 +115,19 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("lr", "float"),
         ("fvu_loss", "float?", "fraction of variance unexplained, training batch"),
         ("auxk_loss", "float"),
-        ("sparsity_loss", "float", "penalty on activity, as weighted in the loss"),
+        ("sparsity_loss", "float", "sparsity penalty, as weighted in the loss"),
         ("heldout_explained_variance", "float?"),
         ("heldout_cosine heldout_alive_share", "float"),
         ("heldout_l0", "float", "latents per token"),
-        ("dead_share", "float", "latents that fired on none of the last dead_horizon_tokens"),
-        ("dead_horizon_tokens", "int", "of training, at most those seen; or the held-out ones"),
+        ("dead_share", "float", "latents that did not fire in the last dead_horizon_tokens"),
+        ("dead_horizon_tokens", "int", "training tokens, at most those seen; or held-out ones"),
         (
             "precision",
             "text?",
-            "of the products that `compute.precision` is for; null without steps",
+            "of the products set by `compute.precision`; null without steps",
         ),
-        ("differing_choice_share", "float?", "active latents that float32 had not chosen"),
-        ("tokens_per_second", "float?", "of this SAE's steps since the last row, wall clock"),
+        ("differing_choice_share", "float?", "active latents that float32 would not select"),
+        ("tokens_per_second", "float?", "over this SAE's steps since the last row, wall clock"),
     ),
     "latents": _table(
         CELL_KEYS,
@@ -136,7 +136,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("mean_activation", "float?", "activation units, over firings"),
         ("max_activation", "float", "activation units"),
         ("n_documents", "int"),
-        ("document_share", "float", "documents with a firing, of those of the split"),
+        ("document_share", "float", "share of the split's documents with a firing"),
         ("peak_document_share", "float?", "largest share of the firings in one document"),
         ("n_token_types", "int"),
         ("token_entropy_bits", "float?"),
@@ -164,10 +164,10 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
             for end, what in (("promoted", "raises"), ("suppressed", "lowers"))
             for column in (
                 (f"{end}_tokens", "ints?", f"ids whose logits its row {what} most; if sampled"),
-                (f"{end}_effects", "floats?", "on them, sd over the vocabulary from its mean"),
+                (f"{end}_effects", "floats?", "on these, in sd over the vocabulary from its mean"),
             )
         ),
-        ("ablation_firings", "int", "contexts in which a direction is taken away at a firing"),
+        ("ablation_firings", "int", "contexts in which a direction is ablated at a firing"),
         *(
             (f"{name} {name}_swapped {name}_random", "float?", what)
             for name, what in (
@@ -191,7 +191,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         CELL_KEYS,
         ("latent", "int"),
         ("window", "int", "index of the window in the split"),
-        ("pool", "text", "explain, score, or top: the strongest of all, for people"),
+        ("pool", "text", "explain, score, or top (the strongest, for people)"),
         ("active", "flag"),
         ("silent_kind", "text?", "how a silent window was chosen; null for active ones"),
         ("quantile", "int?", "0 is the strongest; null in the pool top, in order of strength"),
@@ -199,7 +199,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("start", "int", "flat token index in the split"),
         ("token_ids", "ints"),
         ("activations", "floats", "activation units"),
-        ("skipped", "flags", "tokens whose firings count as none: such as BOS; never marked"),
+        ("skipped", "flags", "tokens whose firings do not count, such as BOS; never marked"),
         ("token_frequencies", "floats", "of each token id, share of the split's tokens"),
     ),
     "coverage": _table(
@@ -208,14 +208,14 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("pass_share", "float"),
         ("n_sampled n_windows", "int"),
         ("n_windows_across_documents", "int", "left out"),
-        ("n_tokens_skipped", "int", "tokens whose firings count as none"),
+        ("n_tokens_skipped", "int", "tokens whose firings do not count"),
         ("n_tokens_excluded", "int", "by activations.exclude: never encoded"),
         ("n_firings_skipped", "int"),
         ("n_too_rare", "int", "latents with too few firings for the filter"),
         ("n_few_active_windows n_few_silent_windows", "int", "latents, of the others"),
         ("n_windows_too_short", "int", "centred: no room in the document; of all latents"),
         ("no_effects", "text?", "why effects on logits are null for all latents"),
-        ("no_causal_effects", "text?", "the same of effects that take passes of the subject"),
+        ("no_causal_effects", "text?", "the same for effects that need passes of the subject"),
     ),
     "explanations": _table(
         EXPLAINER_KEYS,
@@ -226,8 +226,8 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("model", "text?", "the language model that wrote it"),
         ("prompt_hash", "text?", "of the prompt's file"),
         ("n_example_repeats", "int?", "answers that repeated an example of the prompt"),
-        ("n_characters_cut", "int?", "of the explanation, behind the first 4000"),
-        ("base_probability", "float?", "null without token statistics, like what follows"),
+        ("n_characters_cut", "int?", "of the explanation, after the first 4000"),
+        ("base_probability", "float?", "null without token statistics, as are the following"),
         ("token_ids", "ints"),
         ("token_probabilities", "floats", "P(active | token)"),
         ("pair_previous_ids", "ints", "token before; empty without bigrams"),
@@ -253,6 +253,6 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("judge", "text?", "the language model that judged"),
         ("prompt_hash", "text?", "of the prompt's file"),
         ("auroc auprc f1 balanced_accuracy", "float?"),
-        ("placebo_auroc", "float?", "intruder: of a judge who knows only how frequent tokens are"),
+        ("placebo_auroc", "float?", "intruder: of a judge who knows only token frequencies"),
     ),
 }

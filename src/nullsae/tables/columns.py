@@ -17,9 +17,9 @@ _TYPES = {
 
 
 def schema(*columns: tuple[str, str] | tuple[str, str, str]) -> pa.Schema:
-    """Columns as (name, type) or (name, type, unit); a type ending in `?` may be null.
+    """Make a schema of columns (name, type) or (name, type, unit); types ending in `?` may be null.
 
-    Several names with a blank between them are columns alike.
+    Several names, separated by blanks, are columns of the same type.
     """
     fields = []
     for names, kind, *unit in columns:

@@ -1,7 +1,7 @@
-"""The tables of a study, and the only way to write or read one.
+"""The tables of a study, and the only functions that write or read them.
 
-Per-cell files hold a table without its partition keys (they are in the path); `results/tables`
-holds it with them.
+Per-cell files have a table without its partition keys, which are in the path; `results/tables` has
+it with them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nullsae.tables import study
 from nullsae.tables.cells import CELL_TABLES
 from nullsae.tables.columns import schema as columns_of
 
-# Columns that a clock gave. They stay in the cells' own files, because two runs of one config give
+# Columns with clock times. They stay in the cells' files, so that two runs of one config give
 # identical tables.
 MEASURED: dict[str, tuple[str, ...]] = {"history": ("tokens_per_second",)}
 
@@ -39,13 +39,13 @@ SCHEMAS: dict[str, pa.Schema] = {
     "latents_ranked": study.LATENTS_RANKED,
     "beating_placebo": study.BEATING_PLACEBO,
 }
-# Too large to be worth copying into results/tables: read them as a data set where they lie.
+# Too large to copy into results/tables: read the cells' files as a data set.
 NOT_AGGREGATED = ("windows",)
 AGGREGATED = tuple(name for name in SCHEMAS if name not in NOT_AGGREGATED)
 
 
 def cell_schema(table: str) -> pa.Schema:
-    """The schema of one cell's file of `table`, without partition keys."""
+    """Return the schema of a cell's file of `table`, without partition keys."""
     return CELL_TABLES[table][1]
 
 
@@ -55,8 +55,8 @@ def write_table(
     """Write rows as Parquet, atomically, in exactly this schema. The same rows give the same bytes.
 
     Raises:
-        ValueError: a column is missing or unknown, or a null stands where none may (a defect of
-            nullsae, not of its user).
+        ValueError: a column is missing or unknown, or has a null but may not. This is a bug of
+            nullsae, not a mistake of its user.
     """
     if isinstance(rows, pa.Table):
         if different := set(rows.column_names) ^ set(schema.names):
@@ -84,10 +84,10 @@ def read_table(
 ) -> pa.Table:
     """Read a Parquet file and check its columns against the schema.
 
-    `rebuild` is the command that makes a file that is no output of a rule.
+    `rebuild` is the command that makes the file, if it is not a rule's output.
 
     Raises:
-        UserError: missing, unreadable or of another schema; names the file and the rebuild command.
+        UserError: it is missing, unreadable or has another schema; names the file and the command.
     """
     rebuild = rebuild or rebuild_command(path)
     if not Path(path).is_file():
@@ -105,5 +105,5 @@ def read_table(
 
 
 def read_whole(root: Path, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """A table of all cells below `root`, checked as `read_table` does."""
+    """Read a table of all cells below `root`, checked as in `read_table`."""
     return read_table(root / paths.TABLE.format(table=table), SCHEMAS[table], columns=columns)

@@ -1,28 +1,28 @@
-"""Tables that are computed from those of all cells."""
+"""Tables that are computed from the tables of all cells."""
 
 from __future__ import annotations
 
 from nullsae.tables.cells import CELL_KEYS, SCORER_KEYS
 from nullsae.tables.columns import schema
 
-# One row per (subject, site, sae, explainer, scorer, metric, variant). The metric's own levels
-# that do not apply (an explainer, for explained variance) are null.
+# One row per (subject, site, sae, explainer, scorer, metric, variant). Keys that do not apply to a
+# metric (the explainer, for explained variance) are null.
 CONTRAST_KEYS = (
     ("subject site sae", "text"),
     ("explainer scorer", "text?"),
     ("metric variant", "text"),
 )
-WARNING = ("warning", "text?", "what speaks against the trained subject itself")
-ACCEPTED = ("accepted", "text?", "rules whose older code made files of it, with its hash")
+WARNING = ("warning", "text?", "a failing of the trained subject itself")
+ACCEPTED = ("accepted", "text?", "rules whose older code made some of its files, with the hash")
 STAGE_KEYS = (
     ("stage", "text", "model, dictionary, explanation or effect: what the null is a null of"),
     *CONTRAST_KEYS,
-    ("real null", "text", "what is compared; at the stage model trained and the variant"),
+    ("real null", "text", "what is compared; at the stage model, trained and the variant"),
 )
-ARMS_TOKENS = ("real_training_tokens training_tokens", "float?", "per SAE; null where not known")
+ARMS_TOKENS = ("real_training_tokens training_tokens", "float?", "per SAE; null if unknown")
 ARMS_L0 = ("real_l0 l0", "float?", "latents per token")
-# Columns named `real_` are of the real thing, which is of the trained subject at all stages; those
-# of the same name without it are of the null.
+# Columns named `real_` are about the real thing, which belongs to the trained subject at all
+# stages; those of the same name without it are about the null.
 CONTRASTS = schema(
     *STAGE_KEYS,
     ("unit", "text", "what is resampled within draw and seed: document or latent"),
@@ -43,16 +43,20 @@ CONTRASTS = schema(
     ("probability_of_superiority", "float?", "P(real > null) + P(equal) / 2, over units"),
     ("p_value", "float?", "of no difference, two-sided: inverts the interval"),
     ("margin", "float?", "differences below it count as none; null without a real value"),
-    ("margin_rule", "text", "where the margin comes from"),
+    ("margin_rule", "text", "rule that gives the margin"),
     ("p_minimum_effect", "float?", "of a difference within the margin, two-sided"),
     ("p_equivalence", "float?", "of a difference beyond the margin: two one-sided tests"),
     ("p_minimum_effect_holm p_equivalence_holm", "float?", "corrected within the family"),
-    ("is_beyond_margin", "flag?", "minimum-effect test, corrected; null where not tested"),
-    ("is_within_margin", "flag?", "equivalence test, corrected; null where not tested"),
+    ("is_beyond_margin", "flag?", "minimum-effect test, corrected; null if not tested"),
+    ("is_within_margin", "flag?", "equivalence test, corrected; null if not tested"),
     ("family", "text", "the contrasts that are corrected together"),
     ("n_family", "int", "how many of them are tested"),
     ("p_permutation", "float?", "two-sided, draws or seeds exchanged between the arms"),
-    ("detectable_difference", "float?", "seen beyond the margin with 80% power, Holm's first step"),
+    (
+        "detectable_difference",
+        "float?",
+        "found beyond the margin with 80% power, Holm's first step",
+    ),
     ("n_matched", "int?", "latents per cell, equal numbers per half-decade of firing share"),
     ("matched_real_value matched_value", "float?", "at equal firing rates"),
     ("matched_difference", "float?", "null minus real, at equal firing rates"),
@@ -78,7 +82,7 @@ VERDICTS = schema(
     WARNING,
     ACCEPTED,
 )
-# Means per cell with intervals: what figures are drawn from. `variant` includes `trained`.
+# Means per cell with intervals, which figures show. `variant` includes `trained`.
 SUMMARIES = schema(
     *CONTRAST_KEYS,
     ("unit", "text"),
@@ -88,8 +92,8 @@ SUMMARIES = schema(
     ("answered_share", "float?", "of the windows"),
     ("reason", "text?", "why a number is null"),
 )
-# What a metric's contrasts of one SAE say together, over all sites: with nulls, which a good metric
-# tells apart, and with positive controls, which it does not.
+# Counts over a metric's contrasts of one SAE, at all sites: with nulls, which a good metric tells
+# apart, and with positive controls, which it does not.
 DISCRIMINATING_POWER = schema(
     ("subject sae", "text"),
     ("explainer scorer", "text?"),
@@ -106,7 +110,7 @@ DISCRIMINATING_POWER = schema(
     ("n_controls_told_apart n_controls_equivalent", "int", "of these"),
     ("controls_not_told_apart_share", "float?", "of these; null without any"),
 )
-# What an explanation tells beyond tokens, and beyond another latent's explanation.
+# What an explanation adds to token statistics, and to another latent's explanation.
 INTERPRETABILITY = schema(
     *SCORER_KEYS,
     ("latent", "int"),
@@ -122,13 +126,13 @@ INTERPRETABILITY = schema(
     ("reason", "text?", "why a number is null"),
 )
 # One row per (cell, metric, null, latent) of `trained` and positive controls, for metrics of the
-# table `latents`: which latents beat placebo. Within a comparison sorted by q, then by value.
+# table `latents`: which latents beat placebo. Each comparison is sorted by q, then by value.
 LATENTS_RANKED = schema(
     *CELL_KEYS,
     ("latent", "int"),
     ("metric", "text"),
     ("value", "float", "the latent's own, in the metric's unit"),
-    ("direction", "int?", "1: expected above nulls, -1: below, 0: either; null where nulls differ"),
+    ("direction", "int?", "1: expected above nulls, -1: below, 0: either; null if nulls differ"),
     ("null", "text", "the variant that it is compared with; all: latents of all nulls together"),
     ("n_null", "int", "null latents in the same half-decade of the firing share"),
     ("p", "float?", "(1 + those at least as extreme) / (1 + n_null); twice the smaller tail for 0"),
@@ -136,7 +140,7 @@ LATENTS_RANKED = schema(
     ("rank", "int", "within the cell, metric and null; 1 has the smallest q"),
     ("reason", "text?", "why p and q are null"),
 )
-# What these come to: one row per (cell, metric, null).
+# Their counts: one row per (cell, metric, null).
 BEATING_PLACEBO = schema(
     *CELL_KEYS,
     ("metric null", "text"),
@@ -158,10 +162,10 @@ COSTS = schema(
     ("prompt_tokens completion_tokens", "int?", "of the calls"),
     ("cost_usd", "float?", "of all answers, whenever they were paid for"),
     ("paid_usd", "float?", "by the last run of the job"),
-    ("estimated_calls", "int?", "calls whose tokens were not counted, or not as can be true"),
+    ("estimated_calls", "int?", "calls whose token counts were missing or impossible"),
 )
-# Who made what: one row per artifact and job that made it or a part of it. Texts are `unknown` for
-# what was made before this was recorded, and null where a job did not use it.
+# Provenance: one row per artifact and job that made it or a part of it. Texts are `unknown` for
+# artifacts made before this was recorded, and null if a job did not use the thing.
 PROVENANCE = schema(
     ("kind", "text", "corpus, model, activations, sae, metrics, latents, explanations, scores, .."),
     ("corpus subject variant", "text?"),
@@ -171,15 +175,15 @@ PROVENANCE = schema(
     ("explainer scorer", "text?"),
     ("job", "int", "which of the jobs that made it, from 0"),
     ("verb nullsae", "text"),
-    ("commit", "text?", "the last that changed nullsae; + where files were changed since"),
+    ("commit", "text?", "the last that changed nullsae; + if files were changed since"),
     ("python", "text"),
     ("torch transformers", "text?"),
-    ("cuda", "text?", "what torch was built for"),
+    ("cuda", "text?", "the version that torch was built for"),
     ("device device_kind host", "text"),
     ("dtype", "text?", "what the job stored or computed in"),
     ("threads", "int?"),
-    ("precision", "text?", "of the products that choose latents, of jobs that train SAEs"),
+    ("precision", "text?", "of the products that select latents, in jobs that train SAEs"),
     ("revisions", "text?", "commits of what it read from the hub"),
-    ("tokens_seen", "int?", "that an SAE was trained on, each epoch counted"),
-    ("differs_from_trained", "text?", "in what the variant's cells differ from those of trained"),
+    ("tokens_seen", "int?", "by an SAE in training, summed over epochs"),
+    ("differs_from_trained", "text?", "how the variant's cells differ from those of trained"),
 )

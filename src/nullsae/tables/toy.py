@@ -9,12 +9,20 @@ from nullsae.tables.columns import schema
 TOY_KEYS = (("source", "text"), ("data", "text"), ("expansion", "int"), ("seed", "int"))
 # One row per SAE. Norms are those of each held-out sample, averaged.
 _COLUMNS = (
-    ("l1_coefficient", "float", "weight of mean |code| beside the mean squared error"),
+    (
+        "l1_coefficient",
+        "float",
+        "weight of mean |code| in the loss, relative to the mean squared error",
+    ),
     ("n_latents d_input", "int"),
     ("n_train n_heldout", "int", "samples"),
     ("mse", "float", "input units squared, per entry"),
-    ("explained_variance", "float?", "null where all held-out samples are the same"),
-    ("explained_variance_about_scalar", "float?", "about one mean of all entries: the paper's"),
+    ("explained_variance", "float?", "null if all held-out samples are the same"),
+    (
+        "explained_variance_about_scalar",
+        "float?",
+        "about a single mean of all entries, as in the paper",
+    ),
     ("explained_variance_of_mean", "float?", "of predicting each sample's own mean"),
     ("l0", "float", "latents per sample"),
     ("l1", "float", "standardized input units per sample"),
@@ -22,7 +30,7 @@ _COLUMNS = (
     ("hoyer", "float?", "over samples with an active latent"),
     ("active_share", "float", "samples with an active latent"),
     ("alive_share", "float", "latents that fired on a held-out sample"),
-    ("mmcs", "float?", "to the true features, where the samples are sums of them"),
+    ("mmcs", "float?", "to the true features, if the samples are sums of them"),
     ("mmcs_at_start", "float?", "the same of the decoder before training"),
     ("image_mmcs", "float?", "to the random network's images of the true features"),
     ("image_mmcs_at_start", "float?", "the same of the decoder before training"),

@@ -1,4 +1,4 @@
-"""What happens in a run of Snakemake, line by line in a file beside Snakemake's own log."""
+"""Write the events of a Snakemake run, one per line, in a file next to Snakemake's own log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nullsae.jobs.shared_training import rule_of
 from nullsae.paths import partition_keys
 from nullsae.watching import RUN_STARTED
 
-# Snakemake's own folder: nothing below `results/` changes, whoever looks on.
+# Snakemake's own folder: watching a run changes nothing below `results/`.
 FOLDER = Path(".snakemake/log")
 SUFFIX = ".events.jsonl"
 
@@ -31,15 +31,15 @@ def record_events(
     replies: str | None = None,
     max_cost_usd: float | None = None,
 ) -> None:
-    """Write what this run does from now on to a file of its own. Called by `onstart`.
+    """Write this run's events from now on to a file of its own. Called by `onstart`.
 
-    A file that cannot be written is a warning: no job depends on it.
+    If the file cannot be written, that is only a warning: no job depends on it.
 
     Args:
-        workflow: Snakemake's own.
-        planned_seconds: of a job of a rule that makes these cells; None where it is not known.
-        replies: the file of what language models have answered.
-        max_cost_usd: the limit of what they may cost.
+        workflow: Snakemake's workflow object.
+        planned_seconds: returns the time of a rule's job that makes these cells; None if unknown.
+        replies: the cache of language models' replies.
+        max_cost_usd: the limit of their cost.
     """
     logger = logging.getLogger("snakemake.logging")
     file = Path.cwd() / FOLDER / f"{datetime.now():%Y-%m-%dT%H%M%S.%f}{SUFFIX}"
@@ -61,20 +61,20 @@ def record_events(
         file.parent.mkdir(parents=True, exist_ok=True)
         logger.addHandler(EventsFile(file, first))
     except OSError as error:
-        log.warning("%s cannot be written (%s): nobody can watch", file, error.strerror)
+        log.warning("%s cannot be written (%s): this run cannot be watched", file, error.strerror)
         return
     logger.info("", extra={"event": RUN_STARTED, "file": str(file)})
 
 
 def _stage(rule: Any) -> str:
-    """A file of rules is a stage."""
+    """Return the stage of a rule: its file."""
     return Path(str(rule.snakefile)).stem
 
 
 def _jobs(
     dag: Any, planned_seconds: Callable[[str, list[Keys]], float | None]
 ) -> Iterator[dict[str, Any]]:
-    """The jobs that are about to run, each after those that it waits for; not targets."""
+    """Yield the jobs about to run, without targets, each after those that it waits for."""
     running = {job for job in dag.needrun_jobs() if job.output}
     for job in (job for level in dag.toposorted(running) for job in level):
         rule = rule_of(job.rule.name)
@@ -92,7 +92,7 @@ def _jobs(
 
 
 class EventsFile(logging.Handler):
-    """A line of JSON for each thing that happens; each has an `event` and a `time` in seconds."""
+    """Writes a line of JSON for each event, with an `event` and a `time` in seconds."""
 
     def __init__(self, file: Path, first: Mapping[str, Any]) -> None:
         super().__init__()
@@ -104,12 +104,12 @@ class EventsFile(logging.Handler):
             if (told := _told(record)) is not None:
                 self._write(told)
         except OSError:
-            pass  # a full disk is said where it hurts: by the jobs
+            pass  # the jobs report a full disk
         except Exception:
             self.handleError(record)
 
     def close(self) -> None:
-        """Snakemake has ended, whatever the way."""
+        """Record the end of the run, however it ended."""
         if not self._lines.closed:
             try:
                 self._write({"event": "ended"})
@@ -123,7 +123,7 @@ class EventsFile(logging.Handler):
 
 
 def _told(record: Any) -> dict[str, Any] | None:
-    """What a record of Snakemake's log says that is to be kept."""
+    """Return the event to write for a record of Snakemake's log, or None."""
     match getattr(record, "event", None):
         case "job_info":
             return {"event": "started", "job": record.jobid}

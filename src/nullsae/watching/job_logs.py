@@ -1,4 +1,4 @@
-"""What the log of a job says while it is written."""
+"""Read the log of a running job."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DEVICE = re.compile(r"; (?:cpu|cuda|mps): (?P<name>[^;\n]+?)(?:, [^;\n]*)?; host
 
 
 def progress(log: Path) -> str:
-    """Done, total, rate and time left, as the last line says that has them; else nothing."""
+    """Return done, total, rate and time left from the last line with them, or an empty text."""
     found = PROGRESS.findall(_end(log))
     return found[-1] if found else ""
 
 
 def seconds_left(told: str) -> float | None:
-    """The time left in what `progress` found."""
+    """Return the time left in what `progress` found."""
     if (found := LEFT.search(told)) is None:
         return None
     words = found[1].split()
@@ -33,7 +33,7 @@ def seconds_left(told: str) -> float | None:
 
 
 def device(log: Path) -> str:
-    """The name of the device that a job runs on, where its log says it."""
+    """Return the name of a job's device if its log has it, else an empty text."""
     try:
         with log.open("rb") as file:
             head = file.read(HEAD_BYTES).decode(errors="replace")
@@ -44,12 +44,12 @@ def device(log: Path) -> str:
 
 
 def last_lines(log: Path, n: int) -> list[str]:
-    """The last lines that are not empty, with what has no ink spelled out."""
+    """Return the last non-empty lines, with invisible characters spelled out."""
     return [line for line in _end(log).split("\n") if line.strip()][-n:]
 
 
 def _end(log: Path) -> str:
-    """The last bytes of a file, in whole lines; nothing where there is none."""
+    """Return the last bytes of a file, in whole lines; empty if there is no file."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

@@ -1,6 +1,6 @@
-"""What Snakemake prints with `--logger nullsae`: its own words, and a screen in place of its list.
+"""Snakemake's output with `--logger nullsae`: its messages, with a screen instead of its job list.
 
-The screen is drawn within Snakemake's process, so exit code, Ctrl-C and signals stay its own.
+The screen is drawn in Snakemake's own process, so exit code, Ctrl-C and signals stay as they are.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
     from nullsae.watching.run import Run
 
-# What the screen says better.
+# Events that the screen shows better.
 SHOWN = ("run_info", "resources_info", "job_info", "job_started", "job_finished", "progress")
 NOISE = ("Select jobs to execute...",)
-# Options by which somebody asks for Snakemake's own list.
+# Options that ask for Snakemake's own list.
 ASKED = ("dryrun", "verbose", "printshellcmds", "debug_dag")
 
 
 class LogHandler(LogHandlerBase):
-    """Prints the run; Snakemake's file of its log stays as it is."""
+    """Prints the run; Snakemake's log file stays as it is."""
 
     writes_to_stream = True
     writes_to_file = False
@@ -79,14 +79,14 @@ class LogHandler(LogHandlerBase):
             self._say(record)
 
     def close(self) -> None:
-        """Snakemake has ended."""
+        """Stop the screen at the end of the run."""
         self.stop.set()
         if self.run is not None:
             self.thread.join()
         super().close()
 
     def _start(self, file: Path) -> None:
-        """Show the run from now on."""
+        """Start to show the run."""
         from rich.console import Console
 
         from nullsae.watching.run import Run
@@ -103,12 +103,12 @@ class LogHandler(LogHandlerBase):
 
         try:
             show(run, self.console, self.stop, problems=False, lock=self.printing)
-        except Exception as error:  # the run goes on, in Snakemake's own words
+        except Exception as error:  # the run continues, with Snakemake's own messages
             self.is_plain = True
-            print(f"No screen any more: {error!r}", file=sys.stderr)
+            print(f"The screen stopped: {error!r}", file=sys.stderr)
 
     def _print_failure(self, record: Any) -> bool:
-        """Print which job failed, and how its log ends, if it is one of the run."""
+        """Print which job of the run failed and the end of its log; return whether it did."""
         from nullsae.watching.run import Problem
         from nullsae.watching.screen import print_problem
 
@@ -120,7 +120,7 @@ class LogHandler(LogHandlerBase):
         return True
 
     def _say(self, record: logging.LogRecord) -> None:
-        # The screen puts a stream of its own there, which prints above it.
+        # The screen replaces stderr by a stream that prints above it.
         with self.printing:
             if not self.common_settings.stdout:
                 self.own.stream = sys.stderr

@@ -1,4 +1,4 @@
-"""How far a run of Snakemake is, by its file of events."""
+"""The progress of a Snakemake run, from its file of events."""
 
 from __future__ import annotations
 
@@ -33,54 +33,54 @@ from nullsae.watching.told import (
 
 @dataclass
 class Job:
-    """One that the run is to do."""
+    """A job of the run."""
 
     number: int
-    """Snakemake's."""
+    """Snakemake's job id."""
     rule: str
     stage: str
     log: Path | None
     needs: list[int]
-    """Numbers of those that it waits for, which all stand before it."""
+    """Numbers of the jobs that it waits for, which all come before it."""
     planned_seconds: float | None
     gpu: bool
     threads: int
     state: Literal["waiting", "running", "finished", "failed"] = "waiting"
     started: float = 0.0
-    """Time in seconds since 1970, of the last attempt. On a cluster it begins in the queue."""
+    """Start of the last attempt, in seconds since 1970. On a cluster it includes the queue."""
     seconds: float = 0.0
-    """That it took, once it is finished."""
+    """Its duration, once it is finished."""
 
     @property
     def name(self) -> str:
         """The rule, and the keys of the cell."""
-        # The last key is in the name of the log.
+        # The last key is in the log's file name.
         keys = partition_keys(self.log.with_suffix("") / "log") if self.log else {}
         return " ".join([self.rule, *keys.values()])
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong."""
+    """A failure."""
 
     job: Job | None
-    """The one that failed; None for what Snakemake says beside."""
+    """The job that failed; None for other errors of Snakemake."""
     text: str = ""
     logs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """An estimate."""
+    """An estimate of the time left."""
 
     seconds: float
     is_least: bool
-    """Whether jobs are to come of which nothing is known, such as those that ask an endpoint."""
+    """Whether the time of some jobs is unknown, such as those that ask an endpoint."""
 
 
 @dataclass
 class Run:
-    """A run, as its file tells it; `update` reads what is new."""
+    """A run, as recorded in its file; `update` reads new events."""
 
     root: Path
     """The folder of the study."""
@@ -90,11 +90,11 @@ class Run:
     began: float = 0.0
     ended: float | None = None
     plan: Planned | None = None
-    """The first event; None where the file does not begin with one."""
+    """The first event; None if the file does not begin with one."""
     _read_bytes: int = 0
 
     def update(self) -> None:
-        """Read the whole lines that were added; one that is no event is passed over."""
+        """Read the complete lines that were added; skip those that are not events."""
         with self.file.open("rb") as file:
             file.seek(self._read_bytes)
             while line := file.readline(MAX_LINE_BYTES + 1):
@@ -135,7 +135,7 @@ class Run:
             rule=told.rule,
             stage=told.stage,
             log=self.root / told.log if told.log else None,
-            # Others would stand behind it.
+            # A job may only wait for earlier ones.
             needs=[need for need in told.needs if need in self.jobs],
             planned_seconds=told.seconds,
             gpu=told.gpu,
@@ -143,7 +143,7 @@ class Run:
         )
 
     def _is_dead(self) -> bool:
-        """Whether Snakemake was killed; of another machine nobody can say."""
+        """Return whether Snakemake was killed, which is known only on its own machine."""
         if self.plan is None or self.plan.host != socket.gethostname():
             return False
         try:
@@ -152,11 +152,11 @@ class Run:
             return True
 
     def of_state(self, state: str) -> list[Job]:
-        """The jobs in a state, in the order of the plan."""
+        """Return the jobs in a state, in the order of the plan."""
         return [job for job in self.jobs.values() if job.state == state]
 
     def stages(self) -> dict[str, tuple[int, int]]:
-        """Jobs that are finished, and all, of each stage, in the order of the workflow."""
+        """Return finished and all jobs of each stage, in the order of the workflow."""
         found = dict.fromkeys(self.plan.stages if self.plan else (), (0, 0))
         for job in self.jobs.values():
             done, total = found.get(job.stage, (0, 0))
@@ -164,14 +164,14 @@ class Run:
         return {stage: counts for stage, counts in found.items() if counts != (0, 0)}
 
     def paid_usd(self) -> float | None:
-        """What language models were paid for all replies that the study keeps; None without any."""
+        """Return the cost of all cached replies of language models; None without any."""
         if self.plan is None or self.plan.replies is None:
             return None
         file = self.root / self.plan.replies
         try:
             if not file.is_file():
                 return None
-            # Not `ReplyCache`, which may write.
+            # `ReplyCache` may write, and so is not used here.
             with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
                 return float(db.execute("SELECT cost_usd FROM spending").fetchone()[0])
         except (OSError, sqlite3.Error, TypeError, ValueError):  # busy, or of another version
@@ -179,15 +179,15 @@ class Run:
 
     @property
     def max_cost_usd(self) -> float | None:
-        """The limit of that."""
+        """The limit of the cost."""
         return None if self.plan is None else self.plan.max_cost_usd
 
     def time_left(self, now: float) -> TimeLeft:
-        """How long the jobs that are left take on what the run was given.
+        """Estimate the time of the remaining jobs on the run's resources.
 
-        They are scheduled as `nullsae plan` does it. A job takes what the plan says, times what
-        finished jobs of the same rule took of their plan, or of all rules where none of the same
-        has finished. A running one takes at least what its log says.
+        They are scheduled as in `nullsae plan`. A job's planned time is scaled by the ratio of
+        actual to planned time of finished jobs of its rule, or of all rules if none of its own has
+        finished. A running job takes at least the time left in its log.
         """
         left, estimates = list(self._to_come()), _Estimates(self.of_state("finished"))
         places = {job.number: place for place, job in enumerate(left)}
@@ -208,7 +208,7 @@ class Run:
         return TimeLeft(plan.seconds, is_least)
 
     def _to_come(self) -> Iterator[Job]:
-        """Jobs that are not finished and do not wait for one that failed."""
+        """Yield the jobs that are not finished and do not wait for a failed one."""
         lost = {job.number for job in self.of_state("failed")}
         stops = bool(lost) and not (self.plan and self.plan.keeps_going)
         for job in self.jobs.values():
@@ -218,19 +218,19 @@ class Run:
                 yield job
 
     def _machines(self, jobs: list[Job]) -> tuple[int, int]:
-        """How many jobs run at once, and how many of those that use a GPU."""
+        """Return how many jobs run at once, and how many of them on GPUs."""
         n = max(1, len(jobs))
         if self.plan is None:
             return n, n
         threads = max((job.threads for job in jobs), default=1)
         cores, at_once, gpus = self.plan.cores, self.plan.jobs_at_once, self.plan.gpus
-        # A cluster has no cores of this run's own.
+        # On a cluster the run has no cores of its own.
         slots = min(n, cores // threads if cores else n, at_once or n)
         return max(1, slots), max(1, n if gpus is None else gpus)
 
 
 class _Estimates:
-    """What jobs take, by the plan and by those that are finished."""
+    """Times of jobs, from the plan and the finished jobs."""
 
     def __init__(self, finished: list[Job]) -> None:
         by_rule: dict[str, list[Job]] = {}
@@ -247,27 +247,27 @@ class _Estimates:
 
 
 def _pace(finished: list[Job]) -> float | None:
-    """What jobs took, as a multiple of their plan."""
+    """Return the time that jobs took, as a multiple of their plan."""
     planned = sum(job.planned_seconds or 0.0 for job in finished)
     took = sum(job.seconds for job in finished if job.planned_seconds)
     return took / planned if planned else None
 
 
 def newest_run(root: Path) -> Run:
-    """The newest run of a study.
+    """Return the newest run of a study.
 
     Raises:
-        UserError: there was none, or its file does not say what it is to do.
+        UserError: there is none, or its file does not begin with a plan.
     """
     files = sorted((root / FOLDER).glob(f"*{SUFFIX}"))
     if not files:
         raise UserError(f"{root}: no run here yet; {way_to_run(root, 'starts one')}")
     run = Run(root, files[-1])
     try:
-        if run.file.is_file():  # and no pipe
+        if run.file.is_file():  # not a pipe
             run.update()
     except OSError as error:
         raise UserError(f"{run.file}: not readable ({error.strerror})") from None
     if run.plan is None:
-        raise UserError(f"{run.file}: its first line is no plan of a run; delete it, or run again")
+        raise UserError(f"{run.file}: its first line is not a run's plan; delete it, or run again")
     return run

@@ -1,4 +1,4 @@
-"""A run on a terminal: a screen that is drawn anew every two seconds; elsewhere a line a minute."""
+"""Show a run: on a terminal as a screen redrawn every two seconds, elsewhere as a line a minute."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nullsae.watching.run import Job, Problem, Run
 DRAW_SECONDS, LINE_SECONDS = 2.0, 60.0
 LOG_LINES = 10
 STAGES_IN_A_ROW = 3
-# In errors of Snakemake's; it holds the params of a job, which are pages of JSON.
+# The command in Snakemake's errors: it contains the params of a job, which are pages of JSON.
 COMMAND = re.compile(r"(?<=^Command) '.*'(?= (returned|died))", re.DOTALL | re.MULTILINE)
 
 
@@ -42,14 +42,14 @@ def show(
 
     Args:
         run: what to show.
-        console: a terminal gets a screen below all else that is printed, a file gets lines.
-        stop: set from another thread; the last state is shown then, too.
-        problems: whether to print what went wrong, as it comes.
-        lock: held while anything is printed. Other threads that print on the console hold it, too:
-            two that draw at once would leave pieces of an old screen.
+        console: a terminal gets a screen below all other output, a file gets lines.
+        stop: set from another thread; the last state is then still shown.
+        problems: whether to print failures as they occur.
+        lock: held while anything is printed. Other threads that print on the console must hold it
+            too: drawing at the same time would leave pieces of an old screen.
     """
     printed, next_line = 0, 0.0
-    # Only what goes to the terminal anyway may be printed above the screen.
+    # Redirect only streams that go to the terminal anyway to print above the screen.
     live = Live(
         console=console,
         auto_refresh=False,
@@ -80,7 +80,7 @@ def show(
 
 
 def print_problem(console: Console, problem: Problem) -> None:
-    """Print what failed, where its log is, and how that ends."""
+    """Print what failed, the path of its log, and the log's end."""
     if problem.job is None:
         _print_line(console, visible(shortened(problem.text)), "red")
         return
@@ -92,21 +92,21 @@ def print_problem(console: Console, problem: Problem) -> None:
                 _print_line(console, f"  | {text}")
             return
     for log in problem.logs:
-        _print_line(console, f"  {visible(str(log))}: empty, or not there")
+        _print_line(console, f"  {visible(str(log))}: empty or missing")
 
 
 def shortened(text: str) -> str:
-    """An error of Snakemake's without the command of the job, which its log follows."""
+    """Return an error of Snakemake without the job's command; the job's log is printed after it."""
     return COMMAND.sub("", text)
 
 
 def _print_line(console: Console, text: str, style: str = "") -> None:
-    """One line, whatever the width, to be copied and searched as a whole."""
+    """Print one line without wrapping, to be copied and searched whole."""
     console.print(Text(text, style), soft_wrap=True)
 
 
 def line(run: Run) -> str:
-    """How far a run is, in one line."""
+    """Return the progress of a run in one line."""
     n_done, n_jobs = len(run.of_state("finished")), len(run.jobs)
     counts = Counter(job.rule for job in run.of_state("running"))
     running = ", ".join(rule if n == 1 else f"{n} x {rule}" for rule, n in counts.items())
@@ -119,7 +119,7 @@ def line(run: Run) -> str:
 
 
 def last_line(run: Run) -> str:
-    """How a run ended."""
+    """Return how a run ended."""
     n_done, n_jobs, n_failed = (
         len(run.of_state("finished")),
         len(run.jobs),
@@ -134,7 +134,7 @@ def last_line(run: Run) -> str:
 
 
 def _state(run: Run) -> list[str]:
-    """Failures, time left, disk, money."""
+    """Return texts about failures, time left, disk and cost."""
     left = run.time_left(time.time())
     least = "at least" if left.is_least else "about"
     n_failed, paid = len(run.of_state("failed")), run.paid_usd()
@@ -148,7 +148,7 @@ def _state(run: Run) -> list[str]:
 
 
 def frame(run: Run, height: int) -> RenderableType:
-    """The screen, in at most so many lines."""
+    """Return the screen, in at most `height` lines."""
     n_done, n_jobs = len(run.of_state("finished")), len(run.jobs)
     failed, left, disk, paid = _state(run)
     so_far = duration(time.time() - run.began)
@@ -156,12 +156,12 @@ def frame(run: Run, height: int) -> RenderableType:
     head = f"{visible(run.root.resolve().name)}: {', '.join(filter(None, told))}"
     stages = _stages(run)
     running = sorted(run.of_state("running"), key=lambda job: job.started)
-    # Beside them: head, bar, foot, two empty lines, and the cursor's.
+    # Six more lines: head, bar, foot, two empty ones, and the cursor's.
     jobs, names = _jobs(running, max(2, height - stages.row_count - 6))
     foot = "; ".join(filter(None, [", ".join(names), disk, paid]))
     return Group(
         Text(head, "bold", no_wrap=True, overflow="ellipsis"),
-        Padding(ProgressBar(max(1, n_jobs), n_done), 0),  # which ends its line
+        Padding(ProgressBar(max(1, n_jobs), n_done), 0),  # ends the bar's line
         stages,
         Text(),
         jobs,
@@ -184,19 +184,19 @@ def _stages(run: Run) -> Table:
 
 
 def _jobs(running: list[Job], height: int) -> tuple[Table, list[str]]:
-    """The running jobs in so many lines, and the devices of those that are shown."""
+    """Return the running jobs in `height` lines, and the devices of those shown."""
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column(no_wrap=True, justify="right")
     devices: Counter[str] = Counter()
     for place, job in enumerate(running):
-        # A job may take two lines, and the last one is for those that find no room.
+        # A job may take two lines; the last line is for those without room.
         if table.row_count + 2 > height - 1 and place < len(running) - 1:
             table.add_row(Text(f"and {len(running) - place} more", "dim"))
             break
         told = job_logs.progress(job.log) if job.log else ""
         if job.log and is_queued(job.log, job.started):
-            told = "waits for its machine"
+            told = "waiting for its machine"
         table.add_row(Text(visible(job.name)), duration(time.time() - job.started))
         if told:
             table.add_row(Text(f"  {told}", "cyan"))
@@ -206,7 +206,7 @@ def _jobs(running: list[Job], height: int) -> tuple[Table, list[str]]:
 
 
 def is_queued(log: Path, started: float) -> bool:
-    """Whether a job has not begun to write its log, on a cluster whose clocks are a minute apart.
+    """Return whether a job has not started to write its log; clocks may be a minute apart.
 
     A job on this machine writes it at once.
     """

@@ -1,4 +1,4 @@
-"""What a line of a file of events may say. A line that says anything else is passed over."""
+"""Valid lines of a file of events; all others are skipped."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from nullsae.core.visible import visible
 
-# Of a line: that of the plan has some 300 bytes for each job.
+# The plan's line has about 300 bytes per job.
 MAX_LINE_BYTES = 2**26
 
 
 def _file(name: str) -> str:
-    """A name that a file can have."""
+    """Check that a text can be the name of a file."""
     if "\0" in os.fsdecode(os.fsencode(name)) or not Path(name).name:
-        raise ValueError("no name of a file")
+        raise ValueError("not a file name")
     return name
 
 
 File = Annotated[str, Field(max_length=4096), AfterValidator(_file)]
 Shown = Annotated[str, AfterValidator(visible)]
-# Seconds since 1970, and those that a job takes.
+# Seconds since 1970, and durations.
 Time = Annotated[float, Field(ge=0, le=1e11)]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 Number = Annotated[int, Field(ge=-1, lt=2**63)]
@@ -34,7 +34,7 @@ class _Told(BaseModel):
 
 
 class PlannedJob(_Told):
-    """A job that the run is to do."""
+    """A job of the run."""
 
     job: Number
     rule: Shown
@@ -47,7 +47,7 @@ class PlannedJob(_Told):
 
 
 class Planned(_Told):
-    """The first line: what the run is to do, and on what."""
+    """The first line: the run's jobs and resources."""
 
     event: Literal["planned"]
     time: Time
@@ -58,14 +58,14 @@ class Planned(_Told):
     gpus: int | None
     keeps_going: bool
     stages: list[Shown] = []
-    """All of the workflow, in its order; older files have none."""
+    """All stages of the workflow, in order; older files have none."""
     jobs: list[PlannedJob]
     replies: File | None
     max_cost_usd: Annotated[float, Field(ge=0, le=1e12)] | None
 
 
 class OfJob(_Told):
-    """What became of a job."""
+    """A job started or finished."""
 
     event: Literal["started", "finished"]
     time: Time
@@ -73,7 +73,7 @@ class OfJob(_Told):
 
 
 class Failed(_Told):
-    """A job failed; its logs."""
+    """A job failed."""
 
     event: Literal["failed"]
     time: Time
@@ -82,7 +82,7 @@ class Failed(_Told):
 
 
 class Error(_Told):
-    """What Snakemake says beside."""
+    """Another error of Snakemake."""
 
     event: Literal["error"]
     time: Time
@@ -90,7 +90,7 @@ class Error(_Told):
 
 
 class Ended(_Told):
-    """Snakemake's end."""
+    """Snakemake exited."""
 
     event: Literal["ended"]
     time: Time
@@ -101,10 +101,10 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="e
 
 
 def read_event(line: bytes) -> Event | None:
-    """An event from a line of JSON; None for any other line."""
+    """Parse an event from a line of JSON; None for any other line."""
     if len(line) > MAX_LINE_BYTES:
         return None
     try:
         return _EVENT.validate_json(line)
-    except ValueError:  # pydantic's own among them
+    except ValueError:  # includes pydantic's errors
         return None

@@ -1,6 +1,6 @@
-"""What each job computes, moves, writes and holds: one formula per rule, in the table `WORK`.
+"""Estimates of each job's compute, memory traffic, disk and memory: one formula per rule in `WORK`.
 
-All formulas, their sources and what they leave out stand in `docs/plan.md`.
+`docs/plan.md` has all formulas, their sources and what they leave out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from nullsae.jobs.grid import Keys
 from nullsae.jobs.work import latents, making, measuring
 from nullsae.jobs.work.amounts import SizedStudy, Work
 
-# In the order in which data flows.
+# In the order of the data flow.
 _FORMULAS: tuple[Callable[[SizedStudy, Keys], Work], ...] = (
     *(making.prepare_corpus, making.train_subject, making.retrain_subject, making.randomize_model),
     *(making.capture_portion, making.cache_activations, making.sample_gaussian),
@@ -22,17 +22,17 @@ _FORMULAS: tuple[Callable[[SizedStudy, Keys], Work], ...] = (
     *(measuring.explain_and_score, measuring.aggregate, measuring.report),
 )
 WORK = {formula.__name__: formula for formula in _FORMULAS}
-# Of rules whose jobs make several things: from the keys of each.
+# Rules whose jobs make several things: formulas of the keys of all.
 JOINT: dict[str, Callable[[SizedStudy, list[Keys]], Work]] = {
     "train_sae": making.train_saes,
     "evaluate_sae": measuring.evaluate_saes,
     "collect_latents": latents.collect_latents_of_all,
     "explain_and_score": measuring.explain_and_scores,
 }
-# Rules that no study of SAEs needs: `snakemake toy` alone runs them, in minutes on one core.
+# Rules that no study of SAEs needs: only `snakemake toy` runs them, in minutes on one core.
 NOT_PLANNED = ("toy", "train_toy", "report_toy")
 
 
 def job_work(study: SizedStudy, rule: str, cells: list[Keys]) -> Work:
-    """What a job takes that makes all of these cells."""
+    """Return the work of a job that makes all of these cells."""
     return JOINT[rule](study, cells) if rule in JOINT else WORK[rule](study, cells[0])

@@ -1,4 +1,4 @@
-"""What passes through transformers and SAEs compute and move: the parts that jobs consist of."""
+"""Work of passes through transformers and SAEs, the parts that jobs consist of."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from nullsae.jobs.grid import Keys
 
 # Passes over the logits of a token in float32, for a loss.
 LOGIT_PASSES = 6
-# An SAE's batch outside training, and the entries of its pre-activations at once.
+# An SAE's batch outside training, and the entries of pre-activations held at once.
 BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS, GPU_CHUNK_ENTRIES = 4096, 2**20, 256, 2**28
-# What a block holds of a token at once, about, in numbers for each dimension.
+# About how many numbers a block holds at once per token and dimension.
 BLOCK_NUMBERS = 20.0
-# What a job may load first, from the quickest on.
+# What a job may load first, fastest first.
 IMPORTS = ("light", "torch", "optimizer", "transformers", "all")
-# What adds up over the parts of a job.
+# Fields that add up over the parts of a job.
 SUMMED = ("forward_flops", "forward_elements", "product_flops", "moved_bytes", "host_seconds")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one job takes."""
+    """The work of one job."""
 
     tokens: int = 0
-    """Tokens of the corpus that it goes through, each pass counted."""
+    """Tokens of the corpus that it processes, summed over passes."""
     forward_flops: float = 0.0
-    """Of transformers, in their own type."""
+    """Operations of transformers, in their own dtype."""
     forward_elements: float = 0.0
-    """Tokens x blocks x width: what is read and written beside the products."""
+    """Tokens x blocks x width: a measure of memory traffic besides the products."""
     product_flops: float = 0.0
-    """Dense products in float32, of SAEs above all."""
+    """Operations of dense products in float32, mostly of SAEs."""
     moved_bytes: float = 0.0
-    """Read and written in memory."""
+    """Bytes read and written in memory."""
     host_seconds: float = 0.0
-    """Python and NumPy on a core of the reference CPU."""
+    """Time of Python and NumPy on a core of the reference CPU."""
     imports: str = "light"
     """What it loads first: light, torch, torch with an optimizer, transformers, or all."""
     written_bytes: float = 0.0
-    """That stay."""
+    """Bytes on disk that stay."""
     work_bytes: float = 0.0
-    """That it keeps in `results/work` until it ends."""
+    """Bytes in `results/work` until it ends."""
     held_bytes: float = 0.0
-    """Of memory that it holds at its highest, beside Python and its libraries."""
+    """Peak memory, without Python and its libraries."""
     gpu_bytes: float = 0.0
-    """Of a GPU's memory that its tensors hold at their highest, where it runs on one."""
+    """Peak memory of its tensors on a GPU, if it runs on one."""
     gpu: bool = False
-    """Whether it runs on the GPU where there is one."""
+    """Whether it runs on the GPU if there is one."""
     dtype: str = "float32"
-    """Of the transformer."""
+    """Type of the transformer."""
 
     @property
     def flops(self) -> float:
@@ -60,7 +60,7 @@ class Work:
         return self.forward_flops + self.product_flops
 
     def shared(self, n_jobs: int) -> Work:
-        """One of n jobs that share this work, whose result another job keeps."""
+        """Return the work of one of n jobs that share this, whose result another job keeps."""
         parts = {name: getattr(self, name) / n_jobs for name in SUMMED}
         return replace(self, **parts, tokens=self.tokens // n_jobs, written_bytes=0.0)
 
@@ -72,38 +72,38 @@ class CorpusSize:
     sae_train_tokens: int
     eval_tokens: int
     read_tokens: int
-    """That have to be read to find these."""
+    """Tokens to read to get these."""
     counted: bool
-    """Counted in `results/`, or by the config; else estimated from the number of characters."""
+    """Whether counted in `results/` or set by the config, not estimated from characters."""
 
     def of(self, split: str) -> int:
-        """Tokens of a split."""
+        """Return the tokens of a split."""
         return self.sae_train_tokens if split == "sae_train" else self.eval_tokens
 
 
 @dataclass(frozen=True)
 class SizedStudy:
-    """A config with the sizes of what it names."""
+    """A config with the sizes of its models and corpora."""
 
     config: Config
     sizes: Mapping[str, Size]
     corpora: Mapping[str, CorpusSize]
     judges: Mapping[str, Size] = field(default_factory=dict)
-    """Of the models that scorers run in their jobs, by scorer."""
+    """Sizes of the models that scorers run in their jobs, by scorer."""
 
     @property
     def on_cpu(self) -> bool:
         return self.config.compute.device == "cpu"
 
     def corpus(self, keys: Keys) -> CorpusSize:
-        """Of a job's subject."""
+        """Return the corpus of a job's subject."""
         return self.corpora[self.config.subjects[keys["subject"]].corpus]
 
     def context_tokens(self, keys: Keys) -> int:
         return self.config.corpora[self.config.subjects[keys["subject"]].corpus].context_tokens
 
     def cached(self, keys: Keys, split: str) -> int:
-        """Tokens of a split whose activations are kept."""
+        """Return the tokens of a split whose activations are kept."""
         whole = self.corpus(keys)
         if split == "eval":
             return whole.eval_tokens
@@ -112,34 +112,34 @@ class SizedStudy:
         return kept // context * context
 
     def trained_tokens(self, keys: Keys) -> int:
-        """Tokens that SAEs are trained on, in one epoch."""
+        """Return the tokens that SAEs are trained on, in one epoch."""
         whole = self.corpus(keys).sae_train_tokens
         return min(self.config.activations.sae_train_tokens, whole)
 
     def recipe(self, keys: Keys) -> Sae:
-        """How an SAE is made; of one that is made from another, how that one is."""
+        """Return the recipe of an SAE, or of the SAE that it is made from."""
         found = self.config.saes[recipe_name(keys["sae"])]
         source = found.origin.source
         return found if source is None else self.config.saes[source]
 
     def sae(self, keys: Keys) -> tuple[Sae, int, int]:
-        """Recipe, width of its site, and latents of an SAE."""
+        """Return an SAE's recipe, width of its site, and number of latents."""
         recipe = self.recipe(keys)
         return recipe, self.site_width(keys), self.width(keys, recipe)
 
     def site_width(self, keys: Keys) -> int:
-        """Dimensions of a job's site."""
+        """Return the dimensions of a job's site."""
         return self.sizes[keys["subject"]].width(keys["site"])
 
     def chunk(self, keys: Keys) -> int:
-        """Tokens that are captured, sampled or read at once."""
+        """Return how many tokens are captured, sampled or read at once."""
         kept = self.cached(keys, keys.get("split", "sae_train"))
         return min(self.config.activations.shard_tokens, kept)
 
     def pass_bytes(self, keys: Keys, n_contexts: int, *, head: bool) -> float:
-        """A subject and one batch through it: a block's tensors, `BLOCK_NUMBERS` d a token.
+        """Return the memory of a subject and a batch in it: `BLOCK_NUMBERS` d per token of a block.
 
-        What is not read of a file that is mapped takes no memory.
+        Parts of a mapped file that are not read take no memory.
         """
         size, tokens = self.sizes[keys["subject"]], n_contexts * self.context_tokens(keys)
         number = size.d_model * BYTES[size.dtype]
@@ -148,13 +148,13 @@ class SizedStudy:
         return size.weight_bytes - unread + tokens * BLOCK_NUMBERS * number + logits
 
     def width(self, keys: Keys, recipe: Sae) -> int:
-        """Latents of an SAE; 16 times the site's width for a pretrained one, which alone knows."""
+        """Return the latents of an SAE; 16 times the site's width for a pretrained one."""
         d, size = self.site_width(keys), self.sizes[keys["subject"]]
         return recipe.width(d, size.vocab_size) or 16 * d
 
 
 def sharing_passes(study: SizedStudy, cells: Sequence[Keys]) -> list[list[Keys]]:
-    """SAEs of a job in groups that share what computes activations; each alone if they are kept."""
+    """Group a job's SAEs by shared passes that compute activations; one each if these are kept."""
     settings = study.config.activations
     if settings.kept:
         return [[cell] for cell in cells]
@@ -168,10 +168,11 @@ def sharing_passes(study: SizedStudy, cells: Sequence[Keys]) -> list[list[Keys]]
 def forward(
     size: Size, n_tokens: float, context: int, *, blocks: int | None = None, head: bool = False
 ) -> Work:
-    """A forward pass: 2 operations per weight and token, and 4 T d for attention over T tokens.
+    """Return the work of a forward pass.
 
-    Kaplan et al. 2020 (arXiv 2001.08361), table 1, without the embeddings, which are looked up, and
-    with all T keys per query: masked ones are computed too.
+    It takes 2 operations per weight and token, and 4 T d for attention over T tokens: Kaplan et al.
+    2020 (arXiv 2001.08361), table 1, without the embeddings, which are looked up, and with all T
+    keys per query, as masked ones are computed too.
     """
     n = size.n_layers if blocks is None else blocks
     per_token = n * (2.0 * size.block_weights + 4.0 * context * size.attention_width)
@@ -189,16 +190,16 @@ def forward(
 
 
 def together(*parts: Work, **given: Any) -> Work:
-    """The sum of several parts of one job; `given` is added, or says what is no sum."""
+    """Sum the parts of one job; `given` is added, or sets the fields that are not sums."""
     added = {n: sum(getattr(part, n) for part in parts) + given.pop(n, 0.0) for n in SUMMED}
     dtype = next((part.dtype for part in parts if part.forward_flops), "float32")
     return Work(**{"tokens": sum(part.tokens for part in parts), "dtype": dtype, **added, **given})
 
 
 def in_turn(parts: Sequence[Work]) -> Work:
-    """One job that does several things after each other: it starts once, and holds the largest.
+    """Return the work of one job that runs several parts in sequence.
 
-    It imports what the one imports that needs most.
+    It starts once, with the imports of the part that needs most, and its memory is the largest.
     """
     return together(
         *parts,
@@ -212,10 +213,10 @@ def in_turn(parts: Sequence[Work]) -> Work:
 
 
 def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
-    """Encode and decode n tokens by an SAE of m latents at a width of d.
+    """Return the work to encode and decode n tokens with an SAE of m latents and width d.
 
-    One product, one read of its result for the choice, two passes over the rows of the hits; the
-    nulls that are not trained look up or project.
+    One product, one read of its result to select, two passes over the rows of the hits; untrained
+    nulls look up or project.
     """
     k = recipe.kept
     product = 2.0 * d * m * recipe.origin.product_share
@@ -224,17 +225,17 @@ def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
 
 
 def sae_bytes(d: int, m: int, dtype: str = "float32") -> float:
-    """sae.safetensors: two matrices, and two vectors in float32."""
+    """Return the size of sae.safetensors: two matrices, and two vectors in float32."""
     return BYTES[dtype] * 2.0 * m * d + 4.0 * (m + d)
 
 
 def coding_bytes(recipe: Sae, d: int, m: int) -> float:
-    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations."""
+    """Return the memory to encode: 1.5 times the SAE's weights, a batch, pre-activations."""
     batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
     return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)
 
 
 def coding_gpu_bytes(recipe: Sae, d: int, m: int) -> float:
-    """The same on a GPU, which takes more tokens' pre-activations at once."""
+    """Return the same for a GPU, which computes more tokens' pre-activations at once."""
     batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
     return 1.5 * sae_bytes(d, m) + batch + 8.0 * min(BATCH_TOKENS * m, GPU_CHUNK_ENTRIES)

@@ -1,7 +1,7 @@
-"""Formulas of `collect_latents`: time, and all that it holds, in the sizes of a study.
+"""Formulas of `collect_latents`: its time and memory, from the sizes of a study.
 
-Constants in seconds are of one core of the reference CPU. d is the width of a subject, m the
-latents of an SAE.
+Constants in seconds are for one core of the reference CPU. d is the width of a subject, m the
+number of latents of an SAE.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ from nullsae.jobs.work.making import anew, anew_bytes
 
 FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
 LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
-# What writing tables loads and keeps, with gaps between pieces that passes have freed.
+# Memory of the libraries that write tables, and gaps between blocks that passes have freed.
 WRITING_BYTES = 8e7
-# Of a firing on disk: its position and its value.
+# A firing on disk: its position and its value.
 SPOOLED_BYTES = 8.0
-# Firings of a run, of a piece that is described, and what one takes while it waits, while runs are
+# Firings per run and per piece to describe; bytes of a firing while it waits, while runs are
 # sorted, while it is described, and in the search for silent windows.
 RUN_FIRINGS, PIECE_FIRINGS = 2**20, 2**19
 HELD_FIRING, SORTED_FIRING, DESCRIBED_FIRING, CO_OCCURRING_FIRING = 10.0, 30.0, 150.0, 30.0
-# Tokens that are captured at once to take latents away, rows of a pass, and its logits, on a CPU;
-# how many times as many on a GPU; bytes of a logit.
+# To ablate latents on a CPU: tokens captured at once, rows of a pass, and its logits; how many
+# times more on a GPU; bytes of a logit.
 CAUSAL_TOKENS, CAUSAL_ROWS, CAUSAL_LOGITS, CAUSAL_ON_GPU = 2**12, 2**7, 2**21, 4
 CAUSAL_LOGIT_BYTES = 60.0
-# Effects of three directions that a product computes; those that are ranked at once on a CPU (on a
-# GPU, all), or as many successors or firings; bytes of one, and of a token with its successor.
+# Effects (of three directions) per product, those ranked at once on a CPU (on a GPU, all), which
+# also limits successors and firings; bytes of each, and of a token with its successor.
 EFFECTS, EFFECT_BYTES, RANKED, RANKED_EFFECT_BYTES, PAIR_BYTES = 2**21, 12.0, 2**18, 250.0, 40.0
 
 
 def collect_latents(study: SizedStudy, keys: Keys) -> Work:
-    """One SAE."""
+    """Return the work for one SAE."""
     return collect_latents_of_all(study, [keys])
 
 
 def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
-    """The SAEs of a job, one after the other, but for passes that compute activations for several.
+    """Return the work for a job's SAEs, in sequence except for shared passes.
 
-    Held: `_held`; of SAEs that share a pass, all, and a run of firings of each, until they are
-    described in turn. What the data decide counts at its most: k firings on
-    each token, as many sampled latents as are asked for, and all latents through the filter as far
-    as their firings go. It is bounded, and a job that is killed for its memory starts anew. On
-    disk: `SPOOLED_BYTES` a firing, and as much again while those of an SAE are put together.
+    Memory: `_held`; SAEs that share a pass are all in memory, with a run of firings each, until
+    they are described in turn. Amounts that depend on the data count at their maximum, because a
+    job killed for its memory starts over: k firings per token, all requested latents sampled, and
+    as many latents past the filter as there are firings for. On disk: `SPOOLED_BYTES` per firing,
+    and as much again while those of an SAE are joined.
     """
     parts = [_described(study, cell) for cell in cells]
     for group in sharing_passes(study, cells):
@@ -85,7 +85,7 @@ def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
 
 
 def _described(study: SizedStudy, keys: Keys) -> Work:
-    """Encode `eval`, sort firings, cut windows of the sampled latents; passes of the subject."""
+    """Return the work to encode `eval`, sort firings, cut windows, and run the subject."""
     (recipe, d, m), settings = study.sae(keys), study.config.latents
     passes, n = causal_passes(study, keys), study.cached(keys, "eval")
     rows, firing_seconds = (
@@ -104,23 +104,23 @@ def _described(study: SizedStudy, keys: Keys) -> Work:
 
 
 class _Held(NamedTuple):
-    """Bytes that one SAE takes."""
+    """Bytes of memory for one SAE."""
 
     sae: float
     waiting: float
-    """From the pass on until it is described."""
+    """From its pass until it is described."""
     encoding: float
-    """Beside, while it encodes, or sorts a run."""
+    """In addition, while it encodes or sorts a run."""
     described: float
-    """At most once it is described, itself included."""
+    """At most while it is described, including itself."""
     coding: float
-    """Of a GPU, while it encodes."""
+    """On a GPU, while it encodes."""
     on_gpu: float
-    """Of a GPU, later."""
+    """On a GPU, later."""
 
 
 def _firings(study: SizedStudy, keys: Keys) -> int:
-    """The most that an SAE can have in `eval`."""
+    """Return the most firings that an SAE can have in `eval`."""
     return study.cached(keys, "eval") * study.recipe(keys).kept
 
 
@@ -149,10 +149,10 @@ def _held(study: SizedStudy, keys: Keys) -> _Held:
 
 
 def effects_bytes(study: SizedStudy, keys: Keys, *, gpu: bool) -> float:
-    """The subject, and what asks it: the most of ranks of direct effects, and of changed passes.
+    """Return the memory of the subject, and the larger of ranked direct effects and edited passes.
 
-    A rank is that of one of three directions among the effects on all tokens; a random one is drawn
-    for each latent. Of a pass: activations before the change, logits, and log-probabilities.
+    Effects of three directions are ranked over all tokens; each latent has its own random one. An
+    edited pass has activations before the edit, logits, and log-probabilities.
     """
     (_, d, m), settings = study.sae(keys), study.config.latents
     size, n_eval = study.sizes[keys["subject"]], study.corpus(keys).eval_tokens
@@ -160,7 +160,7 @@ def effects_bytes(study: SizedStudy, keys: Keys, *, gpu: bool) -> float:
     passing = min(m, _firings(study, keys) // settings.min_firings)
     ranked = max(min(EFFECTS if gpu else RANKED, passing * vocab), vocab)
     times = CAUSAL_ON_GPU if gpu else 1
-    # The map to the logits, which is centred in a copy.
+    # The map to the logits, and a centred copy.
     direct = 4.0 * vocab * d + max(
         4.0 * vocab * d,
         sae_bytes(d, m) / 2
@@ -177,10 +177,10 @@ def effects_bytes(study: SizedStudy, keys: Keys, *, gpu: bool) -> float:
 
 
 def causal_passes(study: SizedStudy, keys: Keys) -> list[Work]:
-    """Passes in which a direction is taken away, or added, or a token is written; none without any.
+    """Return the passes that ablate or add a direction, or write a token; none without a model.
 
-    Contexts are cut behind the change, in the middle on average. Passes with a direction begin at
-    the site, four for each place; the head reads one token of each.
+    Contexts are cut after the edit, in the middle on average. Passes with a direction start at the
+    site, four per place; the head reads one token of each.
     """
     settings, size = study.config.latents, study.sizes[keys["subject"]]
     if not has_model(keys["variant"]) or keys["site"] == "embed":
@@ -200,13 +200,13 @@ def causal_passes(study: SizedStudy, keys: Keys) -> list[Work]:
 
 
 def windows_of(study: SizedStudy) -> int:
-    """Windows that are cut for a latent."""
+    """Return the number of windows cut for a latent."""
     s = study.config.latents
     silent = s.score_silent_windows * len(s.silent_windows)
     return s.explain_active_windows + s.explain_silent_windows + s.score_active_windows + silent
 
 
 def window_bytes(study: SizedStudy) -> float:
-    """The windows of an SAE in memory."""
+    """Return the memory of an SAE's windows."""
     settings = study.config.latents
     return settings.n_sampled * windows_of(study) * (12.0 * settings.window_tokens + 60)

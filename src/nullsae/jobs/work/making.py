@@ -1,6 +1,6 @@
 """Formulas of the rules that make what is measured: corpora, subjects, activations, SAEs.
 
-Seconds are of one core of the reference CPU; d is the width of a subject, m the latents of an SAE.
+Seconds are for one core of the reference CPU; d is the width of a subject, m the latents of an SAE.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys, captured_sites
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 
-# The largest block that glibc keeps when it is freed, for others of its size or less.
+# The largest freed block that glibc keeps for reuse.
 KEPT_BLOCK = 2.0**25
-# Bytes beside each stored activation: its position, int64, and its norm, float32.
+# Bytes next to each stored activation: its position, int64, and its norm, float32.
 ROW_BYTES = 8 + 4
 # A token in a corpus: its id and its document, int32 each.
 TOKEN_BYTES = 8
-# Of UTF-8 text per token on disk; and at most so much of it in memory while a corpus is sorted,
-# twice, and so many tokens, of 20 bytes, while it is packed.
+# Bytes of UTF-8 text per token on disk; the most of it in memory, twice, while a corpus is sorted;
+# and the most tokens, of 20 bytes, while it is packed.
 TEXT_BYTES, SPOOLED_BYTES, PACKED_TOKENS, PACKED_BYTES = 4.0, 2**25, 2**20, 20.0
 NEWTON_SCHULZ_STEPS = 5
 EVALUATED_LAYERS_TOKENS = 8_192
-# Per token, measured: docs/plan.md.
+# Seconds per token, measured: docs/plan.md.
 TOKENIZE_SECONDS, TRAIN_TOKENIZER_SECONDS, NGRAM_SECONDS = 1.0e-6, 1.0e-6, 0.7e-6
 STDLIB_SECONDS, NGRAM_TOKENS = 4.3, 10_000_000
 # Five passes over the rows of the hits (docs/performance.md), and Adam with the norms of rows.
 HIT_PASSES, ADAM_BYTES = 5, 40
-# Calls of one optimizer step, whatever its size.
+# Overhead of calls per optimizer step.
 STEP_SECONDS = 1.5e-3
-# Calls of forward, backward and optimizers in one block, whatever its size.
+# Overhead of calls per block and step of a subject's training.
 BLOCK_STEP_SECONDS = 4e-3
-# Two draws, moments, correlations and checksums of an entry.
+# Per entry of a weight: two draws, moments, correlations and checksums.
 GATE_SECONDS = 1.2e-7
-# A number of a Gaussian sample: its draw in float64, moments and gates.
+# Per number of a Gaussian sample: its draw in float64, moments and gates.
 NORMAL_SECONDS = 1.1e-7
 # Per entry of a tensor that gates compare: two copies in float64, and a third while it is drawn.
 COMPARED_BYTES = 24.0
-# The loss of a variant is taken over so many contexts, and so many bytes of logits, at once.
+# The loss of a variant is computed over this many contexts, and bytes of logits, at once.
 LOSS_CONTEXTS, LOSS_LOGIT_BYTES = 32, 2**28
 # Activations of a chunk: one captured, one written, both permuted or pinned.
 CHUNK_COPIES = 4
-# Tokens that an SAE's start is fitted to; of each number, 50 steps of their geometric median.
+# Tokens that an SAE's initialization is fitted to; 50 steps of the geometric median per number.
 SAMPLE_TOKENS, MEDIAN_BYTES = 32_768, 50 * 24.0
-# Of a latent, while gates compare products of its row with 256 others: five numbers in float64.
+# Per latent, while gates compare products of its row with 256 others: five numbers in float64.
 GATED_BYTES = 5 * 8.0 * 256
 
 
 def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
-    """Read, hash, tokenize, pack, and count pairs of tokens for the bigram's loss.
+    """Return the work to read, hash, tokenize, pack, and count token pairs for the bigram loss.
 
-    Held: buffers up to a fixed size, then pairs, as int64 three times. On disk while it runs: the
-    texts, but of a stream only those that its tokenizer is trained on; 4 bytes per packed token.
+    Memory: buffers up to a fixed size, then pairs, as int64 three times. On disk while it runs: the
+    texts (of a stream, only those that train a tokenizer), and 4 bytes per packed token.
     """
     corpus, size = study.config.corpora[keys["corpus"]], study.corpora[keys["corpus"]]
     source, counted = corpus.source, min(size.sae_train_tokens, NGRAM_TOKENS)
@@ -84,7 +84,7 @@ def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
 
 
 def publishing(study: SizedStudy, keys: Keys) -> Work:
-    """Save a variant, load it again, its loss on all of `eval`, its health on some of it."""
+    """Return the work to save and reload a variant, and run its gates on `eval`."""
     size, context = study.sizes[keys["subject"]], study.context_tokens(keys)
     n_eval = study.corpus(keys).eval_tokens
     health = min(EVALUATED_LAYERS_TOKENS, n_eval)
@@ -99,19 +99,19 @@ def publishing(study: SizedStudy, keys: Keys) -> Work:
 
 
 def train_subject(study: SizedStudy, keys: Keys) -> Work:
-    """Forward and backward, three forward passes (Kaplan et al. 2020), and Muon's iteration.
+    """Return the work of a training: steps of three forward passes (Kaplan et al. 2020), and Muon.
 
-    Held: five times the weights (gradients, two moments, the start), and a batch: 68 d + 10 T heads
-    bytes per token and block in float32, T the tokens of a context: twice table 2 of Korthikanti et
-    al. 2022 (arXiv 2205.05198), which is for half precision.
+    Memory: five times the weights (gradients, two moments, the initial ones), and a batch: 68 d +
+    10 T heads bytes per token and block in float32, T the tokens of a context: twice table 2 of
+    Korthikanti et al. 2022 (arXiv 2205.05198), which is for half precision.
     """
     return _train(study, keys, published=2)
 
 
 def retrain_subject(study: SizedStudy, keys: Keys) -> Work:
-    """One more training, whose start is not kept; or a model that was trained elsewhere.
+    """Return the work of another training, without initial weights; or of a model made elsewhere.
 
-    Held, of the latter: it, and the subject that it is compared with.
+    The latter holds itself, and the subject that it is compared with, in memory.
     """
     if isinstance(study.config.subjects[keys["subject"]].source, TrainSource):
         return _train(study, keys, published=1)
@@ -124,7 +124,7 @@ def _train(study: SizedStudy, keys: Keys, *, published: int) -> Work:
     assert isinstance(source, TrainSource)
     context, d = study.context_tokens(keys), float(size.d_model)
     once = forward(size, source.steps * source.batch_contexts * context, context, head=True)
-    # Matrices r x c, r <= c: X X^T, its square, and their product with X, five times a step.
+    # Matrices r x c, r <= c: X X^T, its square, and their product with X, five times per step.
     shapes = ((d, 3 * d), (d, d), (d, 4 * d), (d, 4 * d))
     muon = sum(4 * r * r * c + 2 * r**3 for r, c in shapes) * NEWTON_SCHULZ_STEPS * size.n_layers
     each = publishing(study, keys)
@@ -143,11 +143,11 @@ def _train(study: SizedStudy, keys: Keys, *, published: int) -> Work:
 
 
 def randomize_model(study: SizedStudy, keys: Keys) -> Work:
-    """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread.
+    """Return the work to draw twice, compare and publish; draws are by one thread on the CPU.
 
-    Held: the weights that are drawn, with the original, which is mapped, and 24 bytes per entry of
-    the largest tensor while gates compare it in float64; or with what was saved, read again, and
-    logits. The initializer's draws are whole models.
+    Memory: the drawn weights, the mapped original, and 24 bytes per entry of the largest tensor
+    while gates compare it in float64; or the drawn weights, those reread, and logits. The
+    initializer draws whole models.
     """
     size, variant = study.sizes[keys["subject"]], VARIANTS[keys["variant"]]
     published = publishing(study, keys)
@@ -161,7 +161,7 @@ def randomize_model(study: SizedStudy, keys: Keys) -> Work:
         host_seconds=size.n_parameters * (GATE_SECONDS if variant.changes_weights else 0.0),
         written_bytes=published.written_bytes if variant.has_own_weights() else 0.0,
         held_bytes=models * size.weight_bytes + max(compared, batch + 3.0 * logits),
-        # One model at a time: the one that was changed goes before it is read again.
+        # One model at a time: the changed one is freed before it is reread.
         gpu_bytes=study.pass_bytes(keys, LOSS_CONTEXTS, head=False) + 4.0 * LOSS_LOGIT_BYTES,
         imports="transformers",
         gpu=True,
@@ -169,22 +169,22 @@ def randomize_model(study: SizedStudy, keys: Keys) -> Work:
 
 
 def blocks_to(site: str, size: Size) -> int:
-    """Blocks that a pass runs to see a site: it stops there."""
+    """Return how many blocks a pass runs to reach a site, where it stops."""
     layer = site_layer(site)
     return max(0, min(layer + (site_kind(site) != "resid_pre"), size.n_layers))
 
 
 def kept_row_bytes(study: SizedStudy, keys: Keys, site: str) -> float:
-    """What a captured token leaves on disk at a site."""
+    """Return the bytes on disk of a captured token at a site."""
     settings = study.config.activations
     number = BYTES[settings.dtype] * study.sizes[keys["subject"]].width(site)
     return ROW_BYTES + (number if settings.kept else 0.0)
 
 
 def anew(study: SizedStudy, keys: Keys, sites: Iterable[str], n_tokens: float) -> list[Work]:
-    """Activations of so many tokens that a job reads and that are not kept: one pass, or samples.
+    """Return the work to recompute activations that are not kept: one pass, or samples.
 
-    Samples are fitted to activations that are computed anew, too.
+    Samples are fitted to recomputed activations, too.
     """
     size, sites = study.sizes[keys["subject"]], list(sites)
     if study.config.activations.kept or not n_tokens:
@@ -200,7 +200,7 @@ def anew(study: SizedStudy, keys: Keys, sites: Iterable[str], n_tokens: float) -
 
 
 def anew_bytes(study: SizedStudy, keys: Keys, sites: Iterable[str]) -> float:
-    """What a job holds that computes activations anew: a subject, a batch, a shard of all sites."""
+    """Return the memory to recompute activations: a subject, a batch, a shard of all sites."""
     if study.config.activations.kept:
         return 0.0
     settings, size = study.config.activations, study.sizes[keys["subject"]]
@@ -210,9 +210,9 @@ def anew_bytes(study: SizedStudy, keys: Keys, sites: Iterable[str]) -> float:
 
 
 def capture(study: SizedStudy, keys: Keys) -> Work:
-    """One pass as far as the deepest site, and all sites written with their checksums.
+    """Return the work of one pass up to the deepest site, and of writing all sites with checksums.
 
-    Held: a subject, a batch, and two chunks of all sites, each twice (pinned, or permuted).
+    Memory: a subject, a batch, and two chunks of all sites, each twice (pinned, or permuted).
     """
     n, size = study.cached(keys, keys["split"]), study.sizes[keys["subject"]]
     settings, sites = study.config.activations, captured_sites(study.config, keys["subject"])
@@ -231,12 +231,12 @@ def capture(study: SizedStudy, keys: Keys) -> Work:
 
 
 def capture_portion(study: SizedStudy, keys: Keys) -> Work:
-    """An equal part of a capture."""
+    """Return the work of an equal part of a capture."""
     return capture(study, keys).shared(study.config.activations.chunks)
 
 
 def cache_activations(study: SizedStudy, keys: Keys) -> Work:
-    """A capture, or the manifest of one that other jobs shared: what is kept counts here."""
+    """Return the work of a capture, or of joining portions, which counts the disk of all."""
     whole = capture(study, keys)
     if study.config.activations.chunks == 1:
         return whole
@@ -244,9 +244,9 @@ def cache_activations(study: SizedStudy, keys: Keys) -> Work:
 
 
 def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
-    """Covariance in float64, its root, and a product for each vector; noise is drawn on the CPU.
+    """Return the work of a covariance in float64, its root, and a product for each vector.
 
-    Held: a chunk, a covariance and its root, means of each token.
+    Noise is drawn on the CPU. Memory: a chunk, a covariance and its root, means of each token.
     """
     size = study.sizes[keys["subject"]]
     n, fitted = study.cached(keys, keys["split"]), study.cached(keys, "sae_train")
@@ -273,7 +273,7 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
 
 
 def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
-    """The gradient steps of one SAE, and its evaluations along them.
+    """Return the work of an SAE's gradient steps, and of its evaluations during training.
 
     The counted limit of docs/performance.md: the encoder's product, one read of its result, five
     passes over the rows of the hits; per step one pass of Adam over encoder and decoder.
@@ -295,13 +295,13 @@ def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
 
 
 def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
-    """The SAEs of one job, on cached or live activations.
+    """Return the work to train one job's SAEs, on cached or live activations.
 
-    Held on the CPU: a step of all SAEs or, between steps, their weights, gradients and moments, and
-    a copy of one, which is scaled when it is written, or what is held out, in float64 three times;
-    a GPU has these in its own memory, but for the copy. Beside them the start of the data, and
-    blocks of it; and two matrices that the C library keeps. All latents count as dead, for the data
-    decide how many are: a job without any holds a quarter less; a kill costs more.
+    CPU memory: a step of all SAEs or, between steps, their weights, gradients and moments, and a
+    copy of one, scaled to be written, or held-out data in float64 three times. On a GPU these are
+    in its own memory, except the copy. In addition: the first data, blocks of it, and two matrices
+    that the C library keeps. All latents count as dead, since the data decide how many are: a job
+    without dead ones takes a quarter less, but being killed costs more.
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
@@ -367,15 +367,15 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
 
 
 def train_sae(study: SizedStudy, keys: Keys) -> Work:
-    """One SAE."""
+    """Return the work to train one SAE."""
     return train_saes(study, [keys])
 
 
 def derive_sae(study: SizedStudy, keys: Keys) -> Work:
-    """One SAE from another: both encode the sample and what is held out; the rest is `derive`'s.
+    """Return the work to make an SAE from another: both encode the sample and held-out data.
 
-    Held: the samples, what `derive` sorts, and the most of: both SAEs and those in float64 that are
-    turned; products of some rows with all in gates; the sample in float64. Freed blocks are kept.
+    Memory: the samples, what `derive` sorts, and the largest of: both SAEs, with float64 copies to
+    rotate; products of some rows with all, in gates; the sample in float64. Freed blocks are kept.
     """
     recipe, d, m = study.sae(keys)
     made = study.config.saes[keys["sae"]]
@@ -394,7 +394,7 @@ def derive_sae(study: SizedStudy, keys: Keys) -> Work:
 
 
 def take_checkpoint(study: SizedStudy, keys: Keys) -> Work:
-    """A copy: files are copied, and one is read once."""
+    """Return the work of a copy: files are copied, and one is read once."""
     recipe, d, m = study.sae(keys)
     written, held = sae_bytes(d, m, recipe.stored_dtype), sae_bytes(d, m)
     return Work(moved_bytes=4 * held, written_bytes=written, held_bytes=held, imports="torch")

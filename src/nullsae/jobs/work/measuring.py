@@ -1,7 +1,7 @@
 """Formulas of the rules that measure: SAEs, latents, explanations, tables, figures.
 
-Constants in seconds are of one core of the reference CPU. d is the width of a subject, m the
-latents of an SAE.
+Constants in seconds are for one core of the reference CPU. d is the width of a subject, m the
+number of latents of an SAE.
 """
 
 from __future__ import annotations
@@ -25,29 +25,28 @@ from nullsae.jobs.work.amounts import (
 from nullsae.jobs.work.latents import window_bytes
 from nullsae.jobs.work.making import LOSS_LOGIT_BYTES, anew, anew_bytes
 
-# What the C library keeps of tensors that were freed.
+# Freed tensors that the C library keeps.
 FREED_BYTES = 3e7
 COVARIANCE_TOKENS, FIDELITY_CONTEXTS = 65_536, 16
-# Of an entry of the matrix of costs; and to import SciPy's solver.
+# Per entry of the cost matrix; and to import SciPy's solver.
 ASSIGNMENT_SECONDS, SCIPY_SECONDS, SCIPY_BYTES = 8e-8, 0.65, 5e7
-# The windows of an SAE as Python objects, over what they take in a table.
+# SHOWN_COPIES: memory of an SAE's windows as Python objects, relative to a table.
 EXPLANATION_SECONDS, JUDGED_SECONDS, SHOWN_COPIES = 4e-3, 4.5e-5, 8.0
 METRICS_PER_SAE, METRICS_PER_SCORE = 16, 8
 ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
-# Of a latent that is ranked by one metric against one null: metrics of all passing latents.
+# Per latent that one metric ranks against one null.
 METRICS_RANKED, RANKED_SECONDS, RANKED_BYTES, RANKED_FILE_BYTES = 5, 1.5e-6, 170.0, 15.0
 FIGURES, FIGURE_SECONDS = 30, 0.25
-# What statistics, and what draws figures, load and hold of any study.
+# Memory of statistics, and of drawing figures, for any study.
 STATISTICS_BYTES, DRAWING_BYTES = 2.3e8, 1.65e8
-# Of each dimension while a batch is summed in float64: what goes in and comes out, twice each, and
-# three terms.
+# Per dimension while a batch is summed in float64: inputs and outputs, twice each, and three terms.
 SUMMED_BYTES = 56.0 * BATCH_TOKENS
 
 
 def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
-    """The SAEs of one job: one after the other, or those that share the passes together.
+    """Return the work for one job's SAEs, in sequence or, if they share passes, together.
 
-    Held, of those: all SAEs, means of each token at each site, and a shard of all sites.
+    The latter hold all SAEs, means of each token at each site, and a shard of all sites in memory.
     """
     each = in_turn([evaluate_sae(study, cell) for cell in cells])
     if study.config.activations.kept:
@@ -67,11 +66,11 @@ def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
 
 
 def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
-    """Reconstruct `eval`; means per token; geometry of the decoder; four passes for fidelity.
+    """Return the work for reconstruction, token means, decoder geometry, and fidelity in 4 passes.
 
-    Held: the SAE and means of each token; a batch in float64; a block of cosines (16 m d for random
-    directions, which are normalized in float64, 16 MiB, 24 d^2 for a spectrum), then a subject with
-    clean and other logits.
+    Memory: the SAE and means of each token; a batch in float64; a block of cosines (16 m d for
+    random directions, which are normalized in float64, 16 MiB, 24 d^2 for a spectrum), then a
+    subject with clean and other logits.
     """
     size, (recipe, d, m) = study.sizes[keys["subject"]], study.sae(keys)
     n, cached = study.cached(keys, "eval"), study.cached(keys, "sae_train")
@@ -91,19 +90,19 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         product_flops=2.0 * m * m * d
         + 4.0 * d * d * (min(COVARIANCE_TOKENS, n) + m)
         + 20.0 * float(d) ** 3,
-        # Sums in float64 over what goes in and comes out, and over what means are fitted to.
+        # Sums in float64 over inputs and outputs, and over what means are fitted to.
         moved_bytes=(n * 160.0 + (n + cached) * 80.0) * d,
         held_bytes=coding_bytes(recipe, d, m) + 12.0 * size.vocab_size * d + held,
         gpu_bytes=coding_gpu_bytes(recipe, d, m) + max(geometry, passes),
         imports="transformers" if with_model else "torch",
-        # A copy of them is kept.
+        # Includes the kept copies.
         written_bytes=4e4,
         gpu=True,
     )
 
 
 def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
-    """Reconstruct some of `eval` of each variant, as it is and rescaled."""
+    """Return the work to reconstruct some of each variant's `eval`, unscaled and rescaled."""
     recipe, d, m = study.sae(keys)
     limit = study.config.evaluation.cross_tokens or 0
     n = min(limit, study.cached(keys, "eval")) * len(cross_cells(study.config, keys))
@@ -128,9 +127,9 @@ def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
 
 
 def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
-    """Cosines of each pair, and the assignment, whose time is near m n in practice.
+    """Return the work for cosines of each pair, and the assignment, in practice about m n.
 
-    Held: two decoders, one beside its encoder while it is read; 8 bytes per pair of latents.
+    Memory: two decoders, one with its encoder while it is read; 8 bytes per pair of latents.
     """
     recipe, d, m = study.sae(keys)
     n_saes = len(matched_cells(study.config, keys["subject"], keys["site"], keys["sae"]))
@@ -149,25 +148,25 @@ def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
 
 
 def explain_latents(study: SizedStudy, keys: Keys) -> Work:
-    """Token statistics, or questions, whose answers are awaited elsewhere."""
+    """Return the work for token statistics, or for requests, without waiting for answers."""
     n, held = study.config.latents.n_sampled, SHOWN_COPIES * window_bytes(study)
     return Work(host_seconds=n * EXPLANATION_SECONDS, written_bytes=n * 2_000.0, held_bytes=held)
 
 
 def explain_and_scores(study: SizedStudy, cells: list[Keys]) -> Work:
-    """The explanations and scores of one job, one after the other."""
+    """Return the work for the explanations and scores of one job, in sequence."""
     return in_turn([explain_and_score(study, cell) for cell in cells])
 
 
 def explain_and_score(study: SizedStudy, keys: Keys) -> Work:
-    """Explanations or scores that ask nobody."""
+    """Return the work for explanations or scores without an endpoint."""
     return (score_latents if "scorer" in keys else explain_latents)(study, keys)
 
 
 def score_latents(study: SizedStudy, keys: Keys) -> Work:
-    """A formula, questions, or passes of a model that the job runs itself.
+    """Return the work for a formula, requests, or passes of a model that the job runs itself.
 
-    Held: the windows; a model, and the logits of a batch.
+    Memory: the windows; a model, and the logits of a batch.
     """
     settings, scorer = study.config.latents, study.config.scorers[keys["scorer"]]
     n, held = settings.n_sampled * judged_windows(study), SHOWN_COPIES * window_bytes(study)
@@ -190,12 +189,12 @@ def score_latents(study: SizedStudy, keys: Keys) -> Work:
 
 
 def judged_windows(study: SizedStudy) -> int:
-    """Windows of a latent that a scorer judges."""
+    """Return the number of windows of a latent that a scorer judges."""
     return study.config.latents.score_active_windows + study.config.latents.score_silent_windows
 
 
 def n_shards(study: SizedStudy, keys: Keys) -> int:
-    """Jobs that share an SAE's latents among them; 0 where one job has them all."""
+    """Return the number of jobs that share an SAE's latents; 0 if one job has all."""
     each = study.config.autointerp.latents_per_job
     rule = "score_latents" if "scorer" in keys else "explain_latents"
     if each is None or not is_shared_out(study.config, rule, keys):
@@ -204,17 +203,17 @@ def n_shards(study: SizedStudy, keys: Keys) -> int:
 
 
 def explain_shard(study: SizedStudy, keys: Keys) -> Work:
-    """Explanations of some latents."""
+    """Return the work to explain some latents."""
     return explain_latents(study, keys).shared(n_shards(study, keys))
 
 
 def score_shard(study: SizedStudy, keys: Keys) -> Work:
-    """Scores of some latents."""
+    """Return the work to score some latents."""
     return score_latents(study, keys).shared(n_shards(study, keys))
 
 
 def prepare_judge(study: SizedStudy, keys: Keys) -> Work:
-    """Load a model and save it. Held: the model, and a copy while it is written."""
+    """Return the work to load and save a model, with a copy in memory while it is written."""
     size = study.judges[keys["scorer"]].weight_bytes
     return Work(
         moved_bytes=20.0 * size, written_bytes=size, held_bytes=2.0 * size, imports="transformers"
@@ -222,7 +221,7 @@ def prepare_judge(study: SizedStudy, keys: Keys) -> Work:
 
 
 def aggregate(study: SizedStudy, keys: Keys) -> Work:
-    """Read all cells; resample the units of each metric and variant; rank latents."""
+    """Return the work to read all cells, resample units of each metric and variant, and rank."""
     config = study.config
     saes = sum(
         len(subject.sites) * len(config.draws_of(variant, name)) * len(recipe.seeds)
@@ -241,7 +240,7 @@ def aggregate(study: SizedStudy, keys: Keys) -> Work:
 
 
 def report(study: SizedStudy, keys: Keys) -> Work:
-    """Figures, in each format, and the page."""
+    """Return the work to draw figures, in each format, and the page."""
     config = study.config
     n = FIGURES * len(config.subjects) * len(config.report.figure_formats)
     held = DRAWING_BYTES + joined_bytes(study)
@@ -249,7 +248,7 @@ def report(study: SizedStudy, keys: Keys) -> Work:
 
 
 def joined_bytes(study: SizedStudy) -> float:
-    """All latents and predictions, of 300 and 100 bytes, while they are joined; ranked latents."""
+    """Return the memory to join all latents (300 bytes each), predictions (100) and rankings."""
     widths = [study.sae(cell)[2] for cell in sae_cells(study.config)]
     judged = len(study.config.scored_pairs()) * study.config.latents.n_sampled
     joined = 300.0 * sum(widths) + 100.0 * (len(widths) * judged * judged_windows(study))
@@ -257,7 +256,7 @@ def joined_bytes(study: SizedStudy) -> float:
 
 
 def n_ranked(study: SizedStudy) -> int:
-    """Rows of the table `latents_ranked`: against each null, and all of them together."""
+    """Return the rows of the table `latents_ranked`: against each null, and all together."""
     config = study.config
     trained = [cell for cell in sae_cells(config) if cell["variant"] == "trained"]
     widths = [study.sae(cell)[2] for cell in trained if cell["sae"] in config.saes]

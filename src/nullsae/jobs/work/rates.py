@@ -1,4 +1,4 @@
-"""How fast machines are: the reference CPU, and GPUs by their data sheets."""
+"""Speeds of machines: the reference CPU, and GPUs by their data sheets."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from nullsae.jobs.work.amounts import Work
 
 @dataclass(frozen=True)
 class Device:
-    """What runs the jobs that compute; `rates` are those reached, not the data sheet's."""
+    """A device that runs numerical jobs, with achieved rates rather than data-sheet ones."""
 
     name: str
     forward_flops_per_second: dict[str, float]
-    """Of a transformer's passes, by its type; on a CPU, of one core."""
+    """Rate of a transformer's passes, by dtype; for a CPU, of one core."""
     product_flops_per_second: float
-    """Of dense products in float32."""
+    """Rate of dense products in float32."""
     bytes_per_second: float
-    """Of memory, counting both what is read and what is written."""
+    """Memory bandwidth, counting both reads and writes."""
     element_seconds: float
-    """Per token, block and dimension of a forward pass, beside its products."""
+    """Time per token, block and dimension of a forward pass, besides its products."""
     is_gpu: bool
 
     def seconds(self, work: Work) -> float:
-        """Time of what a job does on the device."""
+        """Return the time of a job's work on the device."""
         return (
             work.forward_flops / self.forward_flops_per_second[work.dtype]
             + work.forward_elements * self.element_seconds
@@ -37,12 +37,12 @@ class Host:
     """The CPU core that runs Python."""
 
     speed: float
-    """That of Python, the reference CPU's being 1."""
+    """Speed of Python relative to the reference CPU."""
     start_seconds: dict[str, float]
-    """CPU seconds until a verb is at work, by what it imports."""
+    """CPU seconds until a verb starts its work, by what it imports."""
 
     def seconds(self, work: Work) -> float:
-        """Time of what a job does beside the device."""
+        """Return the time of a job's work on the host."""
         return self.start_seconds[work.imports] + work.host_seconds / self.speed
 
 
@@ -62,8 +62,8 @@ REFERENCE_CPU = Device(
     is_gpu=False,
 )
 # Peak rates by the makers' data sheets (docs/plan.md): float32 without tensor cores, bfloat16 with
-# them and without sparsity, bytes per second. Shares of them that are reached: of float32 products,
-# of a transformer's passes through Transformers, of memory. Assumed, not measured.
+# them and without sparsity, bytes per second. The shares achieved for float32 products, for passes
+# in Transformers, and for memory are assumed, not measured.
 DATA_SHEETS = {
     "a100": ("A100 80 GB", 19.5e12, 312e12, 2.0e12),
     "h100": ("H100 SXM", 67e12, 989e12, 3.35e12),
@@ -75,7 +75,7 @@ PRODUCT_SHARE, FORWARD_SHARE, MEMORY_SHARE = 0.8, 0.35, 0.7
 
 
 def data_sheet_device(key: str) -> Device:
-    """A GPU by its data sheet and the assumed shares."""
+    """Return a GPU by its data sheet and the assumed shares."""
     name, float32, bfloat16, memory = DATA_SHEETS[key]
     product, half = float32 * PRODUCT_SHARE, bfloat16 * FORWARD_SHARE
     forward = {"float32": product, "bfloat16": half, "float16": half}
@@ -83,11 +83,11 @@ def data_sheet_device(key: str) -> Device:
 
 
 def job_seconds(work: Work, device: Device, host: Host) -> float:
-    """Time of a job on a GPU, or its CPU seconds."""
+    """Return the time of a job on a GPU, or its CPU seconds."""
     return device.seconds(work) + host.seconds(work)
 
 
 def wall_seconds(work: Work, cpu_seconds: float, host: Host, threads: int) -> float:
-    """Time of a job on the CPU: threads share what a core would do alone, but not the start."""
+    """Return the time of a job on the CPU, whose threads share all but the host's part."""
     alone = host.seconds(work)
     return alone + (cpu_seconds - alone) / threads

@@ -89,7 +89,7 @@ def test_a_mistake_in_an_object_is_one_line() -> None:
     assert "Squared is a class; give an instance of it" in refusal(Squared, d_model=3)
     assert "d_model: '3' is not a whole number of at least 1" in refusal(own, d_model="3")
     assert "Tensor has no method encode" in refusal(torch.ones(2), d_model=3)
-    assert "Squared: decode of [1, 48] gives" in refusal(Squared(3), d_model=D_MODEL)
+    assert "Squared: decode of [1, 48] returns" in refusal(Squared(3), d_model=D_MODEL)
     assert "output_site: 'mlp' is not a site" in refusal(own, d_model=D_MODEL, output_site="mlp")
     assert "d_model: only for an object" in refusal("folder", d_model=3)
     assert "d_model: missing" in refusal({"object": "json:dumps"})

@@ -164,7 +164,7 @@ def test_what_is_no_file_is_not_opened(model: Path, kind: str) -> None:
         os.mkfifo(place)
     else:
         place.symlink_to("/dev/zero" if kind == "device" else "gone")
-    assert "is no file" in refusal(model)
+    assert "is not a file" in refusal(model)
 
 
 CHOICES = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,30 @@ def test_a_listing_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[st
     for name in ("notes.txt", "my_copy/", "figures/poster.png"):
         assert name in said.partition("not ours, and left alone:")[2]
     assert "The last run here also had variants cascade, saes wide: is a --configfile" in said
+
+
+def test_what_a_run_renames_or_deletes_during_a_listing_is_passed_over(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+    gone, folder = f"results/saes/{CELL}/cfg.json", f"results/models/{MODEL}"
+
+    def scanned(place: Any) -> Any:
+        if place == study / folder:
+            shutil.rmtree(place)
+        found = scan(place)
+        if place == (study / gone).parent:
+            (study / gone).write_text("{}")
+            entries = [*found]
+            (study / gone).unlink()
+            return nullcontext(entries)
+        return found
+
+    config = read_merged_config([study / "config.yaml", study / "more.yaml"])
+    monkeypatch.setattr(os, "scandir", scanned)
+    found = find(config, study).files[State.NAMED]
+    assert f"results/saes/{CELL}/sae.safetensors" in found
+    assert not [path for path in found if path == gone or path.startswith(folder)]
 
 
 @pytest.mark.parametrize("llm_cache", [False, True])

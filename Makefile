@@ -1,8 +1,8 @@
 # `make run` and `make test` install what they need into .venv; both may be repeated at will.
 PYTHON ?= python3
 BIN := .venv/bin
-# One more than there are cores: tests of servers and of kills mostly wait.
-WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Two more than there are cores: tests of servers, kills and processes of their own mostly wait.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 PYTEST := $(BIN)/python -m pytest --ignore tests/llm --ignore tests/slurm \
   --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
@@ -24,14 +24,16 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
 export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-slow test-weekly test-llm test-slurm check formats types docs notebooks site schema lock clean
+.PHONY: run test test-fast test-slow test-weekly test-llm test-slurm check formats types docs notebooks site schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason --logger nullsae
 	@$(ACTIVATE) nullsae verdicts
 
 test: .venv/installed-dev
-	$(MAKE) check
+	$(MAKE) --jobs 3 check test-fast
+
+test-fast: .venv/installed-dev
 	$(PYTEST) -m "not slow"
 
 # Every kind of edit, control and endpoint, by whole studies; files exchanged with other packages.
@@ -51,8 +53,7 @@ test-llm: .venv-llm/installed
 test-slurm: .venv-slurm/installed
 	. .venv-slurm/bin/activate && python -m pytest tests/slurm
 
-check: .venv/installed-dev
-	$(MAKE) --jobs 2 formats types
+check: formats types
 
 formats: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks notebooks

@@ -1,13 +1,13 @@
-"""What capturing costs beside the forward pass alone: `python benchmarks/capture.py`.
+"""Measure what capturing costs on top of the forward pass: `python benchmarks/capture.py`.
 
 A GPT-NeoX of Pythia-70m's shape with random weights, all six `resid_post` sites in one pass, stored
 as bfloat16 with checksums. Each round runs the bare forward pass up to the same last site (no head,
 nothing kept), then `cache_activations` on a checkpoint folder over the same tokens in the same
-batches; each figure is the median of the rounds, with their range. CPU seconds are those of all
-threads, which on a shared machine say more than the clock. The second table reads shards back as
-training does, against a fifth of what a training step of as many tokens takes (130 CPU ms at 256
-dimensions, TopK); the third holds the peak memory of capturing 1 and 4 times as many tokens, each
-in a process of its own (Linux only).
+batches; each figure is the median of the rounds, with their range. CPU seconds count all threads
+and are more reliable than wall time on a shared machine. The second table times reading shards back
+as training does; the reference is a fifth of a training step of as many tokens (130 CPU ms at 256
+dimensions, TopK). The third is the peak memory of capturing 1 and 4 times as many tokens, each in a
+separate process (Linux only).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MEMORY_SHARDS = 4
 
 
 def params(arguments: argparse.Namespace, shard_tokens: int) -> CacheActivationsParams:
-    """A capture of all tokens of a corpus."""
+    """Return the parameters of a capture of all tokens of a corpus."""
     return CacheActivationsParams(
         sites=SITES,
         seed=0,
@@ -66,7 +66,7 @@ def params(arguments: argparse.Namespace, shard_tokens: int) -> CacheActivations
 
 
 def make_subject(folder: Path) -> Path:
-    """A checkpoint folder with weights drawn at random; returns its recipe."""
+    """Write a checkpoint folder with random weights; return its recipe."""
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
     config = GPTNeoXConfig(
@@ -88,7 +88,7 @@ def make_subject(folder: Path) -> Path:
 
 
 def make_corpus(folder: Path, n_tokens: int) -> Path:
-    """Token ids drawn at random; returns the split's manifest."""
+    """Draw random token ids; return the split's manifest."""
     folder.mkdir(parents=True)
     shape = (n_tokens // CONTEXT_TOKENS, CONTEXT_TOKENS)
     ids = numpy_generator(0, "benchmark_tokens").integers(0, VOCAB, shape, dtype=np.int32)
@@ -100,7 +100,7 @@ def make_corpus(folder: Path, n_tokens: int) -> Path:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of all threads."""
+    """Return the CPU seconds of all threads."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -114,7 +114,7 @@ def line(what: str, figures: list[float], unit: str) -> None:
 
 
 def capture(arguments: argparse.Namespace, folder: Path) -> None:
-    """Print tokens per CPU second of the bare pass and of ours, and bytes on disk."""
+    """Print tokens per CPU second of the bare pass and of nullsae, and bytes on disk."""
     recipe = make_subject(folder / "model")
     tokens = make_corpus(folder / "corpus", arguments.tokens)
     torch.set_num_threads(arguments.threads)
@@ -150,7 +150,7 @@ def capture(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def reading(arguments: argparse.Namespace, folder: Path) -> None:
-    """Print CPU ms per training step's tokens: verified once and read in batches, or by shard."""
+    """Print CPU ms to read the tokens of a training step: verified and in batches, or by shard."""
     writer = SiteWriter(folder / f"site={SITES[0]}", dtype="bfloat16")
     for index in range(READ_SHARDS):
         generator = torch_generator(0, "benchmark_shard", index)
@@ -212,7 +212,7 @@ def measure(arguments: argparse.Namespace) -> None:
         tokens=Path(folder) / n_tokens / "manifest.json",
         output=Path(folder) / f"activations-{n_tokens}",
     )
-    # Not ru_maxrss: a process starts with that of the one that started it.
+    # Not ru_maxrss: a process inherits that of its parent.
     status = Path("/proc/self/status").read_text()
     print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 

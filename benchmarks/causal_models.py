@@ -1,13 +1,17 @@
-"""Every causal language model of the installed transformers, tiny and random: right, or refused.
+"""Try every causal language model of the installed transformers, tiny and random.
 
     python benchmarks/causal_models.py [--only gpt2,llama] [--seconds 60] [--keep FILE]
 
-Each class is built with small sizes, saved, and goes through `randomize_model` as subjects do.
-`right`: it was accepted, and the rows at `resid_post` are those of `output_hidden_states`.
-`refused`: one line says why. `traceback`: a defect of nullsae. `wrong`: accepted, with other rows,
-a defect, too.
-`not built`: this script found no small config for the class, which says nothing of nullsae.
-With `--keep`, outcomes go into a file as they come, and a run after a kill takes them from there;
+Each class is built with small sizes, saved, and goes through `randomize_model` as subjects do. The
+outcomes are
+
+    right      it was accepted, and the rows at `resid_post` are those of `output_hidden_states`
+    refused    one line says why
+    traceback  a defect of nullsae
+    wrong      it was accepted with other rows: a defect, too
+    not built  this script found no small config for the class, which says nothing about nullsae
+
+With `--keep`, outcomes are saved as they come, and a run after a kill takes them from the file;
 classes that were not built are tried again.
 """
 
@@ -30,7 +34,7 @@ from typing import Any
 
 VOCAB, CONTEXT, WIDTH, LAYERS = 96, 16, 32, 2
 MOST_PARAMETERS = 20_000_000
-# Names of sizes in configs, and what each becomes where a config has it.
+# Names of sizes in configs, and the small value of each.
 SMALL = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "text_vocab_size"), VOCAB),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim"), WIDTH),
@@ -61,11 +65,11 @@ SMALL = {
 
 
 def small_values(kind: type[Any], skip: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Small sizes for a config class, by the names of its fields; without those of `skip`."""
+    """Return small sizes for a config class by its field names, except those in `skip`."""
     from transformers import PreTrainedConfig
 
     plain, names = kind(), {field.name for field in dataclasses.fields(kind)} - skip
-    # A name of the class's own for a size that has a usual one.
+    # The class's own name for a size that has a usual name.
     usual = {own: SMALL[name] for name, own in kind.attribute_map.items() if name in SMALL}
     found: dict[str, Any] = {name: (SMALL | usual)[name] for name in names & {*SMALL, *usual}}
     if "kv_lora_rank" in found and "num_key_value_heads" in found:
@@ -81,7 +85,7 @@ def small_values(kind: type[Any], skip: frozenset[str] = frozenset()) -> dict[st
             found[name] = 4
         elif isinstance(value, list | tuple) and len(value) > LAYERS:
             lists[name] = value
-    # One entry per layer: as many layers as it takes until each kind has come.
+    # One entry per layer: enough layers for each kind to occur.
     n_layers = plain.get_text_config(decoder=True).num_hidden_layers
     lists = {name: value for name, value in lists.items() if len(value) == n_layers}
     n = max([LAYERS, *(_until_all_kinds(value) for value in lists.values())])
@@ -91,15 +95,15 @@ def small_values(kind: type[Any], skip: frozenset[str] = frozenset()) -> dict[st
 
 
 def _until_all_kinds(value: Any) -> int:
-    """The number of entries from the start in which each of the kinds stands; 8 at most."""
+    """Return the number of leading entries that contain every kind; 8 at most."""
     kinds = [repr(entry) for entry in value]
     return min(8, max(map(kinds.index, kinds)) + 1)
 
 
 def small_configs(kind: type[Any]) -> Iterator[Any]:
-    """Configs of small sizes, the smallest first; raises what the class raises where it takes none.
+    """Return small configs, the smallest first; raise what the class raises if it takes none.
 
-    The text part alone if the class is one of several parts, else the whole.
+    If the class has several parts, use the text part alone.
     """
     text = type(kind().get_text_config(decoder=True))
     n_layers = frozenset(("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
@@ -109,13 +113,13 @@ def small_configs(kind: type[Any]) -> Iterator[Any]:
         for skip in (frozenset[str](), n_layers, heads, n_layers | heads):
             try:
                 yield own(**small_values(own, skip))
-            except Exception as error:  # whatever a class says of sizes it was not meant for
+            except Exception as error:  # whatever a class raises for sizes it was not meant for
                 errors.append(error)
     raise errors[0] if errors else ValueError("no config of small sizes was built")
 
 
 def small_model(kind: type[Any]) -> Any:
-    """A tiny random model of a class that reads tokens; raises the first error if none does."""
+    """Return a tiny random model that reads tokens; raise the first error if none does."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -144,7 +148,7 @@ def small_model(kind: type[Any]) -> Any:
 
 
 def corpus(folder: Path) -> Path:
-    """A split of random tokens; returns its manifest."""
+    """Write a split of random tokens; return its manifest."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -161,7 +165,7 @@ def corpus(folder: Path) -> Path:
 
 
 def look(kind: type[Any]) -> tuple[str, str]:
-    """The outcome for one config class, and what was said."""
+    """Return the outcome for one config class, and the message."""
     import torch
 
     from nullsae.config.compute import Compute
@@ -177,7 +181,7 @@ def look(kind: type[Any]) -> tuple[str, str]:
     torch.manual_seed(0)
     try:
         model = small_model(kind)
-    except Exception as error:  # whatever a class makes of sizes that it was not meant for
+    except Exception as error:  # whatever a class raises for sizes it was not meant for
         return "not built", f"{type(error).__name__}: {error}"
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -204,7 +208,7 @@ def look(kind: type[Any]) -> tuple[str, str]:
             states = subject.model(
                 input_ids=ids.long(), use_cache=False, output_hidden_states=True
             ).hidden_states
-        # The last one has gone through the final norm in most families; some leave out the first.
+        # In most families the last one has gone through the final norm; some leave out the first.
         at = -1
         for site in sites[:-1] if states is not None else ():
             later = enumerate(states[at + 1 :], at + 1)
@@ -215,7 +219,7 @@ def look(kind: type[Any]) -> tuple[str, str]:
 
 
 def child(kind: type[Any], pipe: Any) -> None:
-    """One class in a process of its own, silent."""
+    """Try one class silently, in this process."""
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 2)
         os.dup2(nothing.fileno(), 1)
@@ -230,7 +234,7 @@ def child(kind: type[Any], pipe: Any) -> None:
 
 
 def in_a_process(kind: type[Any], fork: Any, seconds: float) -> tuple[str, str]:
-    """`look`, which may crash or take too long."""
+    """Run `look` in a process that may crash or take too long."""
     ours, theirs = fork.Pipe(duplex=False)
     process = fork.Process(target=child, args=(kind, theirs))
     process.start()
@@ -240,20 +244,20 @@ def in_a_process(kind: type[Any], fork: Any, seconds: float) -> tuple[str, str]:
         outcome, said = "not built", f"not done after {seconds:g} s"
         process.kill()
     else:
-        with suppress(EOFError):  # it ended in a crash
+        with suppress(EOFError):  # it crashed
             outcome, said = ours.recv()
     process.join()
     return outcome, said
 
 
 def main() -> None:
-    """Go through all classes; exit code 1 if one is wrong or a traceback."""
+    """Try all classes; return 1 if one is wrong or a traceback."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--only", help="model types, by comma")
-    parser.add_argument("--seconds", type=float, default=60.0, help="limit of one class")
-    parser.add_argument("--keep", type=Path, help="file of outcomes, to go on from")
+    parser.add_argument("--only", help="model types, separated by commas")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit per class")
+    parser.add_argument("--keep", type=Path, help="file of outcomes, to resume from")
     options = parser.parse_args()
     kept = options.keep.read_text().splitlines() if options.keep and options.keep.is_file() else []
     known = {name: (how, said) for name, how, said in map(json.loads, kept) if how != "not built"}

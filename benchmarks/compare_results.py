@@ -1,13 +1,13 @@
-"""Whether two runs gave the same results: `python benchmarks/compare_results.py OLD NEW`.
+"""Check whether two runs gave the same results: `python benchmarks/compare_results.py OLD NEW`.
 
-OLD and NEW are folders that hold `results/`, or such folders themselves. Every file below both is
-compared byte by byte. Where a Parquet file differs, its columns and first rows that differ are
-named; of safetensors files the tensors, of JSON files the keys. Tables of `results/tables` come
-one by one, all else in a summary of each folder.
+OLD and NEW are folders that contain `results/`, or such folders themselves. Every file below both
+is compared byte by byte. If a Parquet file differs, its columns and the first rows that differ are
+named; for safetensors files the tensors, for JSON files the keys. Tables in `results/tables` are
+listed one by one, the rest in a summary of each folder.
 
 Logs, `results/benchmarks`, `results/work` and each `provenance.json` are left out, and so are
-columns that a clock gave.
-`--columns a,b` names further columns that may differ. Exits with 1 if a table differs.
+columns that come from a clock. `--columns a,b` names further columns that may differ. Exits with 1
+if a table differs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMED = 3
 
 
 def results_folder(folder: Path) -> Path:
-    """`folder` itself, or the `results` below it; exits where there is no folder."""
+    """Return `folder`, or the `results` below it; exit if there is no such folder."""
     inner = folder / "results"
     if not folder.is_dir():
         raise SystemExit(f"{folder}: no such folder")
@@ -41,18 +41,18 @@ def results_folder(folder: Path) -> Path:
 
 
 def files(results: Path) -> set[str]:
-    """Paths below a results folder, without what differs between any two runs."""
+    """List paths below a results folder, without those that differ between any two runs."""
     found = (path.relative_to(results) for path in results.rglob("*") if path.is_file())
     return {str(p) for p in found if p.parts[0] not in LEFT_OUT and p.name != PROVENANCE}
 
 
 def column_difference(old: pa.ChunkedArray, new: pa.ChunkedArray) -> str | None:
-    """How many rows of two columns differ, the largest difference, and the first rows; or None."""
+    """Return how many rows of two columns differ, by how much at most, and the first; or None."""
     if old.type != new.type:
         return f"type {old.type}, now {new.type}"
     before, after = old.to_pylist(), new.to_pylist()
     pairs = enumerate(zip(before, after, strict=True))
-    # As text NaN equals NaN.
+    # As text, NaN equals NaN.
     rows = [row for row, (one, two) in pairs if repr(one) != repr(two)]
     if not rows:
         return None
@@ -67,7 +67,7 @@ def column_difference(old: pa.ChunkedArray, new: pa.ChunkedArray) -> str | None:
 
 
 def parquet_difference(old: Path, new: Path, allowed: set[str]) -> list[str]:
-    """What differs between two Parquet files; nothing if all of it is in columns of `allowed`."""
+    """List what differs between two Parquet files, apart from columns in `allowed`."""
     before, after = (pq.read_table(path, partitioning=None) for path in (old, new))
     may_differ = allowed | set(MEASURED.get(old.stem, ()))
     lines = [
@@ -95,7 +95,7 @@ def parquet_difference(old: Path, new: Path, allowed: set[str]) -> list[str]:
 
 
 def tensor_difference(old: Path, new: Path, _: set[str]) -> list[str]:
-    """Names of the tensors of two safetensors files that differ, and by how much."""
+    """Name the tensors of two safetensors files that differ, and by how much."""
     before, after = load_file(old), load_file(new)
     lines = [f"tensor {name}: only in one file" for name in sorted(before.keys() ^ after.keys())]
     for name in sorted(before.keys() & after.keys()):
@@ -112,7 +112,7 @@ def tensor_difference(old: Path, new: Path, _: set[str]) -> list[str]:
 
 
 def json_difference(old: Path, new: Path, _: set[str]) -> list[str]:
-    """Paths of the keys of two JSON files whose values differ."""
+    """List paths of the keys of two JSON files whose values differ."""
 
     def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
         if isinstance(value, dict) and value:
@@ -134,7 +134,7 @@ READERS: dict[str, Callable[[Path, Path, set[str]], list[str]]] = {
 
 
 def difference(old: Path, new: Path, allowed: set[str]) -> list[str]:
-    """What differs between two files, a line each; nothing if they may count as the same."""
+    """List what differs between two files, a line each; nothing if they count as the same."""
     if filecmp.cmp(old, new, shallow=False):
         return []
     reader = READERS.get(old.suffix)
@@ -145,7 +145,7 @@ def difference(old: Path, new: Path, allowed: set[str]) -> list[str]:
 
 
 def compare(old: Path, new: Path, allowed: set[str]) -> bool:
-    """Print how two results folders differ; whether all files of `tables/` are the same."""
+    """Print how two results folders differ; return whether all files of `tables/` are the same."""
     before, after = files(old), files(new)
     differences = {
         name: ["only in the old results"]
@@ -174,7 +174,7 @@ def compare(old: Path, new: Path, allowed: set[str]) -> bool:
 
 
 def _kinds(lines: list[str]) -> set[str]:
-    """Lines of a difference without their numbers, to be counted together."""
+    """Drop the numbers of a difference's lines, so that they can be counted together."""
     return {line.partition(":")[0] for line in lines}
 
 
@@ -185,7 +185,9 @@ def main() -> None:
     )
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--columns", default="", help="columns that may differ, with commas")
+    parser.add_argument(
+        "--columns", default="", help="columns that may differ, separated by commas"
+    )
     options = parser.parse_args()
     allowed = set(filter(None, options.columns.split(",")))
     same = compare(results_folder(options.old), results_folder(options.new), allowed)

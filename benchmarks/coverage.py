@@ -1,14 +1,18 @@
-"""How often a nominal 95% interval covers the truth: `python benchmarks/coverage.py [N_TRIALS]`.
+"""Measure how often a nominal 95% interval covers the truth: `python benchmarks/coverage.py [N]`.
 
-Data are simulated with a known mean. For each design: the observed coverage of our intervals, with
-the misses below and above the truth; of the percentile interval of a bootstrap that resamples all
-levels; and of one that pools a level that varies as a whole: windows as if each were a latent
-(as the paper's figures do), or all latents as if there were one draw. Then, for contrasts: how
-often a true difference of the size that is called detectable is found (80% is stated), how often
-no difference is declared one (5% is); and at a true difference of exactly the margin, how often it
-is called equivalent (5%), and how often beyond the margin (2.5%: the other side is as good as
-impossible). At last, with half-widths, studies of several draws and seeds, and scores of windows
-whose documents matter (`coverage_designs.py`).
+Data are simulated with a known mean. For each design, the script prints the observed coverage of
+our intervals, with the misses below and above the truth; of the percentile interval of a bootstrap
+that resamples all levels; and of an interval that ignores a level that varies as a whole: windows
+are treated as if each were a latent (as in the paper's figures), or all latents as if there were
+one draw.
+
+For contrasts it prints how often a true difference of the detectable size is found (80% is stated),
+and how often no difference is called one (5% is). At a true difference of exactly the margin, it
+prints how often this is called equivalent (5%), and how often beyond the margin (2.5%, because the
+other side is practically impossible).
+
+Last come, with half-widths, studies of several draws and seeds, and scores of windows whose
+documents matter (`coverage_designs.py`). N is the number of trials.
 """
 
 from __future__ import annotations
@@ -37,23 +41,23 @@ Numbers = Callable[[np.random.Generator], tuple[Arm, Floats | None]]
 
 
 def normal(rng: np.random.Generator, *shape: int) -> Floats:
-    """Latents' scores that are normal: mean 0, sd 1."""
+    """Draw normal scores of latents: mean 0, sd 1."""
     return rng.normal(size=shape)
 
 
 def aurocs(rng: np.random.Generator, *shape: int) -> Floats:
-    """Latents' AUROC, bounded and skewed: Beta(5, 1.5)."""
+    """Draw AUROCs of latents, bounded and skewed: Beta(5, 1.5)."""
     return rng.beta(5, 1.5, size=shape)
 
 
 def bimodal(rng: np.random.Generator, *shape: int) -> Floats:
-    """AUROC of a mixture: 70% token detectors near 1, 30% spread about 0.5."""
+    """Draw AUROCs of a mixture: 70% token detectors near 1, 30% spread about 0.5."""
     is_detector = rng.random(shape) < 0.7
     return np.where(is_detector, rng.beta(20, 1, size=shape), rng.beta(2, 2, size=shape))
 
 
 def gamma(rng: np.random.Generator, *shape: int) -> Floats:
-    """Skewed without a bound: Gamma(2), skewness 1.4."""
+    """Draw skewed, unbounded scores: Gamma(2), skewness 1.4."""
     return rng.gamma(2.0, size=shape)
 
 
@@ -61,7 +65,7 @@ TRUTH = {normal: 0.0, aurocs: 5 / 6.5, bimodal: 0.7 * 20 / 21 + 0.3 * 0.5, gamma
 
 
 def latents(kind: Callable[..., Floats], n_latents: int, n_windows: int = 40) -> Numbers:
-    """One draw and seed: latents differ, and so do the windows of a latent (twice as much)."""
+    """Simulate one draw and seed: latents differ, and windows of a latent differ twice as much."""
 
     def make(rng: np.random.Generator) -> tuple[Arm, Floats]:
         own = kind(rng, n_latents)
@@ -73,7 +77,7 @@ def latents(kind: Callable[..., Floats], n_latents: int, n_windows: int = 40) ->
 
 
 def draws(n_draws: int, n_seeds: int, n_latents: int, of_draws: float = 0.5) -> Numbers:
-    """Draws differ (sd 0.5), and so do the seeds of a draw (sd 0.25) and latents (sd 1)."""
+    """Simulate draws that differ (sd 0.5), with seeds (sd 0.25) and latents (sd 1) that differ."""
 
     def make(rng: np.random.Generator) -> tuple[Arm, Floats]:
         data = (
@@ -88,9 +92,9 @@ def draws(n_draws: int, n_seeds: int, n_latents: int, of_draws: float = 0.5) -> 
 
 
 def documents(n_documents: int, n_draws: int = 1, of_draws: float = 0.02) -> Numbers:
-    """Ratio of sums over documents of unequal length (log-normal).
+    """Simulate a ratio of sums over documents of unequal length (log-normal).
 
-    Documents are easy or hard in all draws alike, and draws differ.
+    Documents are equally easy or hard in all draws, and draws differ.
     """
 
     def make(rng: np.random.Generator) -> tuple[Arm, None]:
@@ -107,7 +111,7 @@ def documents(n_documents: int, n_draws: int = 1, of_draws: float = 0.02) -> Num
 
 
 def shares(share: float, n_latents: int) -> Numbers:
-    """The share of latents that have a property."""
+    """Simulate the share of latents that have a property."""
 
     def make(rng: np.random.Generator) -> tuple[Arm, None]:
         return Arm((ArmCell(0, 0, ((rng.random(n_latents) < share).astype(np.float64),)),)), None
@@ -116,7 +120,7 @@ def shares(share: float, n_latents: int) -> Numbers:
 
 
 def correlations(rho: float, n_latents: int) -> Numbers:
-    """Spearman's correlation of two normal columns of correlation rho."""
+    """Simulate Spearman's correlation of two normal columns of correlation rho."""
 
     def make(rng: np.random.Generator) -> tuple[Arm, None]:
         x, e = rng.normal(size=(2, n_latents))
@@ -128,7 +132,7 @@ def correlations(rho: float, n_latents: int) -> Numbers:
 
 
 def nested_percentile(arm: Arm, rng: np.random.Generator) -> tuple[float, float]:
-    """The percentile interval of resampling draws, in them seeds, in them units."""
+    """Return the percentile interval of resampling draws, seeds in draws, and units in seeds."""
     values = np.zeros(N_RESAMPLES)
     members = arm.draws
     widest = members[0][0].n_units
@@ -157,7 +161,7 @@ def nested_percentile(arm: Arm, rng: np.random.Generator) -> tuple[float, float]
 
 
 def pooled_percentile(numbers: Floats) -> tuple[float, float]:
-    """The percentile interval of the mean of numbers taken as independent (by its normal limit)."""
+    """Return the percentile interval of a mean of independent numbers (by its normal limit)."""
     half = 1.959964 * numbers.std() / np.sqrt(len(numbers))
     return numbers.mean() - half, numbers.mean() + half
 
@@ -192,10 +196,10 @@ def coverage(name: str, make: Numbers, truth: float, metric: str, n_trials: int)
 def found_share(
     name: str, pair: Callable[..., tuple[Arm, Arm]], metric: str, n_trials: int
 ) -> None:
-    """Print how often a difference of 0 and of the size stated is found, and errors at margins.
+    """Print how often differences of 0 and of the stated size are found, and errors at margins.
 
-    The size stated is the root mean square over studies of the same design: the standard error
-    that each of them estimates is one and the same.
+    The stated size is the root mean square over studies of the same design, which all estimate the
+    same standard error.
     """
 
     def rows(shift: float, seed: int, margin: float = 0.5) -> list[dict[str, float]]:
@@ -228,7 +232,7 @@ def found_share(
 
 
 def two_arms(n_latents: int) -> Callable[..., tuple[Arm, Arm]]:
-    """One cell each, of skewed bounded scores."""
+    """Simulate one cell per arm, with skewed bounded scores."""
 
     def make(rng: np.random.Generator, shift: float) -> tuple[Arm, Arm]:
         one, other = aurocs(rng, n_latents), aurocs(rng, n_latents) + shift
@@ -238,7 +242,7 @@ def two_arms(n_latents: int) -> Callable[..., tuple[Arm, Arm]]:
 
 
 def trained_and_draws(n_draws: int, n_latents: int) -> Callable[..., tuple[Arm, Arm]]:
-    """One trained cell; draws of the variant that differ (sd 0.5), latents with sd 1."""
+    """Simulate one trained cell and draws that differ (sd 0.5); latents have sd 1."""
 
     def make(rng: np.random.Generator, shift: float) -> tuple[Arm, Arm]:
         arm, _ = draws(n_draws, 1, n_latents)(rng)
@@ -249,7 +253,7 @@ def trained_and_draws(n_draws: int, n_latents: int) -> Callable[..., tuple[Arm, 
 
 
 def seeds_and_seeds(n_seeds: int, n_latents: int) -> Callable[..., tuple[Arm, Arm]]:
-    """One draw each, with seeds that differ (sd 0.25), latents with sd 1."""
+    """Simulate one draw per arm, with seeds that differ (sd 0.25); latents have sd 1."""
 
     def one(rng: np.random.Generator, shift: float) -> Arm:
         data = 0.25 * rng.normal(size=(n_seeds, 1)) + rng.normal(size=(n_seeds, n_latents)) + shift
@@ -262,7 +266,7 @@ def seeds_and_seeds(n_seeds: int, n_latents: int) -> Callable[..., tuple[Arm, Ar
 
 
 def paired_documents(n_documents: int, n_draws: int) -> Callable[..., tuple[Arm, Arm]]:
-    """The same documents under both arms; the variant's draws differ where there are several."""
+    """Simulate the same documents under both arms; several draws of the variant differ."""
 
     def make(rng: np.random.Generator, shift: float) -> tuple[Arm, Arm]:
         arm, _ = documents(n_documents, n_draws)(rng)

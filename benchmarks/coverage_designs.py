@@ -1,9 +1,9 @@
-"""Simulated studies of several draws and seeds, and scores whose documents matter.
+"""Simulate studies of several draws and seeds, and scores whose documents matter.
 
-`benchmarks/coverage.py` prints them. A contrast of a null against trained speaks of these draws, or
-of all that could be drawn. For each design: how often its interval covers both truths, its mean
-half-width, and the half-width "needed" to cover the second in 95% of studies, which is what an
-estimate of that design is worth for it.
+`benchmarks/coverage.py` prints the results. A contrast of a null with trained concerns these draws,
+or all that could be drawn. For each design, the results are how often its interval covers both
+truths, its mean half-width, and the half-width "needed" to cover the second truth in 95% of
+studies, which measures how good an estimate of this design is.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ RESAMPLER = Resampler(0, N_RESAMPLES)
 
 
 class Study(NamedTuple):
-    """A simulated study: `trained`, and nulls the first of which is looked at."""
+    """A simulated study: `trained`, and nulls, of which the first is evaluated."""
 
     trained: Arm
     nulls: list[Arm]
     of_these: float
-    """Null minus trained, of the draws that were made: what seeds and units tend to."""
+    """Null minus trained for the draws that were made: the limit over seeds and units."""
     of_all: float
-    """The same of all draws."""
+    """The same for all draws."""
 
 
 class Scale(NamedTuple):
-    """Standard deviations of a simulated study; trained's seeds may be of another one."""
+    """Standard deviations of a simulated study; the seeds of trained may have a different one."""
 
     draw: float
     seed: float
@@ -54,21 +54,21 @@ Part = tuple[float, int]
 # Documents of log-normal length (sd 0.8) count as exp(0.64) times fewer of equal length.
 DOCUMENTS = (("100 documents", 0.02, 100 / np.exp(0.64), (0.03, 0.03)),)
 LATENT_SD = (1.0, 0.7, 1.3, 1.0, 0.8)
-"""Of trained and of each null: only the variance of seeds is one and the same."""
+"""For trained and for each null; only the variance of seeds is shared."""
 
 
 def levels(
     rng: np.random.Generator, arm: int, n_draws: int, n_seeds: int, scale: Scale
 ) -> tuple[Floats, Floats]:
-    """Values of draws [n_draws, 1] and of seeds about them [n_draws, n_seeds]; trained is one."""
+    """Simulate draws [n_draws, 1], and seeds about them [n_draws, n_seeds]; trained is one draw."""
     of_draws = scale.draw * rng.normal(size=(n_draws, 1)) if arm else np.zeros((1, 1))
     sd = scale.seed if arm else scale.seed_of_trained
     return of_draws, sd * rng.normal(size=(len(of_draws), n_seeds))
 
 
 def study_of(arms: list[Arm], of_draws: list[float], seeds: list[Floats]) -> Study:
-    """Arms with the means of their draws, and what each seed adds, [n_draws, n_seeds]."""
-    # With one seed for all, what it adds cannot be told from its draw.
+    """Build arms from the means of their draws and the seeds' additions, [n_draws, n_seeds]."""
+    # With one seed for all, its addition cannot be told from its draw.
     is_single = seeds[1].shape[1] == 1
     given, of_seed = (float(own.mean()) if is_single else 0.0 for own in seeds[:2])
     return Study(arms[0], arms[1:], of_draws[1] + of_seed - given, -given)
@@ -77,7 +77,7 @@ def study_of(arms: list[Arm], of_draws: list[float], seeds: list[Floats]) -> Stu
 def latent_study(
     n_draws: int, n_seeds: int, trained_seeds: int, scale: Scale, n_latents: int = 50
 ) -> Callable[[np.random.Generator], Study]:
-    """Means over latents. With one seed for all, seeds cannot be told from trained itself."""
+    """Simulate means over latents. With one seed for all, seeds cannot be told from trained."""
 
     def make(rng: np.random.Generator) -> Study:
         arms, of_draws, seeds = [], [], []
@@ -104,7 +104,7 @@ def latent_study(
 def document_study(
     n_draws: int, n_seeds: int, trained_seeds: int, scale: Scale, n_documents: int = 100
 ) -> Callable[[np.random.Generator], Study]:
-    """Ratios over the same documents, some hard for all; SAEs differ on each as well."""
+    """Simulate ratios over the same documents, some hard for all; SAEs also differ on each."""
 
     def make(rng: np.random.Generator) -> Study:
         lengths = rng.lognormal(0, 0.8, size=n_documents)
@@ -159,14 +159,14 @@ def replication(
 
 
 def chi_square(variance: float, df: int, n_nodes: int) -> Floats:
-    """Estimates of a variance with so many degrees of freedom, all equally likely: [n_nodes]."""
+    """Return estimates of a variance with so many degrees of freedom, equally likely: [n_nodes]."""
     at = (np.arange(n_nodes) + 0.5) / n_nodes
     quantiles: Floats = variance * special.chdtri(df, 1 - at) / df
     return quantiles
 
 
 def by_quadrature(draws: Part, seeds: Part, units: Part) -> tuple[float, float]:
-    """Coverage and mean half-width of the rule, with neither chance nor skewness.
+    """Integrate coverage and mean half-width of the rule, without chance or skewness.
 
     Parts are (variance, degrees of freedom) of a difference: of the null's draws, of trained's
     seeds, and of documents. Errors are normal, and the three estimates of variance independent.
@@ -189,7 +189,7 @@ def by_quadrature(draws: Part, seeds: Part, units: Part) -> tuple[float, float]:
 
 
 def exact_replications() -> None:
-    """Print what `replication` would print of very many studies, for designs of several draws."""
+    """Print what `replication` would print for very many studies, for designs of several draws."""
     print(f"\n{'without simulation: several draws, pooled':46}{'':8}{'all':>8}{'half':>9}")
     for n_draws, n_seeds in ((3, 3), (5, 3)):
         df = (1 + N_NULLS * n_draws) * (n_seeds - 1)
@@ -197,7 +197,7 @@ def exact_replications() -> None:
             own, null = (one**2 / n for one in sd)
             of_draws = (scale**2 + ((scale / 2) ** 2 + null) / n_seeds) / n_draws
             of_seeds = ((scale / 2) ** 2 + own) / n_seeds
-            # What an arm's cells find hard alike: of the null, and of trained.
+            # What the cells of an arm find equally hard: for the null, and for trained.
             units = (own + null, 99) if kind == "100 documents" else (0.0, 1)
             every, half = by_quadrature((of_draws, n_draws - 1), (of_seeds, df), units)
             print(f"{f'{n_draws} x {n_seeds}, {kind}':46}{'':8}{every:8.3f}{half:9.4f}")
@@ -238,10 +238,10 @@ JUDGED_SD = 0.5
 def judged(
     rng: np.random.Generator, of_documents: Floats, distances: Floats, n_windows: int
 ) -> tuple[ArmCell, ArmCell]:
-    """AUROC of latents whose windows come from documents; with them, and by latents alone.
+    """Compute AUROC of latents whose windows come from documents; with documents, and without.
 
     `of_documents` [2, n_documents] is how far a document moves silent and active windows, and
-    `distances` [n_latents] how far apart a latent's windows of both kinds lie.
+    `distances` [n_latents] is how far apart a latent's two kinds of windows are.
     """
     n_latents, n_documents = len(distances), of_documents.shape[1]
     active = np.arange(n_windows) % 2
@@ -259,7 +259,7 @@ def judged(
 
 
 def judged_documents(n_trials: int) -> None:
-    """Print how often intervals of AUROC cover the truth where documents matter, and do not."""
+    """Print how often intervals of AUROC cover the truth, with documents that matter or do not."""
     print(
         f"\n{'AUROC of 50 latents x 40 windows':46}{'two ways':>24}{'latents alone':>17}\n"
         f"{'':46}{'covers':>8}{'half':>16}{'covers':>9}{'half':>8}"

@@ -1,12 +1,13 @@
 """How often two cells of one kind are told apart: `python benchmarks/false_alarms.py [STUDY]`.
 
 STUDY is the folder of a finished study with several draws or seeds (`config/replicated.yaml`); by
-default this one. Of all pairs of cells that differ in the draw alone (two randomizations of one
-kind) or in the seed alone (two SAEs on one set of activations), and of `trained` and `retrained`
-of one seed, it counts those whose difference lies beyond the margin, as in `contrasts` of one draw
-and seed: the minimum-effect test at 1 - confidence, without a correction for many tests, which
-would hide false alarms. The margin is that of the study: it comes from the trained arm. At most
-7% of the pairs of a kind may be told apart, per metric; the exit code is 1 where more are.
+default this folder. The script looks at all pairs of cells that differ only in the draw (two
+randomizations of one kind) or only in the seed (two SAEs on one set of activations), and of
+`trained` and `retrained` of one seed. It counts those whose difference is beyond the margin, as in
+`contrasts` of one draw and seed: by the minimum-effect test at 1 - confidence, without a correction
+for many tests, which would hide false alarms. The margin is that of the study, because it comes
+from the trained arm. At most 7% of the pairs of a kind may be told apart, per metric; otherwise the
+exit code is 1.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Cell = tuple[str, int, int]
 
 
 class Found(NamedTuple):
-    """What became of the pairs of one metric and kind."""
+    """The outcome for the pairs of one metric and kind."""
 
     metric: str
     kind: str
@@ -51,17 +52,17 @@ class Found(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the pairs, told apart."""
+        """The share of tested pairs that were told apart."""
         return self.n_apart / self.n_pairs
 
     @property
     def is_alarm(self) -> bool:
-        """Whether these are too many."""
+        """Whether this share is too large."""
         return self.share > MOST
 
 
 def read_sources(config: Config, root: Path) -> dict[str, list[Units]]:
-    """The cells of a finished study out of `results/tables`, by table.
+    """Read the cells of a finished study from `results/tables`, by table.
 
     Raises:
         UserError: a table is missing, damaged or of another version.
@@ -77,7 +78,7 @@ def read_sources(config: Config, root: Path) -> dict[str, list[Units]]:
 
 
 def _cells(table: str, whole: pa.Table) -> Iterator[Units]:
-    """The cells of an aggregated table, in which each one's rows stand together."""
+    """Split an aggregated table, in which the rows of each cell are contiguous, into its cells."""
     named = SCORER_KEYS if table == "interpretability" else CELL_TABLES[table][0]
     names = [name for name, _ in named]
     keys = list(zip(*(map(str, whole[name].to_pylist()) for name in names), strict=True))
@@ -89,7 +90,7 @@ def _cells(table: str, whole: pa.Table) -> Iterator[Units]:
 
 
 def pairs_of_one_kind(cells: Iterable[Cell]) -> Iterator[tuple[str, Cell, Cell]]:
-    """(Kind, one cell, another) of cells (variant, draw, seed) that differ in one thing alone."""
+    """Yield (kind, cell, other) for cells (variant, draw, seed) that differ in one thing only."""
     for one, other in combinations(sorted(cells), 2):
         alike = [a == b for a, b in zip(one, other, strict=True)]
         if alike == [True, False, True] and not VARIANTS[one[0]].fixed:
@@ -101,14 +102,14 @@ def pairs_of_one_kind(cells: Iterable[Cell]) -> Iterator[tuple[str, Cell, Cell]]
 
 
 def false_alarms(config: Config, sources: dict[str, list[Units]]) -> list[Found]:
-    """A row per metric and kind that has pairs, in display order."""
+    """Return a row per metric and kind that has pairs, in display order."""
     statistics = config.statistics
     arms, resampler = Arms(sources, statistics), Resampler(config.seed, statistics.n_resamples)
     variants: dict[ArmKeys, set[str]] = {}
     for unit in (unit for units in sources.values() for unit in units):
         group = tuple(unit.keys.get(name) for name in GROUP_KEYS)
         variants.setdefault(group, set()).add(unit.keys["variant"])
-    # Null dictionaries are of one variant, and say nothing of models.
+    # Null dictionaries belong to one variant, and say nothing about models.
     groups = [group for group, found in variants.items() if found >= {*config.variants}]
     counts: dict[tuple[str, str], list[bool]] = {}
     for metric in all_metrics():
@@ -122,7 +123,7 @@ def false_alarms(config: Config, sources: dict[str, list[Units]]) -> list[Found]
 def _of_group(
     config: Config, metric: Metric, group: ArmKeys, arms: Arms, resampler: Resampler
 ) -> Iterator[tuple[str, bool]]:
-    """Kind of each tested pair in one comparison, and whether it is told apart."""
+    """Return the kind of each tested pair in one comparison, and whether it is told apart."""
     statistics, explainer = config.statistics, group[GROUP_KEYS.index("explainer")]
     if not applies(metric, config, explainer) or group[2] not in config.saes:
         return
@@ -147,7 +148,7 @@ def _of_group(
 
 
 def _told_apart(one: Estimate, other: Estimate, margin: float, confidence: float) -> bool | None:
-    """Whether the interval of a difference lies beyond the margin; None where there is none."""
+    """Return whether a difference's interval is beyond the margin; None if there is none."""
     spread = spread_of_difference(one, other)
     if isinstance(spread, str):
         return None
@@ -157,7 +158,7 @@ def _told_apart(one: Estimate, other: Estimate, margin: float, confidence: float
 
 
 def table(found: Sequence[Found]) -> str:
-    """What is printed."""
+    """Format the results as text."""
     lines = [f"{'metric':30}{'kind':12}{'pairs':>7}{'apart':>7}{'share':>8}"]
     lines += [
         f"{row.metric:30}{row.kind:12}{row.n_pairs:7}{row.n_apart:7}{row.share:8.1%}"
@@ -168,7 +169,7 @@ def table(found: Sequence[Found]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of a study; 1 if a metric tells too many pairs of a kind apart."""
+    """Print the table of a study; return 1 if a metric tells too many pairs of a kind apart."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study", type=Path, nargs="?", default=Path())
     root = parser.parse_args(arguments).study

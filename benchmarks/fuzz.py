@@ -1,18 +1,18 @@
-"""Feeds mutated files and replies to what reads them, and says what a reader did wrong.
+"""Feed mutated files and replies to the code that reads them, and report its mistakes.
 
     python benchmarks/fuzz.py                      # 10,000 inputs
     python benchmarks/fuzz.py --seed 1 --start 4000 --only index   # others, or the rest of them
 
-A reader may take an input or refuse it by a `UserError`. Everything else is a finding: another
-exception, a message of control characters, an input that takes more than 10 s, memory that grows
-by more than 500 MB, a file opened for writing outside of the results folder, a program started, a
-connection made, and a change of any file beside the results folder.
+A reader may accept an input or refuse it with a `UserError`. Everything else is a finding: another
+exception, a message with control characters, an input that takes more than 10 s, memory that grows
+by more than 500 MB, a file opened for writing outside the results folder, a program started, a
+connection made, and a change of any file outside the results folder.
 
 Targets are objects with a `name`, a tuple of valid inputs `examples` (bytes), and a method
-`read(data, folder)`, which may write into the folder. The modules `fuzz_*.py` beside this file list
-theirs: `targets()`. An input depends on the seed, the target and its number alone, so that the line
-of a finding is enough to make it again. Inputs are read in a process of their own, which is started
-again after one that ended it. Exits with 1 if there are findings.
+`read(data, folder)`, which may write into the folder. The modules `fuzz_*.py` in this folder list
+theirs in `targets()`. An input depends only on the seed, the target and its number, so the line of
+a finding suffices to make it again. Inputs are read in a separate process, which is restarted if
+one kills it. Exits with 1 if there are findings.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from typing import Any, Protocol
 
 SECONDS, GROWTH_BYTES, REPORT_SECONDS = 10.0, 500_000_000, 30.0
 HERE = Path(__file__).parent
-# What no reader of a file does; a target may allow some.
+# What no reader of a file does; a target may allow some of it.
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
 NASTY: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 10_000_000),
@@ -94,11 +94,11 @@ class Target(Protocol):
     examples: tuple[bytes, ...]
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Read an input as the program does; raises a `UserError` or returns."""
+        """Read an input as the program does; raise a `UserError` or return."""
 
 
 def mutated(example: bytes, draw: random.Random) -> bytes:
-    """A valid input with one to four changes: of its values, where it is JSON, or of its bytes."""
+    """Change a valid input in one to four places: its values if it is JSON, else its bytes."""
     data = example
     if draw.random() < 0.7:
         try:
@@ -126,7 +126,7 @@ def mutated(example: bytes, draw: random.Random) -> bytes:
 
 
 def _changed(tree: Any, draw: random.Random) -> Any:
-    """A tree of JSON with one node replaced, removed, added or renamed."""
+    """Replace, remove, add or rename one node of a JSON tree."""
     places: list[tuple[Any, Any]] = []
     waiting = [tree]
     while waiting:
@@ -138,7 +138,7 @@ def _changed(tree: Any, draw: random.Random) -> Any:
     if not places or draw.random() < 0.02:
         return deepcopy(draw.choice(NASTY))
     node, key = draw.choice(places)
-    # A copy: an input must not depend on those before it.
+    # A copy: an input must not depend on earlier ones.
     value = deepcopy(draw.choice(NASTY))
     what = draw.random()
     if what < 0.6:
@@ -156,7 +156,7 @@ def _changed(tree: Any, draw: random.Random) -> Any:
 
 
 def found_targets(only: str | None = None) -> dict[str, Target]:
-    """The targets of all modules beside this one, by name."""
+    """Return the targets of all modules in this folder, by name."""
     sys.path.insert(0, str(HERE))
     modules = [importlib.import_module(file.stem) for file in sorted(HERE.glob("fuzz_*.py"))]
     found = {target.name: target for module in modules for target in module.targets()}
@@ -164,7 +164,7 @@ def found_targets(only: str | None = None) -> dict[str, Target]:
 
 
 class Watch:
-    """What an input does beside being read."""
+    """What an input does besides being read."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.results = home, home / "cwd" / "results"
@@ -211,7 +211,7 @@ class Watch:
 
 
 def work(only: str | None, seed: int, home: Path) -> None:
-    """Read inputs by the numbers that come in, and answer each by a line."""
+    """Read the inputs whose numbers come in, and answer each with a line."""
     from nullsae.core.errors import UserError
     from nullsae.core.visible import visible
 
@@ -219,7 +219,7 @@ def work(only: str | None, seed: int, home: Path) -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of this process
     logging.disable()
     targets = [*found_targets(only).values()]
-    # What lies beside the files that are read is made, and libraries are loaded, before it counts.
+    # Surrounding files are made, and libraries loaded, before anything counts.
     for target in targets:
         assert target.examples
     os.chdir(home / "cwd")
@@ -242,7 +242,7 @@ def work(only: str | None, seed: int, home: Path) -> None:
             how = "refused"
             if visible(str(error)) != str(error) or not str(error):
                 wrong.append(f"a message with control characters, or none: {error!r}")
-        except BaseException as error:  # which is what is looked for
+        except BaseException as error:  # findings are what we look for
             where = traceback.extract_tb(error.__traceback__)[-1]
             at = f"{where.filename}:{where.lineno}"
             said = "".join(traceback.format_exception(error))[-3000:]
@@ -254,13 +254,13 @@ def work(only: str | None, seed: int, home: Path) -> None:
             wrong.append(f"memory grew by {(peak - warm) / 1e6:,.0f} MB")
         answers.write(json.dumps([number, target.name, how, wrong, took]) + "\n")
         answers.flush()
-        # Each kind of input once: what their libraries take is no growth.
+        # Each kind of input once: memory that libraries take does not count as growth.
         if n_read == len(targets):
             warm = peak
 
 
 class Worker:
-    """The process that reads, and what it said last."""
+    """The process that reads, and its last answer."""
 
     def __init__(self, only: str | None, seed: int) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="fuzz."))
@@ -281,7 +281,7 @@ class Worker:
         )
 
     def ask(self, number: int, seconds: float = SECONDS) -> list[Any] | str:
-        """What became of an input, or how the process ended."""
+        """Return the outcome for an input, or how the process died."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -299,14 +299,14 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End it; remove what it worked in."""
+        """End the process; remove its folder."""
         self.process.kill()
         self.process.communicate()
         shutil.rmtree(self.home, ignore_errors=True)
 
 
 def main() -> int:
-    """Run, print, and say whether all is well."""
+    """Run all inputs and print findings; return whether there were none."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -326,7 +326,7 @@ def main() -> int:
     cpu: dict[str, float] = dict.fromkeys(names, 0.0)
     worker, fresh = Worker(given.only, given.seed), True
     for number in range(given.start, given.start + given.inputs):
-        # The first one waits for imports.
+        # The first input waits for imports.
         answer = worker.ask(number, 120.0 if fresh else SECONDS)
         fresh = isinstance(answer, str) or any("memory grew" in line for line in answer[3])
         name = names[number % len(names)]

@@ -1,4 +1,4 @@
-"""Targets of `fuzz.py`: a file of events, and logs of jobs, as `nullsae watch` reads them."""
+"""Targets of `fuzz.py`: event files and job logs, as `nullsae watch` reads them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ LOG = "results/logs/a/subject=s.log"
 
 
 def job(number: int, *needs: int) -> dict[str, Any]:
-    """One of a plan."""
+    """Return one job of a plan."""
     told = {"job": number, "rule": "a", "stage": "b", "log": LOG, "needs": list(needs)}
     return told | {"seconds": 9.0, "gpu": number == 2, "threads": 1}
 
 
 def lines(*told: dict[str, Any]) -> bytes:
-    """As a run writes them."""
+    """Encode events as a run writes them."""
     return b"".join(json.dumps({"time": 1.8e9, **each}).encode() + b"\n" for each in told)
 
 
 def plan() -> dict[str, Any]:
-    """Of three jobs, one after another."""
+    """Return a plan of three jobs, one after another."""
     first = {"event": "planned", "host": "elsewhere", "pid": 1, "cores": 2, "jobs_at_once": None}
     first |= {"gpus": 1, "keeps_going": False, "jobs": [job(1), job(2, 1), job(3, 1, 2)]}
     return first | {"replies": "results/cache/replies.sqlite", "max_cost_usd": 5.0}
@@ -51,18 +51,18 @@ def shown(study: Path) -> None:
 
 
 class Events:
-    """A file of events, or its first line."""
+    """An event file, or its first line."""
 
     name: ClassVar[str] = "events"
 
     @cached_property
     def examples(self) -> tuple[bytes, ...]:
-        """Of a real run, and plans, as JSON, whose values are changed one by one."""
+        """Events of a real run, and plans as JSON, whose values are changed one by one."""
         started, ended = {"event": "started", "job": 1}, {"event": "ended"}
         return (RECORDED.read_bytes(), lines(plan(), started, ended), *[lines(plan())] * 4)
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As `nullsae watch` does."""
+        """Read the file as `nullsae watch` does."""
         file = folder / ".snakemake/log/2026-01-01.events.jsonl"
         file.parent.mkdir(parents=True)
         file.write_bytes(data)
@@ -70,26 +70,26 @@ class Events:
 
 
 class Event(Events):
-    """A line behind a plan."""
+    """A line after a plan."""
 
     name: ClassVar[str] = "event"
 
     @cached_property
     def examples(self) -> tuple[bytes, ...]:
-        """Of each kind."""
+        """One event of each kind."""
         failed = {"event": "failed", "job": 2, "logs": [LOG]}
         kinds: tuple[dict[str, Any], ...] = (failed, {"event": "error", "text": "Command 'x' died"})
         kinds += ({"event": "started", "job": 1}, {"event": "finished", "job": 1})
         return tuple(map(lines, (*kinds, {"event": "ended"})))
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Where two jobs run."""
+        """Read the event in a run of two jobs."""
         running = ({"event": "started", "job": number} for number in (1, 2))
         super().read(lines(plan(), *running) + data + b"\n", folder)
 
 
 class JobLog:
-    """What a job wrote."""
+    """The log of a job."""
 
     name: ClassVar[str] = "job_log"
     examples: ClassVar[tuple[bytes, ...]] = (
@@ -99,7 +99,7 @@ class JobLog:
     )
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Of a job that runs, and of one that failed."""
+        """Read the log of a running job and of a failed one."""
         log = folder / LOG
         log.parent.mkdir(parents=True)
         log.write_bytes(data)
@@ -108,5 +108,5 @@ class JobLog:
 
 
 def targets() -> list[Any]:
-    """All of this module."""
+    """Return the targets of this module."""
     return [Events(), Event(), JobLog()]

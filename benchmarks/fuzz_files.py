@@ -28,7 +28,7 @@ class Configs:
         return (*texts, *(json.dumps(yaml.safe_load(text)).encode() for text in texts))
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Merge it into the default config; name what it is trusted with."""
+        """Merge it into the default config; list what it is trusted with."""
         from nullsae.config.read import read_merged_config
         from nullsae.planning.trusted import trusted_keys
 
@@ -40,20 +40,20 @@ class Configs:
 
 
 class Prompts:
-    """Prompt files. Their templates are rendered by a process, which is started once."""
+    """Prompt files. Their templates are rendered by a process that is started once."""
 
     name: ClassVar[str] = "prompt"
     allowed: ClassVar[tuple[str, ...]] = ("subprocess.Popen", "os.posix_spawn")
 
     @cached_property
     def examples(self) -> tuple[bytes, ...]:
-        """Those of nullsae."""
+        """The prompts of nullsae."""
         folder = ROOT / "src/nullsae/autointerp/prompts"
         kinds = ("detection", "explain", "fuzzing", "intruder")
         return tuple((folder / f"{kind}.txt").read_bytes() for kind in kinds)
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Read and render one."""
+        """Read and render one prompt."""
         from nullsae.autointerp.prompting import load_prompt
 
         file = folder / "mine.txt"
@@ -63,14 +63,14 @@ class Prompts:
 
 
 class Beside:
-    """A file among others that are as they should be: a folder of them, made once."""
+    """A file in a folder whose other files are valid; the folder is made once."""
 
     name: str
     file: str
 
     @cached_property
     def folder(self) -> Path:
-        """What stands beside the file; removed with the process."""
+        """The folder of valid files; removed with the process."""
         self._kept = tempfile.TemporaryDirectory(prefix="fuzz.made.")
         made = Path(self._kept.name)
         self.make(made)
@@ -82,11 +82,11 @@ class Beside:
 
     @cached_property
     def examples(self) -> tuple[bytes, ...]:
-        """The file as it should be."""
+        """The valid file."""
         return ((self.folder / self.file).read_bytes(),)
 
     def placed(self, data: bytes, folder: Path) -> Path:
-        """The folder with this content of the file."""
+        """Return the folder with this content of the file."""
         made = folder / "made"
         shutil.copytree(self.folder, made)
         (made / self.file).write_bytes(data)
@@ -94,14 +94,14 @@ class Beside:
 
 
 class Models(Beside):
-    """A file of a subject whose weights lie in several files."""
+    """A file of a subject whose weights are split over several files."""
 
     def __init__(self, file: str) -> None:
         self.file = file
         self.name = "model_config" if file == "config.json" else "index"
 
     def make(self, folder: Path) -> None:
-        """Save a tiny GPT-NeoX of random weights, in pieces."""
+        """Save a tiny GPT-NeoX of random weights, in several files."""
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -114,7 +114,7 @@ class Models(Beside):
         assert (folder / "model.safetensors.index.json").is_file()
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As `subjects.NAME.source` is read."""
+        """Read it like `subjects.NAME.source`."""
         from nullsae.config.subjects import PretrainedSource
         from nullsae.subjects.loading import fetch
 
@@ -129,7 +129,7 @@ class Texts:
 
     @cached_property
     def examples(self) -> tuple[bytes, ...]:
-        """A few documents of several alphabets."""
+        """A few documents in several alphabets."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -151,7 +151,7 @@ class Texts:
         return (sink.getvalue().to_pybytes(),)
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As `corpora.NAME.source` is read."""
+        """Read it like `corpora.NAME.source`."""
         from nullsae.config.corpora import FilesSource
         from nullsae.corpus.reading import Reader
         from nullsae.corpus.sources import documents
@@ -164,7 +164,7 @@ class Texts:
 
 
 def targets() -> list[Any]:
-    """All of this module."""
+    """Return the targets of this module."""
     models = [Models("model.safetensors.index.json"), Models("config.json")]
     texts = [Texts("jsonl"), Texts("parquet"), Texts("txt.gz"), Texts("txt.zst")]
     return [Configs(), Prompts(), *models, *texts]

@@ -1,4 +1,4 @@
-"""Targets of `fuzz.py`: explanations and scores that were made elsewhere."""
+"""Targets of `fuzz.py`: explanations and scores made elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDS = ["the", "cups", "and", "mugs", "\u00e6r\u00f8"]
 
 
 def judged(active: bool, prediction: Any, probability: Any) -> dict[str, Any]:
-    """A window as delphi writes it."""
+    """Return a window as delphi writes it."""
     values = [float(active), 0.0, 0.5 * active]
     window = {"str_tokens": ["the", "cups", "and"], "activations": values, "distance": 1}
     said = {"activating": active, "prediction": prediction, "probability": probability}
@@ -25,26 +25,26 @@ WINDOWS = [judged(True, True, 0.9), judged(False, False, 0.2), judged(False, Non
 
 
 def row(index: int, **more: Any) -> dict[str, Any]:
-    """An explanation as Neuronpedia exports it."""
+    """Return an explanation as Neuronpedia exports it."""
     named = {"id": f"c{index}", "modelId": "gpt2", "layer": "1-res", "index": str(index)}
     said = {"description": "cups and mugs", "explanationModelName": "gpt", "typeName": "oai"}
     return {**named, **said, **more}
 
 
 def neuronpedia() -> tuple[bytes, ...]:
-    """Rows of explanations, with scores and without, and a feature with its explanations."""
+    """Return rows of explanations, with and without scores, and a feature with its explanations."""
     score = {"value": 0.8, "explanationScoreTypeName": "recall_alt"}
     score |= {"explanationScoreModelName": "judge", "jsonDetails": json.dumps(WINDOWS)}
     plain = {"value": 0.8, "explanationScoreTypeName": "simulator", "jsonDetails": ""}
     rows = [row(1, scores=[score]), row(2, scores=[plain])]
     feature = {"index": "3", "layer": "1-res", "explanations": [row(3)], "pos_str": ["cups"]}
     lines = ["".join(json.dumps(one) + "\n" for one in some) for some in (rows, [feature])]
-    # A single row is JSON as a whole, so that its values are changed one by one.
+    # A single row is valid JSON, so its values are changed one by one.
     return tuple(text.encode() for text in [*lines, *(json.dumps(one) for one in rows)])
 
 
 def parquet(*rows: dict[str, Any]) -> bytes:
-    """A table of these rows."""
+    """Encode rows as a Parquet table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -54,7 +54,7 @@ def parquet(*rows: dict[str, Any]) -> bytes:
 
 
 def windows_of(tokens: Any, values: Any) -> list[dict[str, Any]]:
-    """Two judged windows, as rows of a table."""
+    """Return two judged windows as rows of a table."""
     truth = [{"latent": 1, "active": True}, {"latent": 1, "active": False}]
     return [{**t, "probability": 0.5, "tokens": tokens, "activations": values} for t in truth]
 
@@ -68,26 +68,26 @@ CSV = (
 
 
 class Imported:
-    """A file of explanations and scores, read as `explainers` and `scorers` of kind `import` do."""
+    """A file of explanations and scores, read by `explainers` and `scorers` of kind `import`."""
 
     def __init__(self, name: str, file: str, examples: Callable[[], tuple[bytes, ...]]) -> None:
-        """`file` is its name in the folder that a config names, or that of the only file."""
+        """`file` is its name in the folder that a config names, or the name of the only file."""
         self.name, self.file, self._examples = name, file, examples
 
     @cached_property
     def examples(self) -> tuple[bytes, ...]:
-        """As the tools write it."""
+        """Files as the tools write them."""
         return self._examples()
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Of a corpus with these words."""
+        """Return the tokenizer of a corpus with these words."""
         from tokenizers import Tokenizer, models
 
         return Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "the"))
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As an explainer of kind `import` reads it, and as a scorer does."""
+        """Read it with an explainer of kind `import`, and with a scorer."""
         from nullsae.core.errors import UserError
 
         file = folder / "run" / self.file
@@ -100,12 +100,12 @@ class Imported:
                 look(path)
             except UserError as error:
                 refused.append(error)
-        # Hardly a file holds both.
+        # Hardly any file contains both.
         if len(refused) == 2:
             raise refused[0]
 
     def explanations(self, path: Path) -> None:
-        """What it says."""
+        """Read the explanations."""
         from nullsae.autointerp.explain import explained_in_words
         from nullsae.autointerp.imported.find import layout_at
         from nullsae.autointerp.imported.layout import About
@@ -114,7 +114,7 @@ class Imported:
         explained_in_words({n: one.text for n, one in said.items()}, "none").to_pandas()
 
     def scores(self, path: Path) -> None:
-        """How well that was judged, and windows as a formula gets them."""
+        """Read their scores, and windows as a formula gets them."""
         from nullsae.autointerp.imported.find import layout_at
         from nullsae.autointerp.imported.layout import About
         from nullsae.autointerp.imported.windows import given_windows
@@ -126,7 +126,7 @@ class Imported:
 
 
 def targets() -> list[Any]:
-    """All of this module."""
+    """Return the targets of this module."""
     text = "scores/detection/layers.1_latent3.txt", "explanations/layers.1_latent3.txt"
     packed = lambda: tuple(gzip.compress(one, mtime=0) for one in neuronpedia())  # noqa: E731
     tables = lambda: (  # noqa: E731

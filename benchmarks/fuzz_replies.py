@@ -1,9 +1,9 @@
-"""Targets of `fuzz.py`: what endpoints send, and what is kept of it.
+"""Targets of `fuzz.py`: replies of endpoints, and what is kept of them.
 
     python benchmarks/fuzz_replies.py --n 10000 --seed 0
 
-Runs these alone, in one process: prints how many inputs each took, refused or failed on, the
-slowest input and how much memory grew. Exits with 1 if there are findings.
+Runs only these, in one process. Prints how many inputs each target took, refused or failed on, the
+slowest input, and how much memory grew. Exits with 1 if there are findings.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MOST_TOKENS = 200
 
 
 def token(text: str, *others: str) -> dict[str, Any]:
-    """A token with its alternatives."""
+    """Return a token with its alternatives."""
     top = [{"token": t, "logprob": -0.1 - i, "bytes": [*t.encode()]} for i, t in enumerate(others)]
     return {"token": text, "logprob": -0.1, "bytes": [*text.encode()], "top_logprobs": top}
 
 
 def chat(content: Any, *tokens: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A reply of a chat endpoint."""
+    """Return a reply of a chat endpoint."""
     message = {"role": "assistant", "content": content, "reasoning_content": "Let me see."}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     if tokens:
@@ -62,7 +62,7 @@ CHATS = (
 
 
 def use(data: bytes, status: int, retry_after: str | None = None) -> None:
-    """Read an answer as a job does, and all that follows from it."""
+    """Read an answer as a job does, and use it in every way."""
     from nullsae.autointerp.llm.answers import Answer, Asked, AttemptError, read_answer
     from nullsae.autointerp.llm.counts import counts
     from nullsae.autointerp.llm.kept_replies import Kept, packed, unpacked
@@ -110,13 +110,13 @@ class Chats:
     examples: ClassVar[tuple[bytes, ...]] = tuple(json.dumps(one).encode() for one in CHATS)
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As an answer of a status that the data choose."""
+        """Read it as an answer whose status depends on the data."""
         status = STATUSES[sum(data) // 8 % len(STATUSES)] if sum(data) % 8 == 0 else 200
         use(data, status, data[:40].decode("latin-1"))
 
 
 class Streams:
-    """Server-sent events, which nobody asked for."""
+    """Server-sent events that nobody requested."""
 
     name: ClassVar[str] = "stream"
     examples: ClassVar[tuple[bytes, ...]] = (
@@ -125,12 +125,12 @@ class Streams:
     )
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As an answer."""
+        """Read it as an answer."""
         use(data, 200)
 
 
 class Packed:
-    """Answers that are compressed."""
+    """Compressed answers."""
 
     name: ClassVar[str] = "gzip"
     examples: ClassVar[tuple[bytes, ...]] = (
@@ -142,7 +142,7 @@ class Packed:
     )
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Unpack piece by piece, and read; what is no gzip yet is packed first."""
+        """Unpack it piece by piece, and read it; data that is not yet gzip is packed first."""
         from nullsae.autointerp.llm.pieces import PackingError, Pieces, TooLongError, most_bytes
         from nullsae.core.errors import UserError
 
@@ -159,7 +159,7 @@ class Packed:
 
 
 class BatchLines:
-    """Files of answers of the batch interface."""
+    """Answer files of the batch interface."""
 
     name: ClassVar[str] = "batch"
     examples: ClassVar[tuple[bytes, ...]] = (
@@ -172,7 +172,7 @@ class BatchLines:
     )
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Line by line."""
+        """Read it line by line."""
         from nullsae.autointerp.llm.answers import Answer
         from nullsae.autointerp.llm.batch_api import read_line
         from nullsae.autointerp.llm.bounded import lines_of
@@ -191,7 +191,7 @@ class BatchLines:
 
 
 class Words:
-    """What a model says, in whatever form."""
+    """A model's words, in any form."""
 
     name: ClassVar[str] = "words"
     examples: ClassVar[tuple[bytes, ...]] = (
@@ -205,12 +205,12 @@ class Words:
     )
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As the content of a reply."""
+        """Read it as the content of a reply."""
         use(json.dumps(chat(data.decode("utf-8", "replace"))).encode(), 200)
 
 
 class Rows:
-    """Rows of the cache, of an older version or damaged."""
+    """Cache rows from an older version, or damaged ones."""
 
     name: ClassVar[str] = "cache"
     examples: ClassVar[tuple[bytes, ...]] = (
@@ -219,7 +219,7 @@ class Rows:
     )
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Put it into a cache and get it from there; then it is as if it had never been."""
+        """Put it into a cache and read it back; a bad row counts as missing."""
         from nullsae.autointerp.llm.cache import ReplyCache
 
         path = folder / "replies.sqlite"
@@ -242,7 +242,7 @@ class Rows:
 
 
 class Abilities:
-    """What was found out about an endpoint, as the cache holds it."""
+    """What was found out about an endpoint, as the cache stores it."""
 
     name: ClassVar[str] = "abilities"
     examples: ClassVar[tuple[bytes, ...]] = (
@@ -251,7 +251,7 @@ class Abilities:
     )
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Read them, and write a request that they allow."""
+        """Read it, and write a request that it allows."""
         from nullsae.autointerp.llm.endpoint import abilities_of, request_body
         from nullsae.autointerp.llm.messages import Request, parse_json
         from nullsae.config.endpoints import Endpoint
@@ -267,12 +267,12 @@ class Abilities:
 
 
 def targets() -> list[Any]:
-    """All of them."""
+    """Return the targets of this module."""
     return [Chats(), Streams(), Packed(), BatchLines(), Words(), Rows(), Abilities()]
 
 
 def main() -> int:
-    """Run, print, and say whether all is well."""
+    """Run all inputs and print findings; return whether there were none."""
     from fuzz import GROWTH_BYTES, SECONDS, Watch, mutated
 
     from nullsae.core.errors import UserError
@@ -287,7 +287,7 @@ def main() -> int:
     counts: Counter[str] = Counter()
     found: dict[str, str] = {}
     every, slowest = targets(), (0.0, "")
-    for target in every:  # what libraries take to load is no growth
+    for target in every:  # memory that libraries take to load does not count as growth
         for example in target.examples:
             folder = home / "cwd/results/input"
             shutil.rmtree(folder, ignore_errors=True)
@@ -311,7 +311,7 @@ def main() -> int:
                 target.read(data, folder)
         except UserError:
             how = "refused"
-        except Exception as error:  # which is what is looked for
+        except Exception as error:  # findings are what we look for
             at = traceback.extract_tb(error.__traceback__)[-1]
             how, said = "failed", f"{type(error).__name__} {at.filename}:{at.lineno}"
             found.setdefault(said, f"{target.name} {number}: {traceback.format_exc()[-2500:]}")

@@ -1,4 +1,4 @@
-"""Targets of `fuzz.py`: files of SAEs in each layout, and figures that are expected of them."""
+"""Targets of `fuzz.py`: SAE files in each layout, and expected figures of SAEs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ D_MODEL, N_LATENTS, SITE = 16, 32, "resid_post.1"
 
 
 def tensors(**shapes: tuple[int, ...]) -> dict[str, Any]:
-    """Random ones, whose names have `__` in the place of a dot."""
+    """Draw random tensors; `__` in a name stands for a dot."""
     import torch
 
     g = torch.Generator().manual_seed(0)
@@ -23,7 +23,7 @@ def tensors(**shapes: tuple[int, ...]) -> dict[str, Any]:
 
 
 def write(folder: Path, config: tuple[str, Any], weights: str, stored: dict[str, Any]) -> None:
-    """A config and the weights beside it."""
+    """Write a config and the weights next to it."""
     import torch
     from safetensors.torch import save_file
 
@@ -36,7 +36,7 @@ def write(folder: Path, config: tuple[str, Any], weights: str, stored: dict[str,
 
 
 def own(folder: Path) -> None:
-    """Ours, TopK."""
+    """Write a TopK SAE in nullsae's format."""
     import torch
 
     from nullsae.jobs.keys import CellKeys
@@ -54,7 +54,7 @@ def own(folder: Path) -> None:
 
 
 def exported(layout: str) -> Callable[[Path], None]:
-    """Ours, written in a layout of others."""
+    """Write an SAE of nullsae in another package's layout."""
 
     def make(folder: Path) -> None:
         from nullsae.sae.exchange.export import export_sae
@@ -67,7 +67,7 @@ def exported(layout: str) -> Callable[[Path], None]:
 
 
 def saelens_old(folder: Path) -> None:
-    """SAELens before version 6: a whole training's config, gated."""
+    """Write a gated SAE of SAELens before version 6, with the config of a whole training."""
     config: dict[str, Any] = {"architecture": "gated", "d_in": D_MODEL, "d_sae": N_LATENTS}
     config |= {"model_name": "gpt2-small", "hook_name": "blocks.1.hook_resid_post"}
     config |= {"activation_fn_str": "relu", "activation_fn_kwargs": {}, "context_size": 128}
@@ -81,7 +81,7 @@ def saelens_old(folder: Path) -> None:
 
 
 def sparsify_transcoder(folder: Path) -> None:
-    """A skip transcoder of sparsify, with the config of its training above it."""
+    """Write a skip transcoder of sparsify, with the config of its training in the parent folder."""
     config = {"d_in": D_MODEL, "k": 4, "expansion_factor": 2, "num_latents": N_LATENTS}
     config |= {"transcode": True, "skip_connection": True, "activation": "topk", "signed": False}
     shapes = {"encoder__weight": (N_LATENTS, D_MODEL), "encoder__bias": (N_LATENTS,)}
@@ -92,7 +92,7 @@ def sparsify_transcoder(folder: Path) -> None:
 
 
 def dictionary_learning(dict_class: str, weights: str) -> Callable[[Path], None]:
-    """A dictionary of dictionary_learning, as its trainers save it."""
+    """Write a dictionary of dictionary_learning, as its trainers save it."""
 
     def make(folder: Path) -> None:
         trainer = {"dict_class": dict_class, "activation_dim": D_MODEL, "dict_size": N_LATENTS}
@@ -120,11 +120,11 @@ class Saes(Beside):
         self.name, self._make, self.file, self.inside = name, make, file, inside
 
     def make(self, folder: Path) -> None:
-        """An SAE of random weights."""
+        """Write an SAE of random weights."""
         self._make(folder)
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As `saes.NAME.pretrained` is read, and compared with what a study gives it."""
+        """Read it like `saes.NAME.pretrained`, and compare it with a study."""
         from nullsae.config.made_on import UsedOn, differences
         from nullsae.sae.exchange.pretrained import read_with_origin
 
@@ -137,25 +137,25 @@ class Saes(Beside):
 
 
 class Expected:
-    """What `nullsae check --expect` is given."""
+    """The values of `nullsae check --expect`."""
 
     name: ClassVar[str] = "expect"
 
     @cached_property
     def examples(self) -> tuple[bytes, ...]:
-        """As its help shows it, and each figure."""
+        """Values as its help shows them, and each figure."""
         return (b"l0=71,explained_variance=0.8", b"l0 = 3.5", b"explained_variance=1e-3")
 
     def read(self, data: bytes, folder: Path) -> None:
-        """As the command line hands it over."""
+        """Parse it as the command line does."""
         from nullsae.cli.sae_card import expected
 
-        # What the system makes of bytes that are no UTF-8.
+        # What the system makes of bytes that are not UTF-8.
         expected(data.decode("utf-8", "surrogateescape"))
 
 
 def targets() -> list[Any]:
-    """All of this module."""
+    """Return the targets of this module."""
     topk_pt = dictionary_learning("AutoEncoderTopK", "ae.pt")
     gated = dictionary_learning("GatedAutoEncoder", "ae.safetensors")
     batch = dictionary_learning("BatchTopKSAE", "ae.safetensors")

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks/gpu_check.sh`, which says what they are; run that."""
+"""The parts of `benchmarks/gpu_check.sh`, which describes them; run that script."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
-# Seconds of each part at most, on a GPU; 8 minutes together.
+# Most seconds of each part on a GPU; 8 minutes in total.
 LIMITS = {"tests": 150, "steps": 200, "study": 125}
-# On a CPU nothing is measured, and it may be busy.
+# On a CPU nothing is measured, and the machine may be busy.
 CPU_SECONDS = 3600
 NEEDED = {
     "tests": ("pytest", "transformers", "safetensors", "pyarrow", "pydantic"),
@@ -35,19 +35,20 @@ STEPS = {
     "cuda": ["--shapes", "pythia-70m", "pythia-1b", "pythia-6.9b", "--tokens", "8192"],
     "cpu": ["--shapes", "tiny", "--tokens", "512", "--steps", "2"],
 }
-# Jobs that compute on `compute.device`, by their verbs.
+# Verbs whose jobs compute on `compute.device`.
 ON_DEVICE = ("cache_activations", "train_sae", "evaluate_sae", "collect_latents")
 Found = dict[str, Any]
 
 
 class PartError(Exception):
-    """A part did not do what it should; the text says what."""
+    """A part failed; the text says how."""
 
 
 def run(name: str, command: list[str], folder: Path, device: str, **environment: str) -> None:
-    """A command in a process group of its own, within the part's limit; its output to NAME.log.
+    """Run a command in its own process group, within the part's time limit; log to NAME.log.
 
-    A `PartError` says how it ended, if not well.
+    Raises:
+        PartError: the command failed; the text says how it ended.
     """
     log, limit = folder / f"{name}.log", LIMITS[name] if device == "cuda" else CPU_SECONDS
     with log.open("w") as out:
@@ -73,7 +74,7 @@ def run(name: str, command: list[str], folder: Path, device: str, **environment:
 
 
 def tests(folder: Path, args: argparse.Namespace, found: Found) -> None:
-    """`tests/device` on the device."""
+    """Run `tests/device` on the device."""
     report = folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "tests/device", f"--junitxml={report}"]
     try:
@@ -93,7 +94,7 @@ def tests(folder: Path, args: argparse.Namespace, found: Found) -> None:
 
 
 def steps(folder: Path, args: argparse.Namespace, found: Found) -> None:
-    """`gpu_train_step.py`; its rows."""
+    """Run `gpu_train_step.py`; return its rows."""
     rows = folder / "steps.json"
     command = [str(args.peers_python), "benchmarks/gpu_train_step.py", "--device", args.device]
     command += [*STEPS[args.device], "--rounds", "2", "--json", str(rows)]
@@ -108,7 +109,7 @@ def steps(folder: Path, args: argparse.Namespace, found: Found) -> None:
 
 
 def config_of(device: str, text: Path) -> dict[str, Any]:
-    """A small study of that text, smaller still on a CPU."""
+    """Return the config of a small study of that text, smaller still on a CPU."""
     n = 4 if device == "cuda" else 1
     return {
         "seed": 0,
@@ -125,7 +126,7 @@ def config_of(device: str, text: Path) -> dict[str, Any]:
         "subjects": {
             "small": {
                 "corpus": "docs",
-                # Enough steps to pass its gate: better than the frequencies of tokens.
+                # Enough steps to pass its gate, which is to beat token frequencies.
                 "source": {
                     **{"kind": "train", "n_layers": 2, "d_model": 32, "n_heads": 2},
                     "steps": 150,
@@ -149,18 +150,18 @@ def config_of(device: str, text: Path) -> dict[str, Any]:
 
 
 def study(folder: Path, args: argparse.Namespace, found: Found) -> None:
-    """A small study by Snakemake; where its jobs computed, and what it came to."""
+    """Run a small study with Snakemake; return where its jobs computed, and the outcome."""
     import yaml
 
     where = folder / "study"
     shutil.rmtree(where, ignore_errors=True)
     (where / "bin").mkdir(parents=True)
-    # The rules call nullsae by its name, which need not be installed.
+    # The rules call nullsae by name, which need not be installed.
     command = where / "bin/nullsae"
     start = "from nullsae.cli.main import main; main()"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{start}" "$@"\n')
     command.chmod(0o755)
-    # The repository's own text: Python's documentation takes longer to read than all else.
+    # The repository's own text: reading Python's documentation would take longer than all else.
     text = where / "text.jsonl"
     files = [*REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("src/**/*.py")]
     text.write_text("".join(json.dumps({"text": f.read_text()}) + "\n" for f in sorted(files)))
@@ -197,7 +198,7 @@ def study(folder: Path, args: argparse.Namespace, found: Found) -> None:
 
 
 def machine(device: str) -> Found:
-    """What is measured on."""
+    """Describe the machine."""
     found: Found = {"device": device, "torch": torch.__version__, "python": sys.version.split()[0]}
     found |= {"host_cpus": os.cpu_count(), "cuda": torch.version.cuda, "name": platform.processor()}
     if device == "cuda" and torch.cuda.is_available():
@@ -220,7 +221,7 @@ def machine(device: str) -> Found:
 
 
 def markdown(result: Found) -> str:
-    """The table of a result, and its figures."""
+    """Format a result as a table and a list of figures."""
     on = result["machine"]
     head = ", ".join(f"{name} {on[name]}" for name in on if on[name])
     lines = ["# GPU check", "", head, "", "| Part | Result | Seconds |", "|---|---|---|"]
@@ -257,7 +258,7 @@ def markdown(result: Found) -> str:
 
 
 def main() -> None:
-    """Run the parts, one after the other."""
+    """Run the parts, one after another."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=REPOSITORY / "build/gpu_check")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -268,7 +269,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu_check: PyTorch sees no CUDA device here; --device cpu runs with tiny shapes")
-    # Stopped from outside, it ends what it started.
+    # When stopped from outside, it stops what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     result: Found = {"machine": machine(args.device), "parts": {}}
     begun = time.monotonic()

@@ -1,26 +1,25 @@
 #!/usr/bin/env bash
-# All that only a GPU can show, on one GPU, without a network, in at most 8 minutes:
+# Tests and measures what only a GPU can show, on one GPU, without network, in at most 8 minutes:
 #
 #   benchmarks/gpu_check.sh [FOLDER] [--device cuda|cpu] [--parts tests|steps|study ...]
 #
 # It runs the tests of tests/device on the GPU (kernels, capture, training, resuming, latents,
 # metrics, likelihood, cuda:N), then benchmarks/gpu_train_step.py for the shapes of Pythia-70m, 1b
-# and 6.9b beside sparsify as shipped, then a small study end to end with `device: cuda`. FOLDER (by
-# default build/gpu_check) gets gpu_check.json, gpu_check.md and a log of each part. A part that
-# fails or cannot run is named, and the exit status is then 1; the others run all the same.
-# With `--device cpu` all of it runs with tiny shapes, which shows that the script works. `--parts`
-# runs some of it again.
+# and 6.9b, with sparsify as shipped for comparison, then a small study end to end with `device:
+# cuda`. FOLDER (by default build/gpu_check) gets gpu_check.json, gpu_check.md and a log of each
+# part. If a part fails or cannot run, it is named, the others still run, and the exit status is 1.
+# With `--device cpu` everything runs with tiny shapes, which shows that the script works. `--parts`
+# reruns single parts.
 #
 # The machine needs this repository, bash, and one Python 3.11 or newer that can import
 #
 #   torch built for CUDA, with triton (for --device cpu: any torch)
-#   all else that requirements.lock names, and pytest
+#   everything else in requirements.lock, and pytest
 #   sparsify (eai-sparsify in requirements-peers.txt), or the comparison is left out
 #
-# Nothing is installed or fetched. The Python is $PYTHON, else .venv/bin/python, else python3. Where
-# .venv-peers has sparsify, the steps run with its Python. Packages that were carried to a folder
-# (pip install --no-index --target FOLDER *.whl) are found by PYTHONPATH. nullsae itself need not be
-# installed.
+# Nothing is installed or downloaded. The Python is $PYTHON, else .venv/bin/python, else python3. If
+# .venv-peers has sparsify, the steps run with its Python. Packages copied to a folder (pip install
+# --no-index --target FOLDER *.whl) are found by PYTHONPATH. nullsae itself need not be installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,20 +1,21 @@
-"""A TopK training step on a GPU: `python benchmarks/gpu_train_step.py`.
+"""Time a TopK training step on a GPU: `python benchmarks/gpu_train_step.py`.
 
-For the widths of Pythia-70m, 1b and 6.9b and some numbers of tokens per step, in one process and
-interleaved rounds: ours at each precision, and EleutherAI's sparsify with its own kernels where
-that package can be imported, in float32 and as it ships (the forward pass in bfloat16). Printed are
+For the widths of Pythia-70m, 1b and 6.9b and several numbers of tokens per step, in one process and
+interleaved rounds, this compares nullsae at each precision with EleutherAI's sparsify and its own
+kernels, if that package can be imported, in float32 and as shipped (the forward pass in bfloat16).
+It prints
 
-    tokens/s    median of the rounds, the optimizer's step included
+    tokens/s    median of the rounds, with the optimizer's step
     product     the time of the encoder's matrix product, measured alone at the same precision, as a
-                share of the step's: at 100% nothing but this one product would cost anything
-    GiB         peak memory, and what the formula of `nullsae.sae.triton_kernels` says (of ours)
+                share of the step's: at 100% nothing but this product would cost anything
+    GiB         peak memory, and the formula of `nullsae.sae.triton_kernels` (for ours)
     ratio       our tokens/s at the precision of `compute.precision: auto` over theirs
 
-and then, for each sparse product, the time of our kernel, of PyTorch's `embedding_bag` for the
-same, and of the bytes that must be read and written at the measured rate of a copy.
+and then, for each sparse product, the time of our kernel, of PyTorch's `embedding_bag` for the same
+product, and of the bytes that must be read and written at the measured rate of a copy.
 
-`--json FILE` writes the same as one list of rows. With `--device cpu` and `--shapes tiny` all of it
-runs without a GPU, to show that it does: what is measured there says nothing.
+`--json FILE` writes the same as one list of rows. With `--device cpu` and `--shapes tiny`
+everything runs without a GPU, only to show that it works: the figures then mean nothing.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ Row = dict[str, Any]
 
 
 def activations(n_tokens: int, d: int, device: torch.device) -> Tensor:
-    """Sums of 24 of 4 d random directions with frequencies as 1 / rank, and 5% noise."""
+    """Draw sums of 24 of 4 d random directions with frequencies as 1 / rank, and 5% noise."""
     generator = torch_generator(0, "gpu_train_step", "activations", d)
     n = 4 * d
     directions = F.normalize(torch.randn(n, d, generator=generator), dim=1).to(device)
@@ -80,7 +81,7 @@ def activations(n_tokens: int, d: int, device: torch.device) -> Tensor:
 
 
 def start(x: Tensor, n_latents: int) -> Autoencoder:
-    """An SAE to start from, made where x lies: drawn on the CPU, the widest takes half a minute."""
+    """Make an initial SAE on the device of x; on the CPU, the widest would take half a minute."""
     generator = torch.Generator(x.device).manual_seed(0)
     rows = torch.randn(n_latents, x.shape[1], generator=generator, device=x.device)
     rows = F.normalize(rows, dim=1)
@@ -89,16 +90,17 @@ def start(x: Tensor, n_latents: int) -> Autoencoder:
 
 
 def ours(x: Tensor, n_latents: int, precision: Precise) -> Step:
-    """Our training step."""
+    """Return nullsae's training step."""
     recipe = Sae.of(n_latents=n_latents, k=K)
     return Trainer(recipe, 10**6, start(x, n_latents), k=K, precision=precision).train_step
 
 
 def sparsify(x: Tensor, n_latents: int, *, as_shipped: bool) -> Step:
-    """Theirs: what `Trainer.fit` does with a batch, with PyTorch's fused Adam. It sets products of
-    float32 to TensorFloat-32.
+    """Return sparsify's step: what `Trainer.fit` does with a batch, with PyTorch's fused Adam.
+
+    It sets float32 products to TensorFloat-32.
     """
-    # Which .venv-peers sets to 1.
+    # .venv-peers sets it to 1.
     os.environ["SPARSIFY_DISABLE_TRITON"] = "0" if x.is_cuda else "1"
     from sparsify import SparseCoder, SparseCoderConfig
 
@@ -120,7 +122,7 @@ def sparsify(x: Tensor, n_latents: int, *, as_shipped: bool) -> Step:
 
 
 def milliseconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Time of one run, the mean of some after three that do not count."""
+    """Time one run: the mean of several after three warm-up runs."""
     for _ in range(3):
         run()
     if device.type != "cuda":
@@ -138,7 +140,7 @@ def milliseconds(run: Callable[[], object], repeats: int, device: torch.device) 
 
 
 def product(x: Tensor, sae: Autoencoder, repeats: int, precision: Precise) -> float:
-    """Milliseconds of the encoder's matrix product alone, in chunks of tokens."""
+    """Time the encoder's matrix product alone, in chunks of tokens, in milliseconds."""
     chunk = min(len(x), rows_at_once(sae.n_latents, x.device.type))
     encode = encoder(sae.w_enc, sae.b_enc, chunk, precision)
 
@@ -150,8 +152,8 @@ def product(x: Tensor, sae: Autoencoder, repeats: int, precision: Precise) -> fl
 
 
 def formula_bytes(n_latents: int, d: int, n_tokens: int, precision: Precise) -> int:
-    """What a step must hold, on a GPU: see the first lines of `nullsae.sae.triton_kernels`."""
-    # A window of `row_gradient`: 256 hits or more, 4,096 windows at most.
+    """Return what a step must hold on a GPU: see the top of `nullsae.sae.triton_kernels`."""
+    # A window of `row_gradient`: at least 256 hits, at most 4,096 windows.
     n_windows = min(4096, -(-n_tokens * K // 256))
     chunk = min(n_tokens, rows_at_once(n_latents, "cuda"))
     total = 32 * n_latents * d + 8 * n_windows * d + (24 * d + 60 * K) * n_tokens
@@ -162,7 +164,7 @@ def formula_bytes(n_latents: int, d: int, n_tokens: int, precision: Precise) -> 
 
 
 def free(device: torch.device) -> None:
-    """Give back what the last contender held."""
+    """Release what the last contender held."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -170,17 +172,17 @@ def free(device: torch.device) -> None:
 
 
 def measured(build: Callable[[], Step], x: Tensor, repeats: int) -> tuple[float, int]:
-    """Milliseconds of a step, and the most bytes of the GPU that were held while it ran."""
+    """Return the milliseconds of a step, and the peak GPU memory in bytes while it ran."""
     step = build()
     if not x.is_cuda:
         return milliseconds(lambda: step(x), repeats, x.device), 0
-    # Building may take more than a step does.
+    # Building may take more than a step.
     torch.cuda.reset_peak_memory_stats()
     return milliseconds(lambda: step(x), repeats, x.device), torch.cuda.max_memory_allocated()
 
 
 def steps(name: str, n_tokens: int, args: argparse.Namespace) -> list[Row]:
-    """Print one line per contender for one shape and batch; returns them."""
+    """Print one line per contender for one shape and batch; return these rows."""
     d, n_latents = SHAPES[name]
     x = activations(n_tokens, d, args.device)
     contenders: dict[str, Callable[[], Step]] = {
@@ -219,7 +221,7 @@ def steps(name: str, n_tokens: int, args: argparse.Namespace) -> list[Row]:
             continue
         median = statistics.median(found)
         row["ms"], row["tokens_per_second"] = median, n_tokens / median * 1e3
-        # As shipped it multiplies in bfloat16.
+        # As shipped, it multiplies in bfloat16.
         precision = next((p for p in PRECISIONS if contender.endswith(p)), "bfloat16")
         row["product_share"] = alone[precision] / median
         row["peak_gib"] = peaks[contender] / 2**30
@@ -236,7 +238,7 @@ def steps(name: str, n_tokens: int, args: argparse.Namespace) -> list[Row]:
 
 
 def kernels(name: str, n_tokens: int, args: argparse.Namespace) -> list[Row]:
-    """Print one line per sparse product for one shape and batch; returns them."""
+    """Print one line per sparse product for one shape and batch; return these rows."""
     device: torch.device = args.device
     free(device)
     d, n_latents = SHAPES[name]
@@ -256,7 +258,7 @@ def kernels(name: str, n_tokens: int, args: argparse.Namespace) -> list[Row]:
         return torch.autograd.grad(out, weights, x)[0]
 
     gathered, dense = 4 * values.numel() * d, 4 * n_tokens * d
-    # A block of columns of all tokens stays in the cache: they are read from memory once.
+    # A block of columns of all tokens stays in the cache: it is read from memory once.
     measured: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], int]] = {
         "decode": (
             lambda: hits.decode(sae.w_dec),
@@ -315,7 +317,7 @@ def main() -> None:
     for name in args.shapes:
         for n_tokens in args.tokens:
             rows += steps(name, n_tokens, args)
-            # After each: what a limit of time cuts off costs no row that is there.
+            # After each case, so that a time limit loses no row that is done.
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=1) + "\n")
         try:

@@ -1,16 +1,16 @@
-"""Whether kills leave a trace: `python benchmarks/kills.py --folder DIR`.
+"""Check whether kills leave a trace: `python benchmarks/kills.py --folder DIR`.
 
 A small study runs once undisturbed. Then it runs again and again, from nothing, and is killed at
-random moments: by SIGKILL, SIGTERM or SIGINT, sent to a job, to Snakemake, or to both and all else,
-as Ctrl-C and a power cut do. After each kill the same command is given again; where Snakemake was
-killed its jobs go on meanwhile. After `--kills-per-study` kills the study is left to end. Its
-tables must be those of the undisturbed run, byte for byte, and so must all else below `results/`
-that no clock decides.
+random moments by SIGKILL, SIGTERM or SIGINT, sent to a job, to Snakemake, or to both and everything
+else, as Ctrl-C and a power cut do. After each kill the same command is run again; if Snakemake was
+killed, its jobs keep running meanwhile. After `--kills-per-study` kills the study is left to
+finish. Its tables must equal those of the undisturbed run, byte for byte, and so must everything
+else below `results/` that does not depend on a clock.
 
-Which kills come is decided by `--seed`; when exactly, the machine decides too. `--config` takes a
-config of yours, laid over the default study; by default it is a study of a minute. Stopped by
-`--seconds` or Ctrl-C, the same command goes on after the last kill. Exits with 1 if a table
-differs, or if a run fails that nobody killed.
+`--seed` decides which kills come; the exact moment also depends on the machine. `--config` takes a
+config of yours as an overlay on the default study; the default is a study of a minute. After
+`--seconds` or Ctrl-C, the same command resumes after the last kill. Exits with 1 if a table
+differs, or if a run fails that was not killed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TIMEOUT_SECONDS = 1800
 LOOK_SECONDS = 0.05
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 TARGETS = ("job", "snakemake", "all")
-# A job or two later, and somewhere within a job.
+# Up to a job or two later, somewhere within a job.
 MAX_DELAY_SECONDS = 4.0
 STUDY: dict[str, Any] = {
     "compute": {"threads": 1, "device": "cpu"},
@@ -86,28 +86,28 @@ N_DOCUMENTS = 60
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill, as planned and as it came."""
+    """One kill, as planned and as it happened."""
 
     number: int
     signal: str
     whom: str
     after_jobs: int
-    """Jobs that end first, of this run."""
+    """Jobs of this run that finish first."""
     delay_seconds: float
-    """From then on."""
+    """Seconds to wait after that."""
     study: int = 0
     rule: str = ""
-    """What ran."""
+    """The rule that was running."""
     seconds: float = 0.0
-    """Of the run until then."""
+    """Run time until the kill."""
     identical: bool | None = None
-    """Whether the study ended in the same tables; None until it has ended."""
+    """Whether the study ended with the same tables; None until it has ended."""
 
     @classmethod
     def planned(cls, seed: int, number: int, max_jobs: int) -> Kill:
-        """The kill of a number: a function of the seed."""
+        """Plan the kill of a number, which depends only on the seed."""
         random = np.random.default_rng((seed, number))
-        # Each pair of a signal and a target as often as any other.
+        # Each pair of a signal and a target is equally frequent.
         pairs = list(itertools.product(SIGNALS, TARGETS))
         order = np.random.default_rng((seed, number // len(pairs), 1)).permutation(len(pairs))
         name, whom = pairs[int(order[number % len(pairs)])]
@@ -122,7 +122,7 @@ class Study:
         self.folder, self.tree, self.config = folder, tree, config
 
     def make(self) -> None:
-        """Write what the study reads, in the place of what was there."""
+        """Write what the study reads, replacing what was there."""
         from pydoc_data.topics import topics
 
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -135,7 +135,7 @@ class Study:
             shutil.copy2(REPOSITORY / "config.yaml", self.folder)
 
     def start(self, *arguments: str) -> Run:
-        """The command, the same each time."""
+        """Start the command, which is always the same."""
         command = [
             *(sys.executable, "-m", "snakemake", "-s", str(self.tree / "Snakefile")),
             *("--directory", str(self.folder), "--cores", "2", "--resources", "gpu=1"),
@@ -146,7 +146,7 @@ class Study:
         return Run(command, self.folder, self.tree)
 
     def start_again(self) -> Run:
-        """The command once more, after what Snakemake says to do where it was killed."""
+        """Start the command again, after unlocking as Snakemake says if it was killed."""
         locked = any((self.folder / ".snakemake/locks").glob("*"))
         if locked and self.start("--unlock").wait():
             sys.exit("--unlock failed")
@@ -154,7 +154,7 @@ class Study:
 
 
 class Run:
-    """Snakemake at work."""
+    """A running Snakemake."""
 
     def __init__(self, command: list[str], folder: Path, tree: Path) -> None:
         self.log = folder / "snakemake.log"
@@ -172,7 +172,7 @@ class Run:
         atexit.register(self.end)
 
     def end(self) -> None:
-        """Leave nothing behind where this script ends early."""
+        """Leave nothing running if this script stops early."""
         if not self.ended:
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -191,7 +191,7 @@ class Run:
         return len(re.findall(r"^Finished jobid", self.log.read_text(), re.M))
 
     def jobs(self) -> dict[psutil.Process, str]:
-        """The verbs at work, by their processes."""
+        """Return the verbs that are running, by their processes."""
         found = {}
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children(recursive=True):
@@ -202,7 +202,9 @@ class Run:
         return found
 
     def strike(self, kill: Kill) -> str | None:
-        """Wait for the moment and send the signal; the rules that ran, or None at the end."""
+        """Wait for the moment and send the signal; return the rules that ran, or None if it
+        finished first.
+        """
         due: float | None = None
         while not self.ended:
             if due is None and self.n_finished() >= kill.after_jobs:
@@ -224,7 +226,7 @@ class Run:
 
 
 class Series:
-    """All kills so far, on disk: the same command goes on after the last one."""
+    """All kills so far, on disk, so that the same command resumes after the last one."""
 
     def __init__(self, folder: Path, config: Path | None) -> None:
         self.folder, self.config, self.file = folder, config, folder / "kills.json"
@@ -244,7 +246,7 @@ class Series:
         self.file.write_text(json.dumps([asdict(kill) for kill in self.kills], indent=1))
 
     def run_undisturbed(self) -> int:
-        """The run to compare with; how many jobs it has."""
+        """Run the study undisturbed, to compare with; return its number of jobs."""
         done = self.folder / "undisturbed.json"
         if not done.exists():
             self.undisturbed.make()
@@ -258,7 +260,7 @@ class Series:
         return int(found["n_jobs"])
 
     def next_study(self) -> tuple[int, int]:
-        """Which study comes next, and how many kills it has had."""
+        """Return which study comes next, and how many kills it has had."""
         if not self.kills:
             return 0, 0
         last = self.kills[-1]
@@ -267,7 +269,7 @@ class Series:
         return last.study, sum(kill.study == last.study for kill in self.kills)
 
     def disturb(self, n_kills: int, per_study: int, seed: int, max_jobs: int, until: float) -> None:
-        """One study, killed until it has had its kills, or ends before, and compared."""
+        """Run one study, kill it until it has had its kills or finishes, and compare it."""
         number, n_had = self.next_study()
         study = self.study(f"study-{number}")
         if not n_had:
@@ -291,7 +293,7 @@ class Series:
         self.finish(study, number)
 
     def check(self, run: Run, number: int) -> bool:
-        """Whether a run that nobody killed succeeds."""
+        """Check that a run that was not killed succeeds."""
         if not run.wait():
             return True
         kept = run.log.with_name(f"failed-{len(self.faults)}.log")
@@ -301,7 +303,7 @@ class Series:
         return False
 
     def finish(self, study: Study, number: int) -> None:
-        """Let a study end, and compare it."""
+        """Let a study finish, and compare it."""
         for _ in range(3):
             if self.check(study.start_again(), number):
                 break
@@ -335,7 +337,7 @@ def _both(old: Path, new: Path) -> list[str]:
 
 
 def freeze(tree: Path) -> None:
-    """Copy all that a run reads from the repository: an edit meanwhile would run things again."""
+    """Copy all that a run reads from the repository, so that edits meanwhile rerun nothing."""
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", "workflow", "profiles", "envs"):
         shutil.copytree(REPOSITORY / name, tree / name, ignore=ignore)
@@ -344,7 +346,7 @@ def freeze(tree: Path) -> None:
 
 
 def line(kill: Kill) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     said = {None: "", True: "yes", False: "NO"}[kill.identical]
     return (
         f"{kill.number + 1:>4}  {kill.signal:<8} {kill.whom:<10} {kill.seconds:>7.1f}  "
@@ -361,9 +363,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--kills-per-study", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--config", type=Path, help="laid over the default study")
+    parser.add_argument("--config", type=Path, help="overlay on the default study")
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="then stop; go on later"
+        "--seconds", type=float, default=float("inf"), help="stop then; run again to resume"
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -380,7 +382,7 @@ def main() -> None:
     counts = [
         sum(kill.identical is state for kill in series.kills) for state in (True, False, None)
     ]
-    print(f"\n{counts[0]} identical, {counts[1]} not, {counts[2]} in a study that has not ended")
+    print(f"\n{counts[0]} identical, {counts[1]} not, {counts[2]} in an unfinished study")
     sys.exit(1 if counts[1] or series.faults else 0)
 
 

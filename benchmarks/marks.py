@@ -1,9 +1,10 @@
-"""What the frequency of marked tokens tells by itself: `python benchmarks/marks.py [STUDY]`.
+"""Measure what the frequency of marked tokens reveals: `python benchmarks/marks.py [STUDY]`.
 
 STUDY is the folder of a finished study with explainers `lexical` and `swapped`; by default this
-one. For each SAE, with wrong marks at random tokens and at tokens as frequent as those of the true
-ones: AUROC of fuzzing with both explainers, and of `swapped` with `negatives: misplaced`; and how
-often the frequency judge names the intruder among five. Intervals are of 95%, over latents.
+folder. For each SAE, with wrong marks at random tokens and at tokens as frequent as the true ones,
+the script prints AUROC of fuzzing with both explainers, and of `swapped` with `negatives:
+misplaced`, and how often the frequency judge names the intruder among five. Intervals are 95%, over
+latents.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ SCORER = {"kind": "intruder", "judge": {"model": "none"}}
 
 
 def interval(values: Floats) -> str:
-    """Mean of the values [n] and half the width of its interval."""
+    """Return the mean of the values [n] and half the width of its interval."""
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return f"{values.mean():.3f} ± {half:.3f}"
 
 
 def by_latent(examples: Examples, statistic: Callable[[Flags], float | None]) -> Floats:
-    """A statistic of each latent's windows, without those that have none."""
+    """Compute a statistic of each latent's windows, without latents that have none."""
     found = (statistic(examples.latent == latent) for latent in np.unique(examples.latent))
     return np.array([value for value in found if value is not None])
 
 
 def fuzzing(examples: Examples, explained: pa.Table) -> str:
-    """AUROC of marked windows by token statistics."""
+    """Return AUROC of marked windows judged by token statistics."""
     probability = judge_by_tokens(examples, explained, examples.marked)
     return interval(
         by_latent(
@@ -56,7 +57,7 @@ def fuzzing(examples: Examples, explained: pa.Table) -> str:
 def intruders(
     examples: Examples, params: ScoreLatentsParams, frequencies: NDArray[np.float32]
 ) -> str:
-    """How often the frequency judge is right, who reads `frequencies` [n_positions]."""
+    """Return how often the frequency judge is right, given `frequencies` [n_positions]."""
     tasks, marked = marked_tasks(params, params.scorer, examples)  # type: ignore[arg-type]
     shown = replace(marked, frequencies=frequencies)
     right: dict[int, list[float]] = {}
@@ -68,7 +69,7 @@ def intruders(
 
 
 def main() -> None:
-    """Print a row for each SAE and way to mark."""
+    """Print a row for each SAE and way of marking."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path, nargs="?", default=Path())
     root = parser.parse_args().study
@@ -93,7 +94,7 @@ def main() -> None:
                     table, told["swapped"]["latent"], negatives=negatives, source=file
                 )
                 known = found.frequencies
-                if name == "random":  # as if all tokens were as frequent
+                if name == "random":  # as if all tokens were equally frequent
                     found = replace(found, frequencies=np.full_like(known, 0.5))
                 cells[negatives] = with_marks(found, 0.3, negatives, 0, *params.keys.parts())
                 if negatives == "random":

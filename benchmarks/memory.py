@@ -1,19 +1,20 @@
-"""What jobs hold in memory, beside what they ask for: `python benchmarks/memory.py [RULE...]`.
+"""Compare the memory that jobs use with what they request: `python benchmarks/memory.py [RULE...]`.
 
 Small studies of different sizes are run job by job, each in a copy of one process that has imported
-what verbs do, and watched; verbs that load little in processes of their own. Printed are, in MB,
+what verbs do, and watched; verbs that import little run in separate processes. The script prints,
+in MB,
 
-    asked     `mem_mb` at its first attempt, as Snakemake works it out
-    found     what an interpreter holds that has imported the same (VmHWM of /proc), and `held`
-    ratio     asked to found; the exit status is 1 if one is below 1 or above 1.3
+    asked     `mem_mb` at the first attempt, as Snakemake works it out
+    found     what an interpreter with the same imports holds (VmHWM of /proc), plus `held`
+    ratio     asked over found; the exit status is 1 if one is below 1 or above 1.3
     formula   `held_bytes` of the rule's formula in `nullsae.jobs.work`
-    held      the most that the job held beside: anonymous memory, and files of the study that are
-              mapped and in memory
+    held      the most that the job held on top of that: anonymous memory, and files of the study
+              that are mapped and in memory
 
 for each job, and for each rule the lowest and the highest ratio. A copy shares pages of libraries
-that only the work touches; with `--alone`, jobs of the RULEs have processes of their own, as on a
-cluster. `--work FOLDER` keeps what was measured, so that a changed formula is compared at once.
-Some minutes of one core, 2 GB of memory and of disk; Linux only.
+that only the work touches; with `--alone`, jobs of the RULEs run in separate processes, as on a
+cluster. `--work FOLDER` keeps the measurements, so that a changed formula can be compared at once.
+Takes some minutes on one core, and 2 GB of memory and of disk; Linux only.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ LOOK_SECONDS, MAPS_EVERY = 0.003, 10
 # Words of a text, how many make a document, and the share of those that follow no rule.
 N_WORDS, DOCUMENT_WORDS, DRAWN_SHARE = 500, 200, 0.3
 CONTEXT, SITE, EVAL_TOKENS = 64, "resid_post.0", 2**13
-# A cell of all studies.
+# One cell of all studies.
 CELL = {
     **{"subject": "made", "variant": "trained", "draw": "0", "site": SITE, "sae": "topk"},
     **{"seed": "0", "explainer": "lexical", "split": "sae_train"},
 }
-# What is made in each: files, and keys that differ from the cell's.
+# The files made in each study, with keys that differ from the cell's.
 TARGETS: tuple[tuple[str, dict[str, str]], ...] = (
     *((paths.RECONSTRUCTION, {}), (paths.LATENTS, {}), (paths.EXPLANATIONS, {})),
     *((paths.CROSS_EVALUATION, {}), (paths.OVERLAP, {})),
@@ -71,22 +72,22 @@ TARGETS: tuple[tuple[str, dict[str, str]], ...] = (
 
 @dataclass(frozen=True)
 class Study:
-    """A subject and a text that are made here, and what is run on them."""
+    """A subject and a text made here, and the study on them."""
 
     shape: tuple[int, int, int]
     """Blocks, width and vocabulary of the subject."""
     corpus_tokens: int
-    """Of `sae_train`."""
+    """Tokens of `sae_train`."""
     tokens: int
-    """Of those, captured and trained on; a shard holds half."""
+    """How many of them are captured and trained on; a shard holds half."""
     n_latents: int
     more_sites: tuple[str, ...] = ()
-    """Of the subject `many`, which has them beside that of the SAEs, and no SAE."""
+    """Sites of the subject `many` besides that of the SAEs; it has no SAE."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Sections of the config that replace what stands here."""
+    """Sections of the config that replace those below."""
 
     def config(self) -> dict[str, Any]:
-        """Of the study."""
+        """Return the study's config."""
         share = 1.3 * EVAL_TOKENS / (self.corpus_tokens + EVAL_TOKENS)
         source = {"kind": "pretrained", "path": "model"}
         return {
@@ -127,12 +128,12 @@ class Study:
         }
 
     def folder(self, work: Path) -> Path:
-        """Its folder, with text, model and config."""
+        """Return the study's folder, with text, model and config."""
         folder = work / f"study-{content_key([self.shape, self.config()])[:12]}"
         if not (folder / "study.yaml").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "text.jsonl", self.corpus_tokens + EVAL_TOKENS)
-            # Not here: what this process has freed, its copies would use again.
+            # Not in this process: its copies would reuse memory that it has freed.
             model = partial(write_model, folder / "model", *self.shape)
             watched(model, folder)
             config = yaml.safe_dump(self.config(), sort_keys=False)
@@ -140,7 +141,7 @@ class Study:
         return folder
 
     def targets(self) -> list[str]:
-        """The files that are made."""
+        """Return the files to make."""
         more = [(paths.ACTIVATIONS_MANIFEST, {"subject": "many"})] if self.more_sites else []
         return [file.format(**{**CELL, **keys}) for file, keys in (*TARGETS, *more)]
 
@@ -159,16 +160,16 @@ class Job:
 
     rule: str
     log: str
-    """Of it alone."""
+    """The log of this job alone."""
     cells: list[dict[str, str]]
-    """Keys of all that it makes."""
+    """Keys of everything that it makes."""
     asked: int
-    """Megabytes."""
+    """Requested megabytes."""
     command: list[str]
 
 
 def jobs_of(folder: Path, targets: Sequence[str]) -> list[Job]:
-    """The jobs that make the targets, in an order in which they can run."""
+    """Return the jobs that make the targets, in an order in which they can run."""
     command = [sys.executable, __file__, "--jobs-of", str(folder), *targets]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -177,7 +178,7 @@ def jobs_of(folder: Path, targets: Sequence[str]) -> list[Job]:
 
 
 def print_jobs(folder: Path, targets: Iterable[str]) -> None:
-    """Print them as JSON; Snakemake wants a process for itself."""
+    """Print the jobs as JSON; Snakemake needs a separate process."""
     found = []
     with opened_dag(REPOSITORY / "Snakefile", folder, folder / "study.yaml", targets) as dag:
         for level in dag.toposorted():
@@ -197,18 +198,18 @@ def print_jobs(folder: Path, targets: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one process held at its highest, in bytes."""
+    """The peak memory of one process, in bytes."""
 
     own: int
-    """Anonymous."""
+    """Anonymous memory."""
     resident: int
-    """With mapped files."""
+    """The same with mapped files."""
     now: int = 0
-    """The same at present."""
+    """The same at this moment."""
 
 
 def write_text(file: Path, n_tokens: int) -> None:
-    """Documents in which most words follow the one before, and the rest are drawn: n tokens."""
+    """Write n tokens: documents in which most words follow from the last and some are random."""
     drawn = random.Random(0)
     with file.open("w", encoding="utf-8") as out:
         for number in range(math.ceil(1.6 * n_tokens / DOCUMENT_WORDS)):
@@ -220,10 +221,10 @@ def write_text(file: Path, n_tokens: int) -> None:
 
 
 def write_model(folder: Path, n_layers: int, d_model: int, vocab_size: int) -> None:
-    """A GPT-NeoX that knows each word's successor without any training, and its tokenizer.
+    """Write a GPT-NeoX that knows each word's successor without training, and its tokenizer.
 
     The blocks of a fresh model add little to the embedding, and the rows of the head are the
-    embeddings of the words before.
+    embeddings of the preceding words.
     """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -250,7 +251,7 @@ def write_model(folder: Path, n_layers: int, d_model: int, vocab_size: int) -> N
 
 
 def run_verb(command: list[str], folder: Path) -> None:
-    """What the command `nullsae` does."""
+    """Run a verb like the command `nullsae`."""
     from nullsae.cli.main import main as nullsae
 
     os.chdir(folder)
@@ -259,7 +260,7 @@ def run_verb(command: list[str], folder: Path) -> None:
 
 
 def alone(command: list[str], folder: Path) -> Seen:
-    """A verb in a process of its own; what that held."""
+    """Run a verb in a separate process; return what it held."""
     log, resident = folder / "log.txt", 0
     with log.open("w") as out:
         whole = [sys.executable, "-m", "nullsae.cli.main", *command]
@@ -268,7 +269,7 @@ def alone(command: list[str], folder: Path) -> Seen:
             while process.poll() is None:
                 resident = max(resident, held(process.pid).resident)
                 time.sleep(LOOK_SECONDS)
-        finally:  # stopped from outside, it leaves nothing at work
+        finally:  # when stopped from outside, it leaves nothing running
             process.kill()
     if process.returncode:
         sys.exit(f"{log}: {log.read_text()[-2000:]}")
@@ -276,7 +277,7 @@ def alone(command: list[str], folder: Path) -> Seen:
 
 
 def watched(work: Callable[[], object], folder: Path) -> Seen:
-    """Work done in a copy of this process, which has imported all; what that held beside it."""
+    """Work in a copy of this process, which has imported everything; return what it held on top."""
     log, before = folder / "log.txt", held(os.getpid()).own
     own = most = mapped = looked = 0
     if not (pid := os.fork()):
@@ -288,7 +289,7 @@ def watched(work: Callable[[], object], folder: Path) -> Seen:
                 mapped = mapped_of(pid, folder)
             most, looked = max(most, own + mapped), looked + 1
             time.sleep(LOOK_SECONDS)
-    except BaseException:  # stopped from outside, it leaves nothing at work
+    except BaseException:  # when stopped from outside, it leaves nothing running
         os.kill(pid, signal.SIGKILL)
         raise
     if ended[1]:
@@ -297,12 +298,12 @@ def watched(work: Callable[[], object], folder: Path) -> Seen:
 
 
 def mapped_of(pid: int, folder: Path) -> int:
-    """Bytes of files below a folder that a process has mapped and in memory, not written to."""
+    """Return bytes of a folder's files that a process has mapped, in memory and unchanged."""
     found, within = {"Rss": 0, "Anonymous": 0}, False
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
             name, _, rest = line.partition(":")
-            if "-" in name:  # the addresses of the next one
+            if "-" in name:  # the addresses of the next mapping
                 within = f" {folder}/" in line
             elif within and name in found:
                 found[name] += 1024 * int(rest.split()[0])
@@ -310,7 +311,7 @@ def mapped_of(pid: int, folder: Path) -> int:
 
 
 def be(work: Callable[[], object], log: Path) -> NoReturn:
-    """Be a process that does this work and ends."""
+    """Be a process that does this work and exits."""
     status = 1
     try:
         with log.open("w") as out:
@@ -329,7 +330,7 @@ def be(work: Callable[[], object], log: Path) -> NoReturn:
 
 
 def held(pid: int) -> Seen:
-    """What a process holds now, and the most that was resident; nothing once it has ended."""
+    """Return what a process holds now, and its peak resident memory; nothing once it has ended."""
     try:
         return seen_in(Path(f"/proc/{pid}/status").read_text())
     except OSError:
@@ -337,14 +338,14 @@ def held(pid: int) -> Seen:
 
 
 def seen_in(status: str) -> Seen:
-    """The same from the text of /proc/PID/status."""
+    """Read the same from the text of /proc/PID/status."""
     found = {n: 1024 * int(kb) for n, kb in re.findall(r"^(\w+):\s+(\d+) kB", status, re.M)}
     own = found.get("RssAnon", 0) + found.get("RssShmem", 0)
     return Seen(own, found.get("VmHWM", 0), own + found.get("RssFile", 0))
 
 
 def bare(imports: str) -> Seen:
-    """An interpreter that has imported what a job of these imports does."""
+    """Start an interpreter that has imported what a job with these imports does."""
     parts = ("optimizer", "transformers") if imports == "all" else (imports,)
     look = "import sys; sys.stdout.write(open('/proc/self/status').read())"
     code = "; ".join([*(STARTS[name] for name in parts), look])
@@ -353,7 +354,7 @@ def bare(imports: str) -> Seen:
 
 
 def kept(folder: Path, name: str, find: Callable[[], Seen]) -> Seen:
-    """What was measured before, else what `find` says."""
+    """Return what was measured before, otherwise what `find` returns."""
     file = folder / "measured.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
     if name not in found:
@@ -365,19 +366,19 @@ def kept(folder: Path, name: str, find: Callable[[], Seen]) -> Seen:
 def measure(
     study: Study, work: Path, rules: Sequence[str], *, apart: bool = False
 ) -> Iterator[tuple[str, float]]:
-    """Run a study as far as the rules want; (rule, asked to found) of each of their jobs.
+    """Run a study as far as the rules need; return (rule, asked over found) of each of their jobs.
 
-    `apart` gives these jobs processes of their own.
+    `apart` gives these jobs separate processes.
     """
     folder = study.folder(work)
     jobs = jobs_of(folder, study.targets())
     last = max((i for i, job in enumerate(jobs) if job.rule in rules), default=-1)
-    with chdir(folder):  # files of the config are relative to it
+    with chdir(folder):  # paths in the config are relative to it
         needs = Needs(read_merged_config([folder / "study.yaml"]))
     for job in jobs[: last + 1]:
         counted = job_work(needs._study, job.rule, job.cells)
         run = partial(watched, partial(run_verb, job.command, folder), folder)
-        # What loads little is soon loaded, and loads the rest late.
+        # Verbs that import little start quickly, and import the rest late.
         own = counted.imports == "light" or (apart and job.rule in rules)
         name = job.log + " alone" * (apart and job.rule in rules)
         seen = kept(folder, name, partial(alone, job.command, folder) if own else run)
@@ -396,12 +397,12 @@ def measure(
 
 
 def main() -> None:
-    """Measure the rules that are named."""
+    """Measure the named rules."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("rules", nargs="*", help="all by default")
     parser.add_argument("--sizes", type=int, default=len(STUDIES), help="how many studies")
-    parser.add_argument("--alone", action="store_true", help="no copies of one process")
-    parser.add_argument("--work", type=Path, help="folder that keeps the studies, to go on there")
+    parser.add_argument("--alone", action="store_true", help="run jobs in separate processes")
+    parser.add_argument("--work", type=Path, help="folder that keeps the studies, to resume")
     parser.add_argument("--jobs-of", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.jobs_of:

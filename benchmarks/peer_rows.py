@@ -1,6 +1,6 @@
-"""The stand-in for a language model that sparsify's own loop drives, for the peers' scripts here.
+"""A stand-in for the language model that sparsify's own loop drives, for the peers' scripts.
 
-Run by the Python of `.venv-peers`; nothing of nullsae is imported.
+Run by the Python of `.venv-peers`; imports nothing of nullsae.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SEQUENCE_TOKENS = 256
 
 
 class RowsConfig(PretrainedConfig):
-    """Of a model of one layer."""
+    """The config of a model of one layer."""
 
     model_type = "rows"
     num_hidden_layers = 1
 
 
 class Rows(PreTrainedModel):
-    """`layers.0` outputs the rows that `input_ids` names."""
+    """A model whose `layers.0` outputs the rows that `input_ids` name."""
 
     config_class = RowsConfig
     base_model_prefix = ""
@@ -41,17 +41,17 @@ class Rows(PreTrainedModel):
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
-        """What sparsify finds the widths of the layers with."""
+        """An input by which sparsify finds the widths of the layers."""
         return {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
 
     def forward(self, input_ids: Tensor, **_: object) -> Tensor:
-        """The rows."""
+        """Look up the rows."""
         self.before_batch()
         return self.layers[0](self.rows[input_ids])
 
 
 class Ids(torch.utils.data.Dataset):
-    """Row numbers, one sequence after the other."""
+    """Row numbers, one sequence after another."""
 
     def __init__(self, n_tokens: int) -> None:
         self.n_sequences = n_tokens // SEQUENCE_TOKENS
@@ -65,10 +65,10 @@ class Ids(torch.utils.data.Dataset):
 
 
 class NoSave(Trainer):
-    """Saves nothing of its own."""
+    """A trainer that saves nothing by itself."""
 
     def save(self) -> None:
-        """Without."""
+        """Do nothing."""
 
 
 def rows_trainer(
@@ -82,9 +82,9 @@ def rows_trainer(
     before_batch: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> NoSave:
-    """Sparsify's trainer of a TopK SAE on rows [tokens, d_model], whole batches of them.
+    """Make sparsify's trainer of a TopK SAE on rows [tokens, d_model], in whole batches.
 
-    `before_batch` is called when a batch is asked for; `settings` go to its `TrainConfig`.
+    `before_batch` is called when a batch is requested; `settings` go to its `TrainConfig`.
     """
     config = TrainConfig(
         SaeConfig(num_latents=n_latents, k=k),

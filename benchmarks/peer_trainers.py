@@ -3,11 +3,11 @@
     python peer_trainers.py PEER ROWS.npy FOLDER --n-latents N --k K --batch-tokens B --seed S
 
 trains a TopK SAE on the rows [tokens, d_model] float32, once through, by the peer's own training
-loop at the settings that it ships, and has the peer save it in FOLDER. Given are only the width, k,
-the batch and the tokens. Nothing of nullsae is imported.
+loop at its shipped settings, and has the peer save it in FOLDER. Only the width, k, the batch and
+the tokens are given. Imports nothing of nullsae.
 
-sparsify's loop drives a language model, so it gets the stand-in of `peer_rows.py`. A warm-up
-that is longer than a tenth of the run is cut to a tenth: only sparsify's Adam has one.
+sparsify's loop drives a language model, so it gets the stand-in of `peer_rows.py`. A warm-up longer
+than a tenth of the run is cut to a tenth; only sparsify's Adam has one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 def sparsify(x: Tensor, folder: Path, args: argparse.Namespace) -> None:
-    """EleutherAI's sparsify: sign descent with momentum, schedule-free, no AuxK."""
+    """Train by EleutherAI's sparsify: sign descent with momentum, schedule-free, no AuxK."""
     from peer_rows import rows_trainer
 
     steps = len(x) // args.batch_tokens
@@ -37,7 +37,7 @@ def sparsify(x: Tensor, folder: Path, args: argparse.Namespace) -> None:
     )
     trainer.fit()
     for each in trainer.optimizers:
-        if hasattr(each, "eval"):  # schedule-free optimizers hold two sets of weights
+        if hasattr(each, "eval"):  # schedule-free optimizers keep two sets of weights
             each.eval()
     sae = trainer.saes["layers.0"]
     sae.set_decoder_norm_to_unit_norm()
@@ -45,7 +45,7 @@ def sparsify(x: Tensor, folder: Path, args: argparse.Namespace) -> None:
 
 
 def saelens(x: Tensor, folder: Path, args: argparse.Namespace) -> None:
-    """SAELens: Adam at a constant 3e-4, AuxK after 1000 steps."""
+    """Train by SAELens: Adam at a constant 3e-4, AuxK after 1000 steps."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -63,7 +63,7 @@ def saelens(x: Tensor, folder: Path, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Train one."""
+    """Train one SAE."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=["sparsify", "saelens"])
     parser.add_argument("rows", type=Path)

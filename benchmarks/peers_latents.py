@@ -1,8 +1,8 @@
 """delphi's half of latents.py, run by `.venv-peers`: python peers_latents.py FOLDER THREADS.
 
-Its own `LatentCache` over activations that are there already (the model is a lookup that costs
-nothing), written in its five files, then its own `LatentDataset` over the first latents with enough
-windows. Prints one line of JSON with CPU seconds. Nothing of nullsae is imported.
+Runs delphi's `LatentCache` over existing activations (the model is a lookup that costs nothing),
+written in its five files, then its `LatentDataset` over the first latents with enough windows.
+Prints one line of JSON with CPU seconds. Imports nothing of nullsae.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HOOK, BATCH_CONTEXTS, N_SPLITS, N_LATENTS, MIN_WINDOWS = "layer", 16, 5, 200, 20
 
 
 class Lookup(nn.Module):
-    """A model whose only layer gives the next activations."""
+    """A model whose only layer returns the next activations."""
 
     device = torch.device("cpu")
 
@@ -43,7 +43,7 @@ class Lookup(nn.Module):
         self.activations, self.at = activations, 0
 
     def forward(self, tokens: Tensor) -> None:
-        """Hand the activations of the next tokens to whoever listens at the layer."""
+        """Pass the activations of the next tokens to the hooks of the layer."""
         part = self.activations[self.at : self.at + tokens.numel()]
         self.at += tokens.numel()
         self.layer(part.float().view(*tokens.shape, -1))

@@ -4,7 +4,7 @@
 
 trains a TopK SAE with Adam on the rows [tokens, d_model] float32, once through, by the peer's own
 training loop, and prints one JSON line: CPU and wall milliseconds of each step, from one request
-for a batch to the next, and peak memory. Nothing of nullsae is imported.
+for a batch to the next, and peak memory. Imports nothing of nullsae.
 
 `sparsify` drives a language model, so it gets a stand-in whose only layer looks the rows up, which
 takes less than a millisecond. `saelens` is SAELens' default, with dense codes; `saelens-sparse` has
@@ -31,12 +31,12 @@ Stamps = list[tuple[float, float]]
 
 
 def stamp(stamps: Stamps) -> None:
-    """Note the CPU and wall clocks, in seconds."""
+    """Record the CPU and wall clocks, in seconds."""
     stamps.append((time.process_time(), time.perf_counter()))
 
 
 def sparsify(x: Tensor, args: argparse.Namespace, stamps: Stamps) -> None:
-    """EleutherAI's sparsify."""
+    """Train by EleutherAI's sparsify."""
     from peer_rows import rows_trainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -52,12 +52,12 @@ def sparsify(x: Tensor, args: argparse.Namespace, stamps: Stamps) -> None:
             lr=LEARNING_RATE,
             lr_warmup_steps=0,
         )
-        stamps.clear()  # it looks at the widths of the layers first
+        stamps.clear()  # it inspects the widths of the layers first
         trainer.fit()
 
 
 def saelens(x: Tensor, args: argparse.Namespace, stamps: Stamps) -> None:
-    """SAELens."""
+    """Train by SAELens."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -88,7 +88,7 @@ def saelens(x: Tensor, args: argparse.Namespace, stamps: Stamps) -> None:
 
 
 def main() -> None:
-    """Train one."""
+    """Train one SAE."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=["sparsify", "saelens", "saelens-sparse"])
     parser.add_argument("rows", type=Path)

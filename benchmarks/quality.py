@@ -1,16 +1,16 @@
-"""How well SAEs reconstruct at default settings: `python benchmarks/quality.py`.
+"""Measure how well SAEs reconstruct with default settings: `python benchmarks/quality.py`.
 
-Data: sparse combinations of known directions (`synthetic.bench_like`), 491,520 tokens of width 256,
-TopK SAEs of 2048 latents with k 32, batches of 4096. Ours at its defaults, then with one choice
-at a time taken back, then the peers at the settings that they ship. Printed are medians over seeds
-(each draws its own data and start) of the fraction of variance unexplained (FVU) on 16,384 held-out
-tokens, and of the share of latents that never fire there.
+Data are sparse combinations of known directions (`synthetic.bench_like`): 491,520 tokens of width
+256, TopK SAEs of 2048 latents with k 32, batches of 4096. nullsae runs with its defaults, then with
+one default at a time reverted; the peers run with their shipped settings. The script prints medians
+over seeds (each with its own data and initialization) of the fraction of variance unexplained (FVU)
+on 16,384 held-out tokens, and of the share of latents that never fire there.
 
     python benchmarks/quality.py --activations CELL SITE --n-latents 1024 --k 16 --batch-tokens 1024
 
-compares on the captured activations of a study instead, such as those in
-`results/activations/subject=small/variant=trained/draw=0`; seeds then draw the order of the tokens
-and the start.
+uses the captured activations of a study instead, such as those in
+`results/activations/subject=small/variant=trained/draw=0`; seeds then decide the order of the
+tokens and the initialization.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nullsae.sae.autoencoder import Autoencoder
 
 HELDOUT_TOKENS = 16_384
 Training = Callable[[Tensor, int], Autoencoder]
-# Each line of the ablation: what is taken back, and the keys that do it.
+# Each row of the ablation: what is reverted, and the keys that do it.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "base_lr 2e-4 (Gao et al.)": {"base_lr": 2e-4},
     "base_lr 4e-3": {"base_lr": 4e-3},
@@ -47,19 +47,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 def ours(shape: dict[str, Any], *, tied_unit: bool = False, **changed: Any) -> Training:
-    """Training by this package with these keys changed."""
+    """Train by this package with these keys changed."""
     recipe = Sae.model_validate(fill_in_recipe({**shape, **changed}))
     return lambda x, seed: train_ours(x, recipe, seed=seed, tied_unit=tied_unit)
 
 
 def theirs(peer: str, shape: dict[str, Any]) -> Training:
-    """Training by a peer."""
+    """Train by a peer."""
     recipe = Sae.model_validate(shape)
     return lambda x, seed: train_peer(peer, x, recipe, seed=seed)
 
 
 def trainings(shape: dict[str, Any], *, ablate: bool, peers: bool) -> dict[str, Training]:
-    """What is compared, by name."""
+    """Return what is compared, by name."""
     found = {"ours, defaults": ours(shape)}
     if ablate:
         found["  encoder rows start at length 1"] = ours(shape, tied_unit=True)
@@ -71,7 +71,7 @@ def trainings(shape: dict[str, Any], *, ablate: bool, peers: bool) -> dict[str, 
 
 
 def captured(cell: Path, site: str, seed: int) -> tuple[Tensor, Tensor]:
-    """(tokens of `sae_train` in an order of this seed, held-out tokens), float32 [n, d_model]."""
+    """Return `sae_train` in an order of this seed, and held-out tokens: float32 [n, d_model]."""
     train = SiteReader.open(cell / "split=sae_train" / "manifest.json", site)
     x = torch.cat([train.stored(index)[0].float() for index in range(train.n_shards)])
     order = torch.randperm(len(x), generator=torch_generator(seed, "quality_order"))

@@ -1,15 +1,15 @@
-"""Whether SAEs find a planted dictionary: `python benchmarks/recovery.py`.
+"""Measure whether SAEs find a planted dictionary: `python benchmarks/recovery.py`.
 
-Two regimes of activations with known directions: Zipf frequencies, correlated topics, noise. All
-SAEs of a regime get the same tokens, k and width; ours at the default settings of each
-architecture, the peers at the settings that they ship. Printed are medians over seeds (each
-draws its own directions, tokens and start) of
+There are two regimes of activations with known directions: Zipf frequencies, correlated topics,
+noise. All SAEs of a regime get the same tokens, k and width; nullsae uses the default settings of
+each architecture, the peers their shipped settings. The script prints medians over seeds (each with
+its own directions, tokens and initialization) of
 
     recall     mean over true directions of the largest cosine with a decoder row (MMCS)
     found      share of true directions with a cosine above 0.9
     precision  mean over decoder rows that fire of the largest cosine with a true direction
     FVU, dead  fraction of variance unexplained, and latents that never fire, on held-out tokens
-    L0         active latents per token there: k, or what a penalty makes of it
+    L0         active latents per token there: k, or what a penalty leads to
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOUND_COSINE = 0.9
 
 @dataclass(frozen=True)
 class Regime:
-    """Data, and what is trained on it."""
+    """Data, and the SAE to train on it."""
 
     d_model: int
     n_directions: int
@@ -48,7 +48,7 @@ class Regime:
     tokens: int
 
     def data(self, seed: int) -> Planted:
-        """The activations of one seed."""
+        """Return the activations of one seed."""
         return Planted(
             self.d_model,
             self.n_directions,
@@ -87,12 +87,12 @@ REGIMES = {
 
 
 def recovery(sae: Autoencoder, truth: Tensor, heldout: Tensor) -> dict[str, float]:
-    """How close the decoder rows come to the truth.
+    """Measure how close the decoder rows come to the truth.
 
     Args:
         sae: in the units of the activations.
         truth: unit rows [n_directions, d_model].
-        heldout: activations [tokens, d_model], which say what rows are in use.
+        heldout: activations [tokens, d_model], which decide what rows are in use.
     """
     fires = torch.zeros(sae.n_latents, dtype=torch.bool)
     active = 0
@@ -114,14 +114,14 @@ def recovery(sae: Autoencoder, truth: Tensor, heldout: Tensor) -> dict[str, floa
 
 
 def chance(truth: Tensor, n_latents: int, seed: int) -> float:
-    """The recall of random unit rows."""
+    """Return the recall of random unit rows."""
     g = torch_generator(seed, "recovery_chance")
     rows = F.normalize(torch.randn(n_latents, truth.shape[1], generator=g), dim=1)
     return float((truth @ rows.t()).max(dim=1).values.mean())
 
 
 def trainings(regime: Regime, seed: int) -> dict[str, Callable[[Tensor], Autoencoder]]:
-    """What is compared, by name."""
+    """Return what is compared, by name."""
     shape = {"n_latents": regime.n_latents, "k": regime.k}
     sizes = Sae.model_validate(shape)
 

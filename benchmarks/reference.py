@@ -1,13 +1,13 @@
-"""Reference results: `python benchmarks/reference.py STUDY NAME` makes docs/reference/NAME.
+"""Make docs/reference/NAME: `python benchmarks/reference.py STUDY NAME`.
 
-STUDY is the folder of a finished study. With `--check` nothing is written: what the study says
-otherwise than docs/reference/NAME is printed, and the script exits with 1 if there is anything.
+STUDY is the folder of a finished study. With `--check`, nothing is written: the script prints where
+the study disagrees with docs/reference/NAME, and exits with 1 if it does.
 
-A study agrees with its reference if it makes the same comparisons; if no verdict is another one
-(a twentieth may have become inconclusive, or no longer be so); if values are no further apart than
-half the widths of both intervals together, or than the margin, which is the difference that counts
-as none (machines round differently, and training carries that on as another seed would; so a
-twentieth may be further off); and if L0 and training tokens are within a twentieth.
+A study agrees with its reference if it makes the same comparisons; if no verdict differs, except
+that a twentieth may have become inconclusive, or stopped being so; if values differ by at most half
+the sum of both intervals' widths, or the margin, which is the difference that counts as none
+(machines round differently, and training amplifies that as much as another seed would, so a
+twentieth may differ more); and if L0 and training tokens are within a twentieth.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NUMBERS = (
     *("difference", "difference_low", "difference_high", "margin", *ARMS),
 )
 COLUMNS = (*KEYS, "verdict", *NUMBERS)
-# Who made the files of a study: no host, no folder.
+# Columns of what made the files of a study: no host, no folder.
 MAKERS = (
     *("verb", "nullsae", "commit", "python", "torch", "transformers", "cuda", "device_kind"),
     *("dtype", "threads", "precision"),
@@ -51,9 +51,9 @@ Row = Mapping[str, Any]
 
 
 def contrasts(root: Path) -> list[dict[str, Any]]:
-    """The comparisons of a study with their verdicts, as far as the reference holds them.
+    """Return the comparisons of a study with their verdicts, as far as a reference contains them.
 
-    Null dictionaries are compared with the learned one; what they say of models is left out.
+    Null dictionaries are compared with the learned one; other comparisons of theirs are left out.
     """
     config = parse_config(yaml.safe_load((root / paths.RUN_CONFIG).read_text(encoding="utf-8")))
     found = []
@@ -70,14 +70,14 @@ def contrasts(root: Path) -> list[dict[str, Any]]:
 
 
 def makers(root: Path) -> list[dict[str, Any]]:
-    """Each way in which files of a study were made, and how many were."""
+    """Return each way in which files of a study were made, with the number of files."""
     rows = tables.read_table(root / paths.PROVENANCE, PROVENANCE).to_pylist()
     counts = Counter(tuple(row[name] for name in MAKERS) for row in rows)
     return [dict(zip(MAKERS, made, strict=True)) | {"n": n} for made, n in counts.items()]
 
 
 def without_folders(value: Any) -> Any:
-    """A config, each absolute path in it cut down to its last part."""
+    """Return a config with each absolute path reduced to its last part."""
     if isinstance(value, dict):
         return {key: without_folders(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -108,7 +108,7 @@ def write(root: Path, folder: Path) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Plain values, their numbers of `DIGITS` digits."""
+    """Return plain values, with numbers rounded to `DIGITS` digits."""
     if isinstance(value, Mapping):
         return {key: rounded(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -124,14 +124,14 @@ def _write_csv(file: Path, columns: Iterable[str], rows: Iterable[Row]) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """`contrasts.csv` of a reference, with None for what is empty."""
+    """Read `contrasts.csv` of a reference, with None for empty cells."""
     with (folder / "contrasts.csv").open(encoding="utf-8", newline="") as file:
         rows = [{key: text or None for key, text in row.items()} for row in csv.DictReader(file)]
     return [row | {n: float(text) for n in NUMBERS if (text := row[n])} for row in rows]
 
 
 def disagreements(root: Path, folder: Path) -> list[str]:
-    """What a finished study says otherwise than a reference, a line each."""
+    """List where a finished study disagrees with a reference, a line each."""
     found = {_key(row): row for row in contrasts(root)}
     wanted = {_key(row): row for row in read(folder)}
     lines = [f"{_name(key)}: not in the reference" for key in found.keys() - wanted.keys()]
@@ -152,7 +152,7 @@ def disagreements(root: Path, folder: Path) -> list[str]:
 
 
 def _far(row: Row, reference: Row) -> Iterator[str]:
-    """What values of a comparison are too far from those of the reference."""
+    """Name the values of a comparison that are too far from the reference."""
     for name, low, high in VALUES:
         value, other = row[name], reference[name]
         if value is None or other is None:
@@ -167,7 +167,7 @@ def _far(row: Row, reference: Row) -> Iterator[str]:
 
 
 def _other_arms(row: Row, reference: Row) -> Iterator[str]:
-    """What L0s and training tokens are not those of the reference."""
+    """Name the L0s and training tokens that differ from the reference."""
     for name in ARMS:
         value, other = row[name], reference[name]
         agrees = (
@@ -188,10 +188,10 @@ def _name(key: Iterable[str | None]) -> str:
 
 
 def main() -> int:
-    """The command; the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path, help="folder of a finished study")
-    parser.add_argument("name", help="of the folder in docs/reference")
+    parser.add_argument("name", help="folder in docs/reference")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     given = parser.parse_args()
     if not given.check:

@@ -1,7 +1,7 @@
-"""What studies of 70m to 70b would take, by the plan: `python benchmarks/scale_on_paper.py`.
+"""Plan studies of 70m to 70b: `python benchmarks/scale_on_paper.py`.
 
-Fills the tables of docs/scaling.md, one plan for each row, in some minutes. Every figure is the
-plan's own (`nullsae plan`): this script only chooses the studies and lays out the numbers.
+Fills the tables of docs/scaling.md, with one plan for each row, in some minutes. Every figure comes
+from `nullsae plan`; this script only chooses the studies and lays out the numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nullsae.planning.sizes import corpus_sizes, subject_sizes
 
 REPOSITORY = Path(__file__).parent.parent
 PAGE = REPOSITORY / "docs/scaling.md"
-# The config.json of Llama 3 70B, as far as its size goes: Pythia ends at 12b.
+# The config.json of Llama 3 70B, as far as sizes go: Pythia ends at 12b.
 LLAMA_70B = {
     **{"model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192, "vocab_size": 128_256},
     **{"num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 28_672},
@@ -38,7 +38,7 @@ BLOCKS = {
     **{"pythia-12b": 36, "llama-3-70b": 80},
 }
 DEVICE, DEVICE_BYTES = "h100", 80e9
-# The rules whose jobs hold most of a GPU's memory: an SAE in training, and a loss.
+# The rules whose jobs use most GPU memory: an SAE in training, and a loss.
 MEMORY_OF = ("train_sae", "evaluate_sae")
 MILLION, BILLION = 10**6, 10**9
 
@@ -49,7 +49,7 @@ class Case:
 
     subject: str
     tokens: int
-    """That SAEs are trained on."""
+    """Tokens that SAEs are trained on."""
     gpus: int = 8
 
 
@@ -62,7 +62,7 @@ class Figures:
     reading_bytes: float
     """The most that jobs read of models on a shared disk."""
     gpu_bytes: dict[str, float]
-    """Of a job of each of these rules."""
+    """For a job of each of these rules."""
 
 
 BY_SIZE = [Case(subject, 100 * MILLION) for subject in BLOCKS]
@@ -74,7 +74,7 @@ BY_GPUS = [Case("pythia-6.9b", BILLION, gpus) for gpus in (1, 8, 16, 64, 512)]
 
 
 def study(case: Case, folder: Path) -> Config:
-    """The config of a case: that of the paper, cut down; `folder` takes a model's config.json."""
+    """Return the config of a case: the paper's, cut down; `folder` takes a model's config.json."""
     path = f"EleutherAI/{case.subject}"
     if case.subject.startswith("llama"):
         path = str(folder / case.subject)
@@ -104,7 +104,7 @@ def study(case: Case, folder: Path) -> Config:
 
 
 def figures(case: Case) -> Figures:
-    """Plan a case on an idle machine of data sheets, whatever was calibrated here."""
+    """Plan a case on an idle machine with data-sheet speeds, ignoring calibration."""
     with tempfile.TemporaryDirectory() as name:
         folder, before = Path(name), os.environ.get("XDG_CACHE_HOME")
         os.environ["XDG_CACHE_HOME"] = name
@@ -128,7 +128,7 @@ def figures(case: Case) -> Figures:
 
 
 def row(name: str, found: Figures) -> list[str]:
-    """The cells of a row of the first two tables."""
+    """Return the cells of a row of the first two tables."""
     plan = found.plan
     most = max(plan.rows, key=lambda each: each.gpu_seconds)
     share = most.gpu_seconds / plan.total("gpu_seconds")
@@ -157,7 +157,7 @@ HEAD = [
 
 
 def gpu_rows(cases: Iterable[Case]) -> Iterator[list[str]]:
-    """One study on more and more GPUs."""
+    """Return the rows of one study on more and more GPUs."""
     for case in cases:
         plan = figures(case).plan
         busy = plan.total("gpu_seconds") / (plan.seconds * case.gpus)
@@ -165,7 +165,7 @@ def gpu_rows(cases: Iterable[Case]) -> Iterator[list[str]]:
 
 
 def tokens_text(tokens: int) -> str:
-    """Such as 1M or 16B."""
+    """Format a number of tokens, such as 1M or 16B."""
     return _amount(float(tokens)).replace("G", "B").replace(" ", "")
 
 

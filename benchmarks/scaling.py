@@ -1,15 +1,15 @@
-"""How costs grow: `python benchmarks/scaling.py [jobs] [start] [tokens] [--work FOLDER]`.
+"""Measure how costs grow: `python benchmarks/scaling.py [jobs] [start] [tokens] [--work FOLDER]`.
 
     jobs    CPU seconds that Snakemake takes to work out what to run (a dry run), for studies of
             30, 330 and 2,200 SAEs
     start   CPU seconds of a verb before it works, by what it imports, and of `nullsae --help`
     tokens  CPU seconds and peak memory of each stage at 1, 4 and 16 times the tokens: a small study
             is run whole at each size, then each stage once more, alone; printed is what a further
-            million tokens cost between 1 and 4 and between 4 and 16, whose ratio is 1 where a stage
+            million tokens cost between 1 and 4 and between 4 and 16, whose ratio is 1 if a stage
             is linear, and the ratio of peak memory
 
-All three by default. CPU seconds count all threads (there is one) and hardly depend on other load;
-`jobs` takes minutes, `tokens` a quarter of an hour of one core.
+The default is all three. CPU seconds count all threads (there is one) and hardly depend on other
+load; `jobs` takes minutes, `tokens` a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from nullsae import paths
 
 REPOSITORY = Path(__file__).parents[1]
 VARIANTS = ["trained", "step0", "rerandomized", "rerandomized_keep_embeddings", "noise_embeddings"]
-# Sites and seeds, by the number of SAEs: one for each of 5 variants, sites and seeds.
+# Sites and seeds by the number of SAEs: one for each of 5 variants, sites and seeds.
 GRIDS = {30: (6, 1), 330: (66, 1), 2_200: (44, 10)}
 SCALES = (1, 4, 16)
 EVAL_TOKENS, TRAIN_TOKENS = 40_960, 65_536
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """A study on the builtin corpus; `changes` replace whole sections."""
+    """Return the config of a study on the builtin corpus; `changes` replace whole sections."""
     given = yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
     given["evaluation"] = {"fidelity_tokens": 8192, "gaussian_floors": False}
     return {**given, **changes}
 
 
 def study_folder(work: Path, name: str, given: dict[str, Any]) -> Path:
-    """A folder with a config, and the sources that run it."""
+    """Make a folder with a config, and the sources that run it."""
     folder = work / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -72,12 +72,12 @@ def snakemake(folder: Path, *arguments: str) -> str:
 
 
 def measured(command: list[str], folder: Path) -> tuple[float, float]:
-    """CPU seconds and peak MiB of one process and its children."""
+    """Run a command; return CPU seconds and peak MiB of the process and its children."""
     with open(os.devnull, "w") as null:
         process = subprocess.Popen(command, cwd=folder, stdout=null, stderr=null)
         _, status, used = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{shlex.join(command)[:300]} ended with status {status}")
+        sys.exit(f"{shlex.join(command)[:300]} exited with status {status}")
     return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
@@ -106,7 +106,7 @@ def time_jobs(work: Path) -> None:
 
 
 def time_start() -> None:
-    """Print what verbs take before they work."""
+    """Print what verbs take before they start working."""
     from nullsae.planning.devices import _start_seconds
 
     rounds = [measured([sys.executable, "-m", "nullsae.cli.main", "--help"], REPOSITORY)[0]]
@@ -160,7 +160,7 @@ def time_tokens(work: Path) -> None:
 
 
 def stages(printed: str, folder: Path) -> dict[str, list[str]]:
-    """One command per stage, of the variant `rerandomized`, which writes beside the study."""
+    """Return one command per stage, for the variant `rerandomized`, with its own output folder."""
     found: dict[str, list[str]] = {}
     for line in re.findall(r"^Shell command: (nullsae .*?) > results/logs", printed, re.M):
         command = shlex.split(line)
@@ -180,7 +180,7 @@ def stages(printed: str, folder: Path) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Measure what is named."""
+    """Measure what the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", choices=["jobs", "start", "tokens", []])
     parser.add_argument("--work", type=Path, help="folder for the studies; by default a new one")

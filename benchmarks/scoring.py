@@ -1,13 +1,13 @@
-"""Explaining and judging over HTTP: time and CPU per request beside the counted limit.
+"""Time explaining and judging over HTTP, per request and against the counted limit.
 
     python benchmarks/scoring.py [--latency-seconds 0.05] [--concurrency 100] [--faults]
 
-50 latents, one explanation each, 100 windows each by detection and by fuzzing, five in a question:
-2,050 requests to the scripted server of the tests, a process of its own, that answers after a
-fixed time. The limit is requests x latency / concurrency. Everything between the tables `windows`
-and `scores` counts: texts of windows, prompts, keys, the cache, reading answers, metrics. Then the
-same again, all of it from the cache. `--faults` lets one request in 20 and one in 5 fail in each
-way, and counts what was lost.
+50 latents have one explanation each, and 100 windows each for detection and for fuzzing, five per
+question. That makes 2,050 requests to the tests' scripted server, a separate process that answers
+after a fixed time. The limit is requests x latency / concurrency. Everything between the tables
+`windows` and `scores` counts: texts of windows, prompts, keys, the cache, reading answers, metrics.
+Then the same runs again, entirely from the cache. With `--faults`, one request in 20 and one in 5
+fail in each way, and what was lost is counted.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ FAULTS = {
 
 
 def tokenizer_and_text(folder: Path) -> tuple[Path, np.ndarray]:
-    """A byte-level BPE of Python's help topics, and their tokens."""
+    """Train a byte-level BPE on Python's help topics; return it and their tokens."""
     texts = list(itertools.islice(documents(BuiltinSource(kind="builtin", name="stdlib")), 80))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -77,7 +77,7 @@ def tokenizer_and_text(folder: Path) -> tuple[Path, np.ndarray]:
 
 
 def write_windows(folder: Path, tokens: np.ndarray) -> Path:
-    """Windows of 50 latents that fire on two or three tokens of an active window."""
+    """Write windows of 50 latents that fire on two or three tokens of an active window."""
     generator = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     for latent in range(N_LATENTS):
@@ -124,7 +124,7 @@ class Timed(Session):
 
 
 def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) -> dict[str, float]:
-    """Explain and judge; wall and CPU seconds of this process, and what is missing."""
+    """Explain and judge; return wall and CPU seconds of this process, and what is missing."""
     windows = folder / "windows.parquet"
     endpoint: dict[str, Any] = {"model": "m", "base_url": server.url, "api_key_env": None}
     session = Timed(lambda: settings, root=folder)
@@ -159,9 +159,9 @@ def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) ->
 def ask_only(
     folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path
 ) -> tuple[float, float]:
-    """The same number of questions in one queue, written beforehand; wall and CPU seconds.
+    """Send the same number of prepared questions in one queue; return wall and CPU seconds.
 
-    What the endpoint can do is known from the run before.
+    The endpoint's abilities are known from the run before.
     """
     prompt = load_prompt("detection")
     table = read_table(folder / "windows.parquet", cell_schema("windows"))

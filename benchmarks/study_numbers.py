@@ -1,8 +1,8 @@
-"""Numbers of a page from the tables of its study: `python benchmarks/study_numbers.py RESULTS`.
+"""Fill a page with numbers from its study's tables: `python benchmarks/study_numbers.py RESULTS`.
 
 They are put between the marks `<!-- numbers: NAME -->` and `<!-- end of numbers -->`; nobody writes
-them by hand. README.md and docs/default_study.md are filled unless other pages are named after the
-results: `python benchmarks/study_numbers.py results docs/smollm2_study.md`.
+them by hand. By default README.md and docs/default_study.md are filled; to fill other pages, name
+them after the results: `python benchmarks/study_numbers.py results docs/smollm2_study.md`.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ ROWS = (
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells as a table of Markdown."""
+    """Format cells as a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def summaries_table(summaries: pd.DataFrame) -> str:
-    """Each metric of `ROWS` at each site, with its interval, for all variants.
+    """Format each metric of `ROWS` at each site, with its interval, for all variants.
 
-    Recipes that are made for one variant alone, null dictionaries, are left out.
+    Null dictionaries, which are recipes made for one variant only, are left out.
     """
     summaries = summaries[summaries.groupby("sae")["variant"].transform("nunique") > 1]
     variants = [name for name in VARIANTS if name in set(summaries["variant"])]
@@ -85,7 +85,7 @@ def _number(cell: pd.Series, digits: int) -> str:
 
 
 def models_table(models: pd.DataFrame) -> str:
-    """Loss of each model on the held-out tokens, in nats per token."""
+    """Format the loss of each model on the held-out tokens, in nats per token."""
     models = models.sort_values("variant", key=lambda names: names.map(list(VARIANTS).index))
     rows = [[f"`{m.variant}`", f"{m.heldout_loss_nats:.3f}"] for m in models.itertuples()]
     rows += [
@@ -97,7 +97,7 @@ def models_table(models: pd.DataFrame) -> str:
 
 
 def power_table(power: pd.DataFrame) -> str:
-    """How many comparisons each metric told apart, best first: nulls, and positive controls."""
+    """Format how many nulls and positive controls each metric told apart, best first."""
     power = power.sort_values(["separates_share", "metric"], ascending=[False, True])
     rows = []
     for row in power.itertuples():
@@ -112,7 +112,9 @@ def power_table(power: pd.DataFrame) -> str:
 
 
 def stages_table(verdicts: pd.DataFrame) -> str:
-    """Verdicts on explanations and directions, with null minus real: a row per metric and pair."""
+    """Format verdicts on explanations and directions, with null minus real, a row per metric and
+    pair.
+    """
     rows = []
     keys = ["stage", "real", "null", "metric", "scorer"]
     found = verdicts[verdicts["stage"].isin(["explanation", "effect"])]
@@ -126,12 +128,12 @@ def stages_table(verdicts: pd.DataFrame) -> str:
 
 
 def null_dictionaries(verdicts: pd.DataFrame) -> list[str]:
-    """The null dictionaries that learned ones are compared with."""
+    """Return the null dictionaries with which learned ones are compared."""
     return [*verdicts[verdicts["stage"] == "dictionary"]["null"].unique()]
 
 
 def dictionaries_table(verdicts: pd.DataFrame) -> str:
-    """Verdicts on the learned dictionary, with null minus real: a column per null dictionary."""
+    """Format verdicts on the learned dictionary, with null minus real, a column per null."""
     nulls, rows = null_dictionaries(verdicts), []
     found = verdicts[verdicts["stage"] == "dictionary"]
     found = found[~found["explainer"].fillna("").str.contains("swapped")]
@@ -151,13 +153,13 @@ def _said(sites: pd.DataFrame) -> str:
 
 
 def blocks(results: Path) -> dict[str, str]:
-    """Texts by the names of their marks."""
+    """Return texts by the names of their marks."""
     tables = {
         name: pd.read_parquet(results / "tables" / f"{name}.parquet")
         for name in ("summaries", "models", "discriminating_power", "verdicts")
     }
     answer = json.loads((results / "tables" / "answer.json").read_text(encoding="utf-8"))
-    quoted = textwrap.wrap(" ".join(answer["sentences"]), COLUMNS - 2)
+    quoted = textwrap.wrap(" ".join(answer["sentences"]), COLUMNS - 2, break_on_hyphens=False)
     return {
         "answer": "\n".join(f"> {line}" for line in quoted),
         "summaries": summaries_table(tables["summaries"]),
@@ -169,10 +171,10 @@ def blocks(results: Path) -> dict[str, str]:
 
 
 def filled(page: str, texts: dict[str, str]) -> str:
-    """A page with what stands between its marks replaced.
+    """Return a page with the text between its marks replaced.
 
     Raises:
-        KeyError: a mark names no text.
+        KeyError: a mark has no text.
     """
     return re.sub(
         r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)",

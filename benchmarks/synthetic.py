@@ -1,7 +1,7 @@
-"""Activations with a known dictionary under them, and SAEs trained on them: ours and the peers'.
+"""Activations from a known dictionary, and SAEs trained on them by nullsae and the peers.
 
-Every number comes from a generator keyed by (seed, purpose) of its own. With a seed shared with a
-trainer, a Gaussian initial dictionary could *be* the true directions.
+Every number comes from a generator keyed by (seed, purpose). If a trainer shared the seed, a
+Gaussian initial dictionary could *be* the true directions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nullsae.sae.trainer import Trainer, evaluate
 
 PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 PEERS = ("sparsify", "saelens")
-SAMPLE_TOKENS = 32_768  # that a training starts from, as in `nullsae.sae.train_sae`
+SAMPLE_TOKENS = 32_768  # from which a training starts, as in `nullsae.sae.train_sae`
 CHUNK_TOKENS = 8192
 
 
@@ -37,36 +37,36 @@ CHUNK_TOKENS = 8192
 class Planted:
     """Sparse combinations of known directions: x = mean + sum of magnitude x direction + noise.
 
-    Magnitudes are 0.5 plus an exponential variable of mean 1. Noise is Gaussian with, per token,
-    an expected norm of `noise` times the norm of the rest.
+    Magnitudes are 0.5 plus an exponential variable of mean 1. Noise is Gaussian with, per token, an
+    expected norm of `noise` times the norm of the rest.
     """
 
     d_model: int
     n_directions: int
     active: float
-    """Directions in a token: exactly (`correlation` None), or on average."""
+    """Directions per token: exactly (`correlation` None), or on average."""
     exponent: float
     """Frequencies are proportional to 1 / (rank + 10)^exponent."""
     noise: float
     seed: int
     correlation: float | None = None
     """None: directions are drawn one by one, independently and with replacement. Otherwise each
-    fires where a standard normal variable exceeds its own threshold, and the variables of one
-    group of `group` directions correlate this much: topics, with the same frequencies."""
+    fires where a standard normal variable exceeds its own threshold, and the variables of each
+    group of `group` directions have this correlation: topics, with the same frequencies."""
     group: int = 16
 
     def directions(self) -> Tensor:
-        """The truth: unit rows, float32 [n_directions, d_model]."""
+        """Return the truth: unit rows, float32 [n_directions, d_model]."""
         g = torch_generator(self.seed, "planted_directions", self.d_model, self.n_directions)
         return F.normalize(torch.randn(self.n_directions, self.d_model, generator=g), dim=1)
 
     def mean(self) -> Tensor:
-        """Offset of all tokens, float32 [d_model]."""
+        """Return the offset of all tokens, float32 [d_model]."""
         g = torch_generator(self.seed, "planted_mean", self.d_model)
         return 0.5 * torch.randn(self.d_model, generator=g)
 
     def frequencies(self) -> Tensor:
-        """Share of tokens that hold each direction, or expected uses per token: [n_directions].
+        """Return the share of tokens with each direction, or its uses per token: [n_directions].
 
         In the correlated case no share is above a quarter, and ranks are spread over the groups.
         """
@@ -74,7 +74,7 @@ class Planted:
         if self.correlation is None:
             return zipf / zipf.sum() * self.active
         shares = zipf
-        for _ in range(50):  # raise the rest by what the cap takes away
+        for _ in range(50):  # raise the rest by what the cap removes
             shares = (shares * (self.active / shares.sum())).clamp(max=0.25)
         order = torch.randperm(
             self.n_directions, generator=torch_generator(self.seed, "planted_ranks")
@@ -82,7 +82,7 @@ class Planted:
         return shares[order]
 
     def tokens(self, n: int, split: str) -> Tensor:
-        """Activations float32 [n, d_model] of a split; tokens are independent."""
+        """Return activations of a split, float32 [n, d_model]; tokens are independent."""
         directions, mean = self.directions(), self.mean()
         g = torch_generator(self.seed, "planted_tokens", split)
         draw = self._bags if self.correlation is None else self._topics
@@ -116,7 +116,7 @@ class Planted:
 
 
 def bench_like(seed: int, d_model: int = 256) -> Planted:
-    """Data of the kind that trainers are compared on: 24 of 16 d directions, 5% noise."""
+    """Return data on which trainers are compared: 24 of 16 d directions, 5% noise."""
     return Planted(d_model, 16 * d_model, active=24, exponent=0.9, noise=0.05, seed=seed)
 
 
@@ -127,7 +127,7 @@ def train_ours(
     seed: int,
     tied_unit: bool = False,
 ) -> Autoencoder:
-    """An SAE trained on the rows of x [tokens, d_model] in their order, as `train_sae` does it.
+    """Train an SAE on the rows of x [tokens, d_model] in their order, like `train_sae`.
 
     Args:
         x: float32.
@@ -152,7 +152,7 @@ def train_ours(
 
 
 def train_peer(peer: str, x: Tensor, recipe: Sae, *, seed: int) -> Autoencoder:
-    """An SAE of the same width, k, batch and tokens by a peer at the settings that it ships.
+    """Train an SAE of the same width, k, batch and tokens by a peer at its shipped settings.
 
     Args:
         peer: one of `PEERS`.
@@ -185,7 +185,7 @@ def train_peer(peer: str, x: Tensor, recipe: Sae, *, seed: int) -> Autoencoder:
 
 
 def peers_at_hand() -> tuple[str, ...]:
-    """The peers, if they are installed."""
+    """Return the peers that are installed."""
     if PEERS_PYTHON.is_file():
         return PEERS
     print("peers are not installed (make .venv-peers/installed): ours alone", file=sys.stderr)
@@ -193,6 +193,6 @@ def peers_at_hand() -> tuple[str, ...]:
 
 
 def quality(sae: Autoencoder, heldout: Tensor) -> tuple[float, float]:
-    """Fraction of variance unexplained, and share of latents that never fire, on held-out rows."""
+    """Return held-out FVU (fraction of variance unexplained) and the share of dead latents."""
     found = evaluate(sae, heldout)
     return 1.0 - found["heldout_explained_variance"], 1.0 - found["heldout_alive_share"]

@@ -1,11 +1,12 @@
-"""CPU time and memory of a training step: `python benchmarks/train_step.py`.
+"""Measure CPU time and memory of a training step: `python benchmarks/train_step.py`.
 
-Ours (`Trainer.train_step` of a TopK SAE), the peers' own training loops, and the counted limit, on
-the same rows in memory (`synthetic.bench_like`): float32, k 32, 4096 tokens a step. CPU time counts
-all threads; unlike wall time, it hardly depends on what else the machine does. Printed are medians
-over rounds, in which all take turns, of the median step, and ratios.
+This compares nullsae (`Trainer.train_step` of a TopK SAE), the peers' own training loops, and the
+counted limit, on the same rows in memory (`synthetic.bench_like`): float32, k 32, 4096 tokens per
+step. CPU time counts all threads; unlike wall time, it hardly depends on what else the machine
+does. The script prints medians over rounds, in which all take turns, of the median step, and
+ratios.
 
-The limit is what no exact step can be below, with the rates of this machine, measured in the same
+The limit is a lower bound of any exact step, at the rates of this machine, measured in the same
 rounds: the encoder's product, 2 B d n operations; one read of its result, 4 B n bytes; fused Adam,
 28 bytes per weight of encoder and decoder; and five passes over the rows of the B k hits, 4 B k d
 bytes each: decode, inner products, the two row gradients, and the gradient of b_dec.
@@ -61,7 +62,7 @@ SHAPES = {
 
 
 def step_ours(rows: Path, shape: Shape) -> dict[str, object]:
-    """Time steps of our trainer."""
+    """Time steps of nullsae's trainer."""
     x = torch.from_numpy(np.load(rows))
     recipe = Sae.of(n_latents=shape.n_latents, k=K, batch_tokens=BATCH_TOKENS)
     generator = torch_generator(0, "sae_init", "benchmark")
@@ -76,7 +77,7 @@ def step_ours(rows: Path, shape: Shape) -> dict[str, object]:
 
 
 def counted_limit(shape: Shape) -> dict[str, object]:
-    """CPU milliseconds of a step at the rates of this machine."""
+    """Return the CPU milliseconds of a step at the rates of this machine."""
     d, n, tokens = shape.d_model, shape.n_latents, BATCH_TOKENS
     x, w = torch.randn(tokens, d), torch.randn(n, d)
     pre = torch.empty(tokens, n)
@@ -93,7 +94,7 @@ def counted_limit(shape: Shape) -> dict[str, object]:
 
 
 def least_cpu_seconds(run: Callable[[], object], times: int = 12) -> float:
-    """The least CPU time of several runs."""
+    """Return the least CPU time of several runs."""
     found = []
     for _ in range(times):
         start = time.process_time()
@@ -103,13 +104,13 @@ def least_cpu_seconds(run: Callable[[], object], times: int = 12) -> float:
 
 
 def peak_mib() -> float:
-    """Most memory that this process has held; of Linux's two accounts the one that starts anew."""
+    """Return the peak memory of this process (VmHWM; ru_maxrss is inherited from the parent)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def child(name: str, shape_name: str, rows: Path, threads: int) -> dict[str, object]:
-    """Run one part in a process of its own."""
+    """Run one part in a separate process."""
     shape = SHAPES[shape_name]
     if name in PEERS:
         sizes = {"n-latents": shape.n_latents, "k": K, "batch-tokens": BATCH_TOKENS}
@@ -130,7 +131,7 @@ def child(name: str, shape_name: str, rows: Path, threads: int) -> dict[str, obj
 
 
 def parts(shape: Shape, *, peers: bool) -> Iterator[str]:
-    """What is measured for a shape, in turn."""
+    """Return what is measured for a shape, in turn."""
     yield LIMIT
     yield OURS
     if peers:
@@ -187,7 +188,7 @@ def main() -> None:
         return
     peers = not args.no_peers and PEERS_PYTHON.is_file()
     if not peers:
-        print("peers left out: not asked for, or not installed (make .venv-peers/installed)")
+        print("peers left out: not requested, or not installed (make .venv-peers/installed)")
     for shape_name in args.shapes:
         compare(shape_name, args.rounds, args.threads, peers=peers)
 

@@ -1,10 +1,10 @@
-"""Where the time of a training goes: `python benchmarks/training_profile.py [--device cuda]`.
+"""Show where the time of a training goes: `python benchmarks/training_profile.py [--device cuda]`.
 
-One job of `nullsae train_sae`, from shards on disk to the SAE's files, under PyTorch's profiler:
-TopK, k 32, 4096 tokens a step, as in `train_step.py`. Printed is each operator's own share of the
-job's time, on a GPU of the device's time too, and what no operator accounts for: NumPy, which picks
-the largest on a CPU, Python, reading and checking files, waiting. A profiler slows down what is
-small, so shares of small operators are somewhat too high.
+Runs one job of `nullsae train_sae`, from shards on disk to the SAE's files, under PyTorch's
+profiler: TopK, k 32, 4096 tokens per step, as in `train_step.py`. Prints each operator's own share
+of the job's time (on a GPU also of the device's time), and the rest that no operator accounts for:
+NumPy, which picks the largest on a CPU, Python, reading and checking files, waiting. A profiler
+slows down small operators, so their shares are somewhat too high.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.train_sae import train_sae
 
 SITE, SHARD_TOKENS, CONTEXT_TOKENS = "resid_post.0", 32_768, 128
-# What takes less is summed up.
+# Operators with smaller shares are summed up.
 LEAST_SHARE = 0.02
 
 
 def write_shards(folder: Path, shape: Shape, n_tokens: int) -> Path:
-    """Activations with known directions under them, in bfloat16; returns their manifest."""
+    """Write activations with known directions, in bfloat16; return their manifest."""
     rows = bench_like(0, shape.d_model).tokens(n_tokens, folder.name).bfloat16()
     writer = SiteWriter(folder / f"site={SITE}", dtype="bfloat16", key="")
     for index, start in enumerate(range(0, n_tokens, SHARD_TOKENS)):
@@ -45,7 +45,7 @@ def write_shards(folder: Path, shape: Shape, n_tokens: int) -> Path:
 
 
 def profiled(folder: Path, shape: Shape, compute: Compute, n_tokens: int) -> tuple[profile, float]:
-    """A training's operators, and the seconds that it took."""
+    """Profile a training; return its operators and its seconds."""
     recipe = Sae.of(n_latents=shape.n_latents, k=K, batch_tokens=BATCH_TOKENS, epochs=1)
     train = write_shards(folder / "sae_train", shape, n_tokens)
     heldout = write_shards(folder / "eval", shape, recipe.heldout_tokens)
@@ -73,7 +73,7 @@ def profiled(folder: Path, shape: Shape, compute: Compute, n_tokens: int) -> tup
 
 
 def print_shares(found: profile, seconds: float, *, device: str) -> None:
-    """The operators that take most, as a table."""
+    """Print the operators that take most, as a table."""
     rows = found.key_averages()
     clocks = {"self_cpu_time_total": "of the job"}
     if device != "cpu":

@@ -1,7 +1,7 @@
-"""Runs the notebooks and writes what they print: `make notebooks`, and tests.
+"""Run the notebooks and write their outputs: `make notebooks`, and tests.
 
-Cells run in order in one namespace, as in Jupyter, but without its kernel: what a cell prints, and
-the value of its last line as text, and as HTML or a picture where it has these.
+Cells run in order in one namespace, as in Jupyter, but without its kernel. Their outputs are what
+they print, and the value of the last line as text, and as HTML or a picture if it has these forms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 
 
 def run_notebook(file: Path) -> Any:
-    """The notebook, with the outputs of its cells made anew.
+    """Run a notebook; return it with the new outputs of its cells.
 
     Raises:
         Exception: whatever a cell raises.
@@ -59,7 +59,7 @@ def _run_cell(source: str, where: str, names: dict[str, Any], number: int) -> li
 
 
 def _shown(value: Any) -> dict[str, Any]:
-    """A value by the types of media that it can be shown in."""
+    """Return a value by the media types in which it can be shown."""
     found = {"text/plain": repr(value)}
     if hasattr(value, "_repr_html_") and (html := value._repr_html_()):
         found["text/html"] = html

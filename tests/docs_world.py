@@ -1,4 +1,4 @@
-"""A folder in which the names that the pages use are a small model, an SAE and texts."""
+"""A folder in which the names that pages use are a small model, an SAE and texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ N_LATENTS = 48
 
 
 def make_world(folder: Path) -> None:
-    """`EleutherAI/pythia-70m`, `EleutherAI/sae-pythia-70m-32k::layers.3` and `texts.txt`."""
+    """Make `EleutherAI/pythia-70m`, `EleutherAI/sae-pythia-70m-32k::layers.3` and `texts.txt`."""
     texts = [text.replace("\n\n", "\n") for text in topics.values()][:16]
     encoder = train_tokenizer(texts, TrainedTokenizer(kind="train", vocab_size=300))
     model = tiny_model("gpt_neox", num_hidden_layers=4, vocab_size=300, max_position_embeddings=128)
@@ -45,7 +45,7 @@ def make_world(folder: Path) -> None:
 
 
 def score_latents(model: Any) -> np.ndarray:
-    """Somebody's pipeline: the share of tokens at which each dimension is above its mean."""
+    """Return, for each dimension, the share of tokens above its mean: somebody's pipeline."""
     ids = torch.randint(300, (8, 64), generator=torch_generator(0, "somebody"))
     with torch.no_grad():
         x = model(ids, output_hidden_states=True).hidden_states[4].flatten(0, 1)

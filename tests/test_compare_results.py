@@ -1,4 +1,4 @@
-"""`benchmarks/compare_results.py`: what counts as the same results, and what is said if not."""
+"""`benchmarks/compare_results.py`: which results are the same, and how differences are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def table(path: Path, **columns: list[object]) -> None:
 
 
 def compare(old: Path, new: Path, *options: str) -> tuple[int, str]:
-    """Exit code and printed text."""
+    """Run the script; return its exit code and output."""
     command = [sys.executable, str(SCRIPT), str(old), str(new), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.stderr
@@ -32,7 +32,7 @@ def compare(old: Path, new: Path, *options: str) -> tuple[int, str]:
 
 @pytest.fixture
 def trees(tmp_path: Path) -> tuple[Path, Path]:
-    """Two project folders with equal results."""
+    """Make two project folders with equal results."""
     results = tmp_path / "old" / "results"
     table(results / "tables/scores.parquet", latent=[1, 2], auroc=[0.5, float("nan")])
     table(results / "saes/sae=topk/history.parquet", loss=[0.5], tokens_per_second=[100.0])

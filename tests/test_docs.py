@@ -1,4 +1,4 @@
-"""Every page of the documents is found, leads somewhere, and quotes what the code says."""
+"""Every page of the documentation is found, its links work, and its quotes are in the code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACE = "…"
 
 
 def site() -> Any:
-    """The module that mkdocs calls."""
+    """Import the module that mkdocs calls."""
     [hook] = MKDOCS["hooks"]
     spec = importlib.util.spec_from_file_location("site_hook", REPOSITORY / hook)
     assert spec is not None
@@ -78,7 +78,7 @@ def test_links_on_the_site_lead_to_its_pages(page: Path) -> None:
 
 @cache
 def texts_of_the_code() -> list[str]:
-    """All texts of the package that are no docstrings, with `…` for what is filled in."""
+    """Return all strings of the package except docstrings, with `…` for values filled in."""
     found = []
     for file in sorted((REPOSITORY / "src").rglob("*.py")):
         nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
@@ -105,6 +105,6 @@ def test_troubleshooting_quotes_many_messages() -> None:
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_message_is_one_of_the_code(quoted: str) -> None:
-    """`…` at an end stands for any text, and elsewhere for one value that is filled in."""
+    """`…` at an end stands for any text, elsewhere for one value that is filled in."""
     wanted = " ".join(quoted.split()).strip(f"{PLACE} ")
     assert any(wanted in text for text in texts_of_the_code())

@@ -1,6 +1,6 @@
-"""All commands and code of the pages: each is run, or read by what would read it.
+"""All commands and code of the pages are run, or parsed by the program that they are for.
 
-A block is of the kind that its tag says. What cannot be checked is tagged `text`.
+The tag of a block says what kind it is. Blocks that cannot be checked are tagged `text`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ PAGES = [
     *sorted((REPOSITORY / "notebooks").glob("*.md")),
     *(REPOSITORY / folder / "README.md" for folder in ("benchmarks", "config", "results")),
 ]
-# Its blocks read a finished study, and run where there is one.
+# Its blocks need a finished study, and run in the test that has one.
 RUN_ELSEWHERE = {"results/README.md": "tests/workflow/test_workflow_reading.py"}
-# Programs of others, of which only the files are checked that they are given.
+# Programs of others, for which only the named files are checked.
 OTHERS = {
     *("export", "unset", "cd", "mkdir", "tar", ".", "git", "rsync", "tmux"),
     *(
@@ -62,7 +62,7 @@ OTHERS = {
     ),
 }
 OURS = ("nullsae", "snakemake", "make", "python")
-# What pages call files of the reader's own.
+# Pages use these names for the reader's own files.
 OWN = {"mine.yaml", "first.yaml", "second.yaml"}
 FOLDERS = ("benchmarks", "config", "docs", "envs", "notebooks", "profiles", "src", "workflow")
 BLOCK = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.M | re.S)
@@ -105,13 +105,13 @@ def tagged(*tags: str) -> Any:
 
 @cache
 def spans(page: Path) -> list[str]:
-    """Code within the sentences of a page."""
+    """Return the code spans in the sentences of a page."""
     prose = BLOCK.sub("", read(page))
     return [" ".join(found.split()) for found in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each command in lines of a shell, without comments."""
+    """Yield the words of each command in shell lines, without comments."""
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
         lexer.whitespace_split = True
@@ -125,7 +125,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def check_command(words: list[str], page: Path, *, whole: bool = True) -> None:
-    """Have the program's own parser read a command; if not `whole`, values may be missing."""
+    """Parse a command with the program's own parser; if not `whole`, values may be missing."""
     while "=" in words[0]:
         words = words[1:]
     program, arguments = words[0], [word for word in words[1:] if word not in ("...", "…")]
@@ -168,7 +168,7 @@ def check_verb(arguments: list[str], *, whole: bool) -> None:
         command = found
     try:
         made = command.make_context(named, arguments, parent=context)
-    except typer.BadParameter:  # a value is missing, or stands for one
+    except typer.BadParameter:  # a value is missing, or a placeholder
         assert not whole, arguments
         return
     if named == "run":
@@ -194,7 +194,7 @@ def check_snakemake(arguments: list[str], page: Path | None) -> None:
 
 
 def written(page: Path) -> set[str]:
-    """Files that commands of a page write, or say that they wrote."""
+    """Return files that commands of a page write, or report to have written."""
     found = {name for one in blocks_of(page) for name in re.findall(r"--overlay (\S+)", one.text)}
     said = " ".join(block.text for block in blocks_of(page) if block.tag == "text")
     return found | {word for word in said.split() if word.endswith(".yaml")}
@@ -223,7 +223,7 @@ def check_python(arguments: list[str]) -> None:
 
 
 def check_pip(arguments: list[str]) -> None:
-    """Our own extras are there, and versions are those of a file of requirements."""
+    """Check that our extras exist, and that versions are those of a requirements file."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     pins = "".join(
         file.read_text()
@@ -268,7 +268,7 @@ def test_commands_in_sentences_name_verbs_and_options_that_are_there(page: Path)
         if span.startswith(tuple(f"{program} " for program in OURS)) and ": error:" not in span:
             for words in commands(span):
                 check_command(words, page, whole=False)
-    # Blocks without a fence.
+    # Indented blocks without a fence.
     for line in re.findall(rf"^ {{4}}((?:{'|'.join(OURS)}) .+)$", BLOCK.sub("", read(page)), re.M):
         for words in commands(line):
             check_command(words, page)
@@ -319,7 +319,7 @@ def test_a_snakefile_is_one(block: Block) -> None:
 
 
 def is_quoted(statements: list[ast.stmt]) -> bool:
-    """Whether all are classes of the plugin, in part; `...` stands for a body."""
+    """Return whether all are classes of the plugin, in part; `...` stands for a body."""
     files = (REPOSITORY / "tests/plugin/nullsae_example").glob("*.py")
     classes = {
         node.name: {form for member in node.body for form in (bare(member), bare(member, True))}
@@ -335,7 +335,7 @@ def is_quoted(statements: list[ast.stmt]) -> bool:
 
 
 def bare(member: ast.stmt, without_body: bool = False) -> str:
-    """A member of a class without the types of a function, which pages leave out."""
+    """Return a class member without the types of a function, which pages leave out."""
     if isinstance(member, ast.FunctionDef):
         for argument in member.args.args:
             argument.annotation = None

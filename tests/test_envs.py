@@ -1,4 +1,4 @@
-"""The environments for conda and containers: what they pin, and what they hold."""
+"""The environments for conda and containers: what they pin, and what they contain."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from nullsae.jobs.entry import IMAGE, image
 REPOSITORY = Path(__file__).parents[1]
 ENVS = REPOSITORY / "envs"
 PACKAGE = Path(nullsae.__file__).parent
-# What lies at the top of a checkout that a run reads.
+# What a run reads at the top of a checkout.
 COPIED, ALONE = ("src", "config", "envs", "profiles", "workflow"), ("Snakefile", "config.yaml")
-# What each environment holds beside requirements.lock.
+# What each environment contains besides requirements.lock.
 ADDED = {
     "nullsae": (),
     "nullsae-cpu": (),
@@ -35,7 +35,7 @@ ADDED = {
 
 
 def pins_of(lines: list[str]) -> dict[str, str]:
-    """Version by canonical name; each line is a pin, and no name comes twice."""
+    """Return versions by canonical name; each line is a pin, and no name occurs twice."""
     requirements = [Requirement(line) for line in lines]
     found = {}
     for requirement in requirements:
@@ -52,7 +52,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def conda_pip(name: str) -> list[str]:
-    """The requirements that a conda environment gives to pip."""
+    """Return the requirements that a conda environment passes to pip."""
     described = yaml.safe_load((ENVS / f"{name}.yaml").read_text(encoding="utf-8"))
     assert described["name"] == name
     assert described["channels"] == ["conda-forge", "nodefaults"]
@@ -100,7 +100,7 @@ def test_the_lock_holds_versions_that_the_package_allows() -> None:
 
 
 def dockerfile() -> list[tuple[str, str]]:
-    """Instructions with their arguments, continued lines joined."""
+    """Return instructions with their arguments, with continued lines joined."""
     text = (ENVS / "Dockerfile").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
@@ -111,7 +111,7 @@ def dockerfile() -> list[tuple[str, str]]:
 
 
 def dockerfile_copies() -> dict[str, str]:
-    """What the image gets, by its place below /opt/nullsae."""
+    """Return what the image gets, by its path below /opt/nullsae."""
     copied, folder = {}, ""
     for word, rest in dockerfile():
         if word == "WORKDIR":
@@ -126,7 +126,7 @@ def dockerfile_copies() -> dict[str, str]:
 
 
 def sections() -> dict[str, list[str]]:
-    """Lines of the Apptainer definition by section, comments left out; the header is ''."""
+    """Return lines of the Apptainer definition by section, without comments; the header is ''."""
     found: dict[str, list[str]] = {"": []}
     name = ""
     for line in (ENVS / "nullsae.def").read_text(encoding="utf-8").splitlines():
@@ -139,7 +139,7 @@ def sections() -> dict[str, list[str]]:
 
 
 def installs(commands: str) -> list[list[str]]:
-    """Arguments of each `pip install` in shell commands."""
+    """Return the arguments of each `pip install` in shell commands."""
     words = shlex.split(commands.replace("\\\n", " ").replace("&&", " ; ").replace("\n", " ; "))
     found: list[list[str]] = []
     for index, word in enumerate(words):
@@ -190,7 +190,7 @@ def test_a_container_neither_runs_as_root_nor_looks_for_a_hub() -> None:
 
 
 def test_a_container_holds_every_file_that_the_workflow_reads(tmp_path: Path) -> None:
-    """Its files, as they are copied, and a study in another folder: a dry run of that."""
+    """Its files, as they are copied, and a dry run of a study in another folder."""
     image, study = tmp_path / "opt/nullsae", tmp_path / "study"
     ignored = (ENVS / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
     for place, source in dockerfile_copies().items():
@@ -213,7 +213,7 @@ def test_a_container_holds_every_file_that_the_workflow_reads(tmp_path: Path) ->
     assert "train_sae" in result.stdout + result.stderr
 
 
-# Stands for Apptainer: it writes down what it is asked, and runs nothing.
+# Stands in for Apptainer: it records its arguments, and runs nothing.
 APPTAINER = """#!/bin/sh
 case "$*" in
 --version) echo apptainer version 1.4.0; exit ;;
@@ -224,7 +224,7 @@ printf '%s\\n' "$*" >> {log}
 
 
 def test_jobs_run_in_the_image_of_this_version_where_that_is_asked_for(tmp_path: Path) -> None:
-    """Without `--sdm apptainer` no image is looked at, and the jobs are the same."""
+    """Without `--sdm apptainer` no image is used, and the jobs are the same."""
     bins, log = tmp_path / "bin", tmp_path / "log"
     bins.mkdir()
     (bins / "apptainer").write_text(APPTAINER.format(log=log), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The notebooks run, and say what is committed."""
+"""The notebooks run and give the committed outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def runner() -> Any:
-    """The module that `make notebooks` runs."""
+    """Import the module that `make notebooks` runs."""
     file = REPOSITORY / "notebooks/run.py"
     spec = importlib.util.spec_from_file_location("run_notebooks", file)
     assert spec is not None
@@ -27,7 +27,7 @@ def runner() -> Any:
 
 
 def words_and_numbers(text: str) -> tuple[list[str], list[float]]:
-    """A text without its numbers and the layout that follows from their width, and the numbers."""
+    """Split a text into its words, without layout that depends on numbers, and its numbers."""
     return NUMBER.sub("", text).split(), [float(number) for number in NUMBER.findall(text)]
 
 
@@ -42,7 +42,7 @@ def words_and_numbers(text: str) -> tuple[list[str], list[float]]:
 def test_a_notebook_runs_and_says_what_is_committed(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers of a training on another machine may differ in their last digit."""
+    """Numbers of a training may differ in their last digit on another machine."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     committed = nbformat.read(file, as_version=4)
     nbformat.validate(committed)

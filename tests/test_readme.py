@@ -1,4 +1,4 @@
-"""The README's words are true of the code."""
+"""The README is true of the code."""
 
 import re
 from pathlib import Path

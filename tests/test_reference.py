@@ -1,4 +1,4 @@
-"""Reference results: what is kept of a study, and when a study agrees with it."""
+"""What a reference keeps of a study, and when a study agrees with it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def save(root: Path, table: str, schema: pa.Schema, rows: list[dict[str, object]
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """The tables of a study of three metrics and two nulls."""
+    """Return the tables of a study of three metrics and two nulls."""
     base = yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
     base["variants"] = ["trained", "rerandomized"]
     base["subjects"]["small"]["source"] = {"kind": "pretrained", "path": "/somewhere/of/mine"}
@@ -110,7 +110,7 @@ def test_a_study_agrees_with_the_reference_that_was_made_of_it(
 @pytest.mark.parametrize(
     ("column", "value", "agrees"),
     [
-        # No further off than half of both intervals (0.0125 each), or than the margin (0.05).
+        # At most half of both intervals (0.0125 each) apart, or the margin (0.05).
         ("real_value", 0.824, True),
         ("real_value", 0.77, True),
         ("real_value", 0.75, False),

@@ -18,7 +18,7 @@ import nullsae
 REPOSITORY = Path(__file__).parent.parent
 GITHUB = REPOSITORY / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
-# What `snakedeploy deploy-workflow` writes beside copies of config/ and profiles/.
+# What `snakedeploy deploy-workflow` writes, besides copies of config/ and profiles/.
 DEPLOYED = """\
 from snakemake.utils import min_version
 
@@ -41,7 +41,7 @@ def read(name: str) -> Any:
 
 
 def dry_run(folder: Path, *arguments: str) -> dict[str, int]:
-    """Jobs of each rule, in a folder without results."""
+    """Return the number of jobs of each rule, in a folder without results."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "1"]
     done = subprocess.run(
@@ -134,7 +134,7 @@ def test_a_bug_report_asks_for_what_is_needed_and_warns_of_secrets() -> None:
 
 
 def test_the_citation_is_of_this_version_and_each_reference_is_complete() -> None:
-    """Fields and kinds are those of the Citation File Format 1.2.0."""
+    """Fields and kinds follow the Citation File Format 1.2.0."""
     citation = read("CITATION.cff")
     preferred = citation["preferred-citation"]
     assert citation["cff-version"] == "1.2.0"

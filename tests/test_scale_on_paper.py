@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md are the plan's: what `benchmarks/scale_on_paper.py` prints."""
+"""The tables of docs/scaling.md are the plan's, as `benchmarks/scale_on_paper.py` prints them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def rows_of(mark: str) -> list[list[str]]:
-    """The cells of a table of the page, without its head."""
+    """Return the cells of a table of the page, without its head."""
     found = re.search(rf"<!-- numbers: {mark} -->\n(.*?)<!-- end", PAGE, re.DOTALL)
     assert found is not None
     return [line.strip("| ").split(" | ") for line in found[1].splitlines()[2:]]
@@ -35,10 +35,10 @@ def test_a_row_of_the_page_is_what_the_plan_says_today(script: ModuleType) -> No
     found = script.figures(case)
     assert script.row(case.subject, found) == rows_of("by_size")[0], STALE
     # Pythia-70m: 12 d^2 + 13 d weights in each of 6 blocks, two embeddings, a norm, in bfloat16;
-    # four bytes of text for each token read, of which a tenth goes to `eval`.
+    # four bytes of text for each token read, a tenth of which goes to `eval`.
     n = 6 * (12 * 512**2 + 13 * 512) + 2 * 50_304 * 512 + 2 * 512
     assert found.download_bytes == pytest.approx(2 * n + 4 * 100e6 / 0.9, rel=1e-6)
-    # An SAE with gradients and moments, 32 m d bytes, lies on the GPU beside the subject.
+    # An SAE with gradients and moments, 32 m d bytes, is on the GPU together with the subject.
     assert found.gpu_bytes["train_sae"] > 32 * 16 * 512**2 + 2 * n
 
 

@@ -59,7 +59,7 @@ def capture(
 
 
 def live(chain: Chain, manifest: Path) -> tuple[list[Tensor], Tensor]:
-    """What the model passes at each site, from Hugging Face's own output and hooks by hand."""
+    """Return what the model passes at each site, from Hugging Face's own output and hooks."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(chain.recipe.parent).eval()
@@ -75,14 +75,14 @@ def live(chain: Chain, manifest: Path) -> tuple[list[Tensor], Tensor]:
             hidden = model(ids[start : start + BATCH], output_hidden_states=True).hidden_states
             for layer in range(N_LAYERS - 1):
                 states[layer].append(hidden[layer + 1])
-            # hidden_states[-1] has been through the final norm; the block's own output has not.
+            # hidden_states[-1] is after the final norm; the block's own output is before it.
             states[-1].append(last[-1])
             assert not torch.allclose(hidden[-1], last[-1])
     return [torch.cat(parts).flatten(0, 1) for parts in states], ids
 
 
 def test_eval_activations_equal_a_live_forward_pass(chain: Chain) -> None:
-    """SAELens#83 was a cache runner without a test against the model."""
+    """SAELens#83 was a cache runner that no test compared with the model."""
     expected, ids = live(chain, chain.eval_tokens)
     for layer, site in enumerate(SITES):
         found, position = all_rows(chain.eval_activations, site)
@@ -99,7 +99,7 @@ def test_a_training_row_is_the_activation_at_its_position(chain: Chain) -> None:
 
 
 def test_training_tokens_lie_on_disk_in_a_shuffled_order(chain: Chain) -> None:
-    """In SAELens#612 the copy on disk was never shuffled."""
+    """In SAELens#612, the copy on disk was never shuffled."""
     reader = SiteReader.open(chain.train_activations, SITES[1])
     assert reader.n_shards == 8
     pairs, orders = [], []
@@ -122,7 +122,7 @@ def test_sites_come_in_the_same_order(chain: Chain) -> None:
 
 
 def test_the_pass_stops_after_the_last_site(chain: Chain) -> None:
-    """In SAELens#245 it went on."""
+    """In SAELens#245, it continued to the last block."""
     subject = load_subject(chain.recipe, CPU)
     calls = {"block 2": 0, "block 1": 0, "head": 0}
 
@@ -139,14 +139,12 @@ def test_the_pass_stops_after_the_last_site(chain: Chain) -> None:
     found = subject.activations(ids, split="eval", contexts=[0, 1], sites=(SITES[1], SITES[0]))
     assert found.keys() == set(SITES[:2])
     assert calls == {"block 2": 0, "block 1": 1, "head": 0}
-    # The hooks are gone: a whole pass works afterwards.
+    # The hooks are removed, so a whole pass works afterwards.
     subject.logits(ids, split="eval", contexts=[0, 1])
     assert calls == {"block 2": 1, "block 1": 2, "head": 1}
 
 
-def test_neither_the_batch_nor_the_shard_size_changes_what_is_captured(
-    chain: Chain, tmp_path: Path
-) -> None:
+def test_neither_batch_nor_shard_size_changes_the_activations(chain: Chain, tmp_path: Path) -> None:
     capture(chain, tmp_path, batch_contexts=5, shard_tokens=13 * CONTEXT + 7)
     for site in SITES:
         expected, _ = all_rows(chain.eval_activations, site)
@@ -167,9 +165,7 @@ def test_two_captures_give_the_same_bytes(chain: Chain, tmp_path: Path) -> None:
         assert (tmp_path / file).read_bytes() == first, file
 
 
-def test_a_damaged_site_is_captured_again_and_a_whole_one_is_not(
-    chain: Chain, tmp_path: Path
-) -> None:
+def test_only_a_damaged_site_is_captured_again(chain: Chain, tmp_path: Path) -> None:
     assert capture(chain, tmp_path, sites=SITES[:2]) == list(SITES[:2])
 
     def times(site: str) -> list[int]:
@@ -186,11 +182,11 @@ def test_a_damaged_site_is_captured_again_and_a_whole_one_is_not(
     assert times(SITES[1])[1:3] == others, "whole shards of the damaged site were written again"
     expected, _ = all_rows(chain.eval_activations, SITES[1])
     assert torch.equal(all_rows(tmp_path / "manifest.json", SITES[1])[0], expected)
-    # Another provenance: all of it is captured again.
+    # With another provenance, everything is captured again.
     assert capture(chain, tmp_path, key="other") == list(SITES)
 
 
-def test_the_token_limit_is_kept(chain: Chain, tmp_path: Path) -> None:
+def test_the_token_limit_is_respected(chain: Chain, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     limit = 10 * CONTEXT + CONTEXT - 1
     capture(
@@ -211,7 +207,7 @@ def test_the_token_limit_is_kept(chain: Chain, tmp_path: Path) -> None:
         capture(chain, tmp_path / "none", "sae_train", max_tokens=CONTEXT - 1)
 
 
-def test_a_full_disk_is_found_out_before_writing(
+def test_too_little_disk_space_is_noticed_before_writing(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -225,7 +221,7 @@ def test_a_full_disk_is_found_out_before_writing(
     assert capture(chain, output) == list(SITES)
 
 
-def test_shards_that_are_there_or_will_be_deleted_need_no_more_disk(
+def test_existing_shards_and_those_to_delete_need_no_more_disk_space(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage, row = namedtuple("usage", "total used free"), D_MODEL * 4 + 12
@@ -240,7 +236,7 @@ def test_shards_that_are_there_or_will_be_deleted_need_no_more_disk(
     assert len(list(folder.glob("*.safetensors"))) == 7, "deleted although nothing comes of it"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed - left))
     assert capture(chain, tmp_path, sites=SITES[:1]) == [SITES[0]]
-    # All of another provenance: it takes the place of the old.
+    # Files of another provenance are replaced.
     stale = (file for file in folder.iterdir() if file.name != "provenance.json")
     left = sum(file.stat().st_size for file in stale)
     needed = int(60 * CONTEXT * row * 1.02)
@@ -254,10 +250,10 @@ def test_shards_that_are_there_or_will_be_deleted_need_no_more_disk(
 
 
 def killed_at(chain: Chain, output: Path, event: int) -> bool:
-    """Capture in a child that is killed before the n-th rename or deletion of a file.
+    """Capture in a child process that is killed before the n-th rename or deletion of a file.
 
     Returns:
-        Whether it came to that.
+        Whether it was killed.
     """
     child = os.fork()
     if child == 0:
@@ -283,7 +279,7 @@ def killed_at(chain: Chain, output: Path, event: int) -> bool:
 
 
 def content(folder: Path) -> dict[Path, bytes]:
-    """All files below a split's folder, but for what a killed writing of its manifest left."""
+    """Read all files below a split's folder, except leftovers of a killed manifest write."""
     return {
         file.relative_to(folder): file.read_bytes()
         for file in folder.rglob("*")
@@ -291,10 +287,10 @@ def content(folder: Path) -> dict[Path, bytes]:
     }
 
 
-def test_a_kill_costs_no_finished_shard_and_leaves_no_broken_one(
+def test_a_kill_loses_no_finished_shard_and_leaves_no_broken_one(
     chain: Chain, tmp_path: Path
 ) -> None:
-    """Killed at every point at which something on disk changes: then run again."""
+    """Kill a capture at every point where something on disk changes, then run it again."""
     keys: dict[str, Any] = {"sites": SITES[:2], "max_tokens": 12 * CONTEXT}
     capture(chain, tmp_path / "whole", "sae_train", **keys)
     whole = content(tmp_path / "whole")
@@ -313,7 +309,7 @@ def test_a_kill_costs_no_finished_shard_and_leaves_no_broken_one(
         capture(chain, output, "sae_train", **keys)
         assert content(output) == whole, event
         assert {shard: shard.stat().st_mtime_ns for shard in finished} == finished, event
-    # A shard and its record are renamed and their old names deleted, later the record: 2 x 2 x 5.
+    # A shard and its record are renamed and their old names deleted, the record later: 2 x 2 x 5.
     assert n_events > 20
 
 
@@ -322,10 +318,10 @@ class BreakError(Exception):
 
 
 @pytest.mark.parametrize("broken", [1, 7])
-def test_an_error_of_the_writer_is_raised_and_ends_its_thread(
+def test_an_error_of_the_writer_is_raised_and_stops_its_thread(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
-    """In the last shard too, when no pass follows that could notice."""
+    """Also in the last shard, after which no pass could notice."""
     plain, broke = SiteWriter.write, threading.Event()
     passes: list[int] = []
 
@@ -344,7 +340,7 @@ def test_an_error_of_the_writer_is_raised_and_ends_its_thread(
     monkeypatch.setattr(SiteWriter, "write", write)
     with pytest.raises(UserError, match=r"^the disk broke$"):
         capture(chain, tmp_path, batch_contexts=1, progress=progress)
-    assert max(passes) <= ((broken + 1) * 8 + 1) * CONTEXT, "batches went on after the error"
+    assert max(passes) <= ((broken + 1) * 8 + 1) * CONTEXT, "batches continued after the error"
     assert "writer" not in "".join(thread.name for thread in threading.enumerate())
     assert not list(tmp_path.rglob("manifest.json"))
     assert not list(tmp_path.rglob(".*"))
@@ -356,7 +352,7 @@ def test_an_error_of_the_writer_is_raised_and_ends_its_thread(
     assert SiteReader.open(tmp_path / "manifest.json", SITES[1]).n_shards == 8
 
 
-def test_an_error_of_the_pass_ends_the_writer(
+def test_an_error_of_the_pass_stops_the_writer(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Subject.watch
@@ -377,7 +373,7 @@ def test_an_error_of_the_pass_ends_the_writer(
 def test_the_pass_is_one_chunk_ahead_of_the_writer(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two shards in memory, and the same memory for all of them."""
+    """Two shards are in memory, always in the same two buffers."""
     begun, written, ahead, rooms = [0], [0], [], set()
     plain_chunk, plain_write = capture_contexts, SiteWriter.write
 
@@ -401,7 +397,7 @@ def test_the_pass_is_one_chunk_ahead_of_the_writer(
     assert len(rooms) == 2
 
 
-def test_a_user_is_told_what_a_capture_takes(
+def test_the_cost_of_a_capture_is_logged(
     chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="nullsae")
@@ -425,7 +421,7 @@ def test_a_user_is_told_what_a_capture_takes(
 
 
 def test_a_chunk_equals_its_shard(chain: Chain, tmp_path: Path) -> None:
-    """What trains live must see what would have been cached."""
+    """Live training must see what a cache would contain."""
     subject = load_subject(chain.recipe, CPU)
     ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids)
     sites = (SITES[2], SITES[0])
@@ -449,7 +445,7 @@ def test_a_chunk_equals_its_shard(chain: Chain, tmp_path: Path) -> None:
     assert torch.equal(half[SITES[0]], plain[SITES[0]].bfloat16())
 
 
-def test_a_site_that_nothing_passes_is_refused(
+def test_a_site_that_no_pass_reaches_is_refused(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = load_subject(chain.recipe, CPU)
@@ -484,7 +480,7 @@ def test_the_stored_dtype_is_the_configured_one(chain: Chain, tmp_path: Path) ->
     assert stored["position"].dtype == torch.int64
 
 
-def test_every_kind_of_site_is_stored_as_itself(chain: Chain, tmp_path: Path) -> None:
+def test_every_kind_of_site_stores_its_own_activations(chain: Chain, tmp_path: Path) -> None:
     sites = ("embed", "attn_out.1", "resid_post.1", "mlp_out.1", "resid_pre.1")
     assert capture(chain, tmp_path, sites=sites) == list(sites)
     stored = {site: all_rows(tmp_path / "manifest.json", site)[0] for site in sites}
@@ -497,13 +493,13 @@ def test_every_kind_of_site_is_stored_as_itself(chain: Chain, tmp_path: Path) ->
     ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids).long()
     block = model.gpt_neox.layers[1]
     assert torch.equal(stored["embed"], model.gpt_neox.embed_in(ids).flatten(0, 1))
-    # The MLP of this family reads the block's input: its residuals are parallel.
+    # In this family the MLP reads the block's input: the residual branches are parallel.
     expected = block.mlp(block.post_attention_layernorm(before))
     torch.testing.assert_close(mlp, expected)
 
 
 def other_subject(folder: Path, kind: str, **keys: Any) -> Path:
-    """The `recipe.json` of a subject of another family with the chain's vocabulary."""
+    """Return the `recipe.json` of a subject of another family with the chain's vocabulary."""
     from transformers import AutoModelForCausalLM, GraniteConfig, OPTConfig
 
     plain = {"vocab_size": 96, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -514,7 +510,7 @@ def other_subject(folder: Path, kind: str, **keys: Any) -> Path:
     return folder / "recipe.json"
 
 
-def test_embeddings_narrower_than_the_blocks_fit_their_store(
+def test_embeddings_narrower_than_the_blocks_are_stored(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = other_subject(tmp_path / "model", "opt", word_embed_proj_dim=8, ffn_dim=32)
@@ -551,7 +547,7 @@ def test_a_split_is_captured_by_one_process_at_a_time(
     tried: list[int] = []
 
     def beside(done: int, _: int) -> None:
-        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already working"):
             capture(chain, tmp_path)
         tried.append(done)
 

@@ -1,4 +1,4 @@
-"""Tokens that are left out: which, how many, what they held, and that nothing reads them."""
+"""Excluded tokens: which, how many, their share of the variance, and that nothing reads them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def write(folder: Path, x: Tensor, exclude: Exclude, *, size: int = 40) -> SiteReader:
-    """A site of `x` in shards of `size` rows, permuted within them."""
+    """Write a site of `x` in shards of `size` rows, permuted within them."""
     writer = SiteWriter(folder / f"site={SITE}", dtype="float32", key="shards")
     for index, start in enumerate(range(0, len(x), size)):
         part = x[start : start + size]
@@ -42,7 +42,7 @@ def write(folder: Path, x: Tensor, exclude: Exclude, *, size: int = 40) -> SiteR
 
 
 def sinks(n: int = 160, d: int = 6) -> Tensor:
-    """Activations whose first token of each context is a hundred times as large."""
+    """Return activations whose first token of each context is a hundred times as large."""
     x = randn(n, d)
     x[::CONTEXT] = 100.0 * x[::CONTEXT].abs() + 100.0
     return x
@@ -50,7 +50,7 @@ def sinks(n: int = 160, d: int = 6) -> Tensor:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.0, 2.0**100, width=32), max_size=60), st.integers(1, 7))
-def test_the_median_is_exact_however_the_numbers_are_cut(numbers: list[float], size: int) -> None:
+def test_the_median_is_exact_for_any_batch_size(numbers: list[float], size: int) -> None:
     x = torch.tensor(numbers, dtype=torch.float32)
     expected = float(x.sort().values[(len(x) - 1) // 2]) if len(x) else 0.0
     assert lower_median(lambda: x.split(size) if len(x) else ()) == expected
@@ -64,7 +64,7 @@ def test_the_median_is_exact_however_the_numbers_are_cut(numbers: list[float], s
         Exclude(start_tokens=1, norm_above_median=10.0),
     ],
 )
-def test_tokens_left_out_enter_no_statistic(tmp_path: Path, exclude: Exclude) -> None:
+def test_excluded_tokens_enter_no_statistic(tmp_path: Path, exclude: Exclude) -> None:
     x = sinks()
     reader = write(tmp_path, x, exclude)
     is_first = np.arange(len(x)) % CONTEXT == 0
@@ -96,7 +96,7 @@ def test_the_limit_is_a_multiple_of_the_median_without_the_start(tmp_path: Path)
     assert excluded["n_tokens"] == len(x) // CONTEXT + 1
 
 
-def test_how_tokens_are_cut_into_shards_changes_nothing(tmp_path: Path) -> None:
+def test_the_shard_size_does_not_change_the_exclusion(tmp_path: Path) -> None:
     x, found = sinks(), []
     for size in (16, 40, 160):
         manifest = dict(write(tmp_path / str(size), x, Exclude(), size=size).manifest)
@@ -105,7 +105,7 @@ def test_how_tokens_are_cut_into_shards_changes_nothing(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
-def test_a_site_of_zeros_leaves_out_none_by_its_norm(tmp_path: Path) -> None:
+def test_a_site_of_zeros_excludes_no_token_by_its_norm(tmp_path: Path) -> None:
     reader = write(tmp_path, torch.zeros(32, 3), Exclude())
     assert (reader.n_tokens, reader.n_excluded) == (32, 0)
     assert reader.manifest["excluded"]["norm_limit"] is None
@@ -114,7 +114,7 @@ def test_a_site_of_zeros_leaves_out_none_by_its_norm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "exclude", [Exclude(start_tokens=CONTEXT), Exclude(start_tokens=CONTEXT // 2 + 1)]
 )
-def test_a_rule_that_leaves_less_than_half_is_refused(tmp_path: Path, exclude: Exclude) -> None:
+def test_a_rule_that_excludes_more_than_half_is_refused(tmp_path: Path, exclude: Exclude) -> None:
     with pytest.raises(UserError, match=r"leaves out .* lower start_tokens"):
         write(tmp_path, randn(32, 3), exclude)
     assert not (tmp_path / f"site={SITE}/manifest.json").exists()
@@ -133,7 +133,7 @@ def test_training_sees_only_tokens_that_count_in_blocks_of_the_same_size(tmp_pat
         assert torch.equal(block[kept], reader.stored(index)[0][kept]), "others moved"
 
 
-def test_a_block_with_no_token_left_is_refused() -> None:
+def test_a_block_whose_tokens_are_all_excluded_is_refused() -> None:
     rule = Kept(start_tokens=2, norm_limit=math.inf, context_tokens=2)
     with pytest.raises(UserError, match=r"block 3: no token is left; lower activations\.exclude"):
         rule.fill(torch.ones(2, 2), torch.zeros(2, dtype=torch.bool), 0, 3, "block 3")
@@ -142,7 +142,7 @@ def test_a_block_with_no_token_left_is_refused() -> None:
 def test_another_rule_captures_nothing_again(
     chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The shards hold all tokens: only manifests change."""
+    """Shards contain all tokens; only manifests change."""
     run = {"split": "eval", "model": chain.recipe, "tokens": chain.eval_tokens}
     params = capture_params(sites=SITES)
     cache_activations(params, **run, output=tmp_path)  # type: ignore[arg-type]

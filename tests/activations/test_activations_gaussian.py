@@ -87,7 +87,7 @@ def manifest(folder: Path, site: str = SITE) -> Any:
 
 
 def mixed(n: int, d: int, seed: int = 0) -> Tensor:
-    """Correlated vectors with a mean, in float64."""
+    """Return correlated float64 vectors with a nonzero mean."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(d, d, generator=generator, dtype=torch.float64)
     return torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing + 2
@@ -117,12 +117,12 @@ def draws(gaussian: Gaussian, n: int, seed: int = 1) -> Tensor:
     return gaussian.sample(n, torch.Generator().manual_seed(seed))
 
 
-# What is sampled
+# Samples
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
-    """Non-Gaussian activations [8000, 12] and as many samples, through the verb's function."""
+    """Return non-Gaussian activations [8000, 12] and as many samples, from the verb's function."""
     root, site = tmp_path_factory.mktemp("large"), "resid_post.0"
     x = mixed(8000, 12)
     x[:, 3] = x[:, 3].abs() ** 2 + 50.0
@@ -139,7 +139,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
 
 
 def test_samples_have_the_moments_of_the_activations(large: tuple[Tensor, Tensor]) -> None:
-    """Bounds from the sampling distribution, without the package's gates."""
+    """The bounds come from the sampling distribution, not from the package's gates."""
     x, found = large
     n, mean = len(found), x.mean(dim=0)
     covariance = torch.from_numpy(np.cov(x.numpy(), rowvar=False, bias=True))
@@ -151,8 +151,8 @@ def test_samples_have_the_moments_of_the_activations(large: tuple[Tensor, Tensor
     assert bool(((centred.t() @ centred / n - covariance).abs() < 5 * spread).all())
 
 
-def test_samples_keep_nothing_beside_the_moments(large: tuple[Tensor, Tensor]) -> None:
-    """A squared normal has skewness 2.8; its Gaussian stand-in has none. Rows are independent."""
+def test_samples_keep_only_the_moments(large: tuple[Tensor, Tensor]) -> None:
+    """A squared normal has skewness 2.8, its Gaussian stand-in 0. Rows are independent."""
     x, found = large
     assert stats.skew(x[:, 3].numpy()) > 2
     assert abs(stats.skew(found[:, 3].numpy())) < 5 * (6 / len(found)) ** 0.5
@@ -163,7 +163,7 @@ def test_samples_keep_nothing_beside_the_moments(large: tuple[Tensor, Tensor]) -
 
 def test_a_singular_covariance_is_sampled_and_stays_singular() -> None:
     x = torch.cat([mixed(4000, 3) @ torch.ones(3, 5).double().triu(), mixed(4000, 2, 7)], dim=1)
-    x[:, 6] = 0.1  # constant, and not exact in binary
+    x[:, 6] = 0.1  # constant, but not exact in binary
     assert np.linalg.matrix_rank(np.cov(x.numpy(), rowvar=False)) == 4
     gaussian = fitted(x)
     assert int((gaussian.eigenvalues > 0).sum()) == 4
@@ -171,13 +171,13 @@ def test_a_singular_covariance_is_sampled_and_stays_singular() -> None:
     assert bool(torch.isfinite(found).all())
     assert np.linalg.matrix_rank(np.cov(found.numpy(), rowvar=False), tol=1e-9) == 4
     assert bool((found[:, 6] - 0.1).abs().max() < 1e-12)
-    # What lies in the null space of the one lies in that of the other.
+    # The null space of one is in that of the other.
     null = torch.linalg.svd(torch.cov(x.t())).Vh[4:]
     assert float(((found - x.mean(dim=0)) @ null.t()).abs().max()) < 1e-6
     assert failures(gaussian, found) == set()
 
 
-def test_a_massive_dimension_does_not_drown_the_small_ones() -> None:
+def test_a_massive_dimension_does_not_swamp_the_small_ones() -> None:
     """Variances 16 orders apart: an eigendecomposition of the covariance loses the small one."""
     x = mixed(5000, 3)
     x[:, 0] *= 1e8
@@ -190,7 +190,7 @@ def test_a_massive_dimension_does_not_drown_the_small_ones() -> None:
     assert failures(gaussian, found) == set()
 
 
-# Which numbers depend on what
+# Which keys the numbers depend on
 
 
 def test_two_runs_give_the_same_bytes(chain: Chain, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_two_runs_give_the_same_bytes(chain: Chain, tmp_path: Path) -> None:
         assert one == two, file
 
 
-def test_samples_depend_neither_on_shards_nor_on_how_many_there_are(
+def test_samples_depend_neither_on_shard_size_nor_on_their_number(
     chain: Chain, tmp_path: Path
 ) -> None:
     sample(chain, tmp_path / "plain", "sae_train")
@@ -222,13 +222,13 @@ def test_samples_depend_neither_on_shards_nor_on_how_many_there_are(
 
 
 def test_every_key_that_should_matter_does(chain: Chain, tmp_path: Path) -> None:
-    """Uncorrelated, not only different: whitened by the same fit, context by context."""
+    """Uncorrelated, not merely different: whitened by the same fit, context by context."""
     cases: dict[str, dict[str, Any]] = {
         "plain": {},
         "draw": {"draw": 1},
         "seed": {"seed": 1},
         "subject": {"subject": "other"},
-        # Floors of two variants, here of the same moments, and `gaussian` itself.
+        # Floors of two variants, here with the same moments, and `gaussian` itself.
         "floor": {"variant": "gaussian@trained"},
         "other floor": {"variant": "gaussian@step0"},
         "split": {"split": "sae_train"},
@@ -238,7 +238,7 @@ def test_every_key_that_should_matter_does(chain: Chain, tmp_path: Path) -> None
         sample(chain, tmp_path / name, **keys)
         x, at = rows(tmp_path / name)
         found[name] = x[at.argsort()][: 60 * CONTEXT].double()
-    # Another site of the same run, by its own noise: sites are independent.
+    # Another site of the same run has its own noise: sites are independent.
     sample(chain, tmp_path / "sites", sites=SITES[:2])
     assert torch.equal(rows(tmp_path / "sites")[0].double(), found["plain"])
     found["site"] = rows(tmp_path / "sites", SITES[0])[0].double()
@@ -256,7 +256,9 @@ def test_every_key_that_should_matter_does(chain: Chain, tmp_path: Path) -> None
         assert abs(correlation) < 5 / len(plain) ** 0.5, name
 
 
-def test_eval_is_in_order_and_training_tokens_lie_as_captured(chain: Chain, tmp_path: Path) -> None:
+def test_eval_is_in_order_and_training_tokens_are_permuted_as_captured(
+    chain: Chain, tmp_path: Path
+) -> None:
     sample(chain, tmp_path / "eval")
     assert torch.equal(rows(tmp_path / "eval")[1], torch.arange(60 * CONTEXT))
     sample(chain, tmp_path / "sae_train", "sae_train", sites=SITES)
@@ -293,18 +295,16 @@ def test_the_stored_dtype_is_the_configured_one(chain: Chain, tmp_path: Path) ->
     for dtype in ("float32", "bfloat16"):
         sample(chain, tmp_path / dtype, dtype=dtype)
     stored = load_file(tmp_path / f"bfloat16/site={SITE}/shard-00000.safetensors")
-    # float64 to bfloat16 in one step, so not always what float32 would round to.
+    # float64 is cast to bfloat16 in one step, not always what rounding float32 would give.
     expected = load_file(tmp_path / f"float32/site={SITE}/shard-00000.safetensors")["activations"]
     assert stored["activations"].dtype == torch.bfloat16
     torch.testing.assert_close(stored["activations"].float(), expected, rtol=2**-8, atol=0)
 
 
-# What is done again, and progress
+# Reruns and progress
 
 
-def test_a_damaged_site_is_sampled_again_and_a_whole_one_is_not(
-    chain: Chain, tmp_path: Path
-) -> None:
+def test_only_a_damaged_site_is_sampled_again(chain: Chain, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     keys: dict[str, Any] = {"sites": SITES, "progress": lambda *x: seen.append(x)}
     assert sample(chain, tmp_path, **keys) == list(SITES)
@@ -321,7 +321,7 @@ def test_a_damaged_site_is_sampled_again_and_a_whole_one_is_not(
     assert sample(chain, tmp_path, sites=SITES, key="new") == list(SITES)
 
 
-def test_by_hand_other_inputs_do_not_pass_for_the_same(chain: Chain, tmp_path: Path) -> None:
+def test_without_a_key_other_inputs_are_sampled_again(chain: Chain, tmp_path: Path) -> None:
     """Without a key, one is made from params, split and inputs."""
     assert sample(chain, tmp_path, key="") == [SITE]
     assert sample(chain, tmp_path, key="") == []
@@ -346,7 +346,7 @@ def test_oas_equals_its_definition_and_is_close_to_sklearn(n: int, d: int) -> No
         rho = ((1 - 2 / d) * overlap + square) / ((n + 1 - 2 / d) * overlap + (1 - n / d) * square)
     assert 0.01 < weight < 1
     assert weight == pytest.approx(rho, rel=1e-9)
-    # scikit-learn leaves out the terms 2 / d of equation 23, and says so.
+    # scikit-learn omits the terms 2 / d of equation 23, as its documentation states.
     assert weight == pytest.approx(OAS().fit(x.numpy()).shrinkage_, rel=3 / d)
 
 
@@ -370,13 +370,13 @@ def test_shrinkage_follows_the_number_of_tokens(n: int, shrunk: bool) -> None:
         np.testing.assert_allclose(found, sample_covariance, rtol=1e-9, atol=1e-9)
 
 
-def test_a_covariance_that_is_its_own_target_gives_full_weight() -> None:
+def test_a_covariance_equal_to_its_target_gives_full_weight() -> None:
     assert oas_shrinkage(torch.eye(4, dtype=torch.float64) * 3, 10) == 1.0
     assert oas_shrinkage(torch.ones(1, 1, dtype=torch.float64), 10) == 1.0
 
 
 def test_few_trained_tokens_give_a_cloud_of_full_rank(tmp_path: Path) -> None:
-    """20 tokens at 16 dimensions, 960 samples: full rank, and the manifest says why."""
+    """20 tokens at 16 dimensions, 960 samples: full rank, and the manifest records why."""
     source = write_site(tmp_path / "trained", mixed(20, 16).float(), [20])
     tokens = write_corpus(tmp_path / "corpus", *tokens_of(60, seed=3))
     output = tmp_path / "gaussian"
@@ -391,7 +391,7 @@ def test_few_trained_tokens_give_a_cloud_of_full_rank(tmp_path: Path) -> None:
 # Gates
 
 
-def test_honest_samples_pass_every_gate_at_any_size() -> None:
+def test_correct_samples_pass_every_gate_at_any_size() -> None:
     gaussian = fitted(mixed(3000, 9))
     for n in (1, 2, 16, 63, 64, 100, 4000):
         for seed in range(5):
@@ -404,7 +404,7 @@ def test_a_wrong_mean_fails() -> None:
     one = torch.zeros(9, dtype=torch.float64)
     one[4] = 1.0
     assert failures(gaussian, x + one * std * 0.3) >= {"mean"}
-    # All dimensions by 4 standard errors each: no single one is far enough off.
+    # All dimensions are off by 4 standard errors, no single one by enough.
     whitened = gaussian.eigenvectors * gaussian.eigenvalues.sqrt()
     shift = (whitened.sum(dim=1) * gaussian.scale) * 4 / len(x) ** 0.5
     assert failures(gaussian, x + shift) >= {"mean"}
@@ -423,7 +423,7 @@ def test_a_wrong_covariance_fails() -> None:
     }
     for name, samples in wrong.items():
         assert failures(gaussian, samples) >= {"covariance"}, name
-    # Right variances along all eigenvectors, two of which go together.
+    # Correct variances along all eigenvectors, two of which are correlated.
     white = torch.randn(n, 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     white[:, 1] = (white[:, 1] + white[:, 0]) / 2**0.5
     together = mean + (white * gaussian.eigenvalues.sqrt()) @ gaussian.eigenvectors.t() * (
@@ -432,7 +432,7 @@ def test_a_wrong_covariance_fails() -> None:
     assert failures(gaussian, together) == {"covariance"}
 
 
-def test_variance_where_there_is_none_fails() -> None:
+def test_variance_in_a_constant_direction_fails() -> None:
     x = mixed(3000, 4)
     x[:, 3] = x[:, 0] - x[:, 1]
     gaussian = fitted(x)
@@ -449,7 +449,7 @@ def test_a_trace_of_the_token_fails() -> None:
     x, ids = draws(gaussian, 4000), torch.arange(4000) % VOCAB
     assert failures(gaussian, x, ids) == set()
     means = draws(gaussian, VOCAB, seed=2) - gaussian.mean
-    # 3 percent of the variance by token, the moments as they were.
+    # 3 percent of the variance depends on the token; the moments are unchanged.
     told = gaussian.mean + (x - gaussian.mean) * 0.97**0.5 + means[ids] * 0.03**0.5
     assert failures(gaussian, told, ids) == {"token identity"}
 
@@ -461,7 +461,7 @@ def test_samples_that_are_not_finite_fail() -> None:
     assert failures(gaussian, x) == {"finite"}
 
 
-def test_a_failed_gate_leaves_no_site_that_counts(
+def test_a_failed_gate_leaves_no_complete_site(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Gaussian.sample
@@ -476,7 +476,7 @@ def test_a_failed_gate_leaves_no_site_that_counts(
     assert sample(chain, tmp_path) == [SITE]
 
 
-# Mistakes of the user
+# Users' mistakes
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_damaged_activations_are_refused(chain: Chain, tmp_path: Path) -> None:
         )
 
 
-def test_a_full_disk_is_found_out_before_writing(
+def test_too_little_disk_space_is_noticed_before_writing(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -533,7 +533,7 @@ def test_a_full_disk_is_found_out_before_writing(
     assert sample(chain, tmp_path / "split", sites=SITES) == list(SITES)
 
 
-def test_values_that_the_storage_cannot_hold_are_refused(tmp_path: Path) -> None:
+def test_values_beyond_the_storage_type_are_refused(tmp_path: Path) -> None:
     source = write_site(tmp_path / "trained", mixed(400, 4).float() * 1e5, [400])
     tokens = write_corpus(tmp_path / "corpus", *tokens_of(60, seed=3))
     with pytest.raises(UserError, match=r"shard-00000.safetensors: row .* is NaN or infinite"):
@@ -549,7 +549,7 @@ def test_values_that_the_storage_cannot_hold_are_refused(tmp_path: Path) -> None
 def test_token_ids_are_those_at_the_positions_of_the_samples(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gate on token identity must see each sample beside the token at its position."""
+    """The gate on token identity must pair each sample with the token at its position."""
     seen: list[Tensor] = []
     plain = SampleCheck.add
 
@@ -573,7 +573,7 @@ def test_a_split_is_sampled_by_one_process_at_a_time(
     tried: list[int] = []
 
     def beside(done: int, _: int) -> None:
-        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already working"):
             sample(chain, tmp_path)
         tried.append(done)
 

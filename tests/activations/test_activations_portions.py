@@ -69,11 +69,11 @@ def test_a_site_names_each_machine_that_captured_a_portion_of_it(
         found = provenance.read(file)
         assert found is not None
         assert [job.host for job in found.jobs] == ["a", "b"]
-    # With all sites whole, nobody made anything.
+    # If all sites are complete, no maker is added.
     before = file.read_bytes()
     assert capture(chain, tmp_path) == []
     assert file.read_bytes() == before
-    # One shard is made again, the others stay as they were.
+    # One shard is made again; the others stay unchanged.
     flip_byte(next((tmp_path / f"site={SITES[-1]}").glob("shard-*.safetensors")))
     assert capture(chain, tmp_path) == [SITES[-1]]
     found = provenance.read(file)
@@ -84,7 +84,7 @@ def test_a_site_names_each_machine_that_captured_a_portion_of_it(
 def test_portions_that_run_at_once_keep_each_others_files(
     chain: Chain, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Transformers patches its classes while it loads: in threads, the patch could stay for good.
+    # Transformers patches its classes while loading; in threads the patch could become permanent.
     lock = threading.Lock()
 
     def load(*of: Any) -> Subject:
@@ -92,7 +92,7 @@ def test_portions_that_run_at_once_keep_each_others_files(
             return load_subject(*of)
 
     monkeypatch.setattr(module, "shared_subject", load)
-    # Shards of another config lie where the new ones go.
+    # Shards of another config are in the place of the new ones.
     capture(chain, tmp_path, key="other")
     errors: list[BaseException] = []
 
@@ -126,7 +126,7 @@ def test_the_job_after_all_portions_does_not_load_the_subject(
     assert files(tmp_path) == files(whole)
 
 
-def test_a_shard_that_was_damaged_since_is_captured_again(
+def test_a_shard_damaged_meanwhile_is_captured_again(
     chain: Chain, tmp_path: Path, whole: Path
 ) -> None:
     for index in range(2):
@@ -138,6 +138,6 @@ def test_a_shard_that_was_damaged_since_is_captured_again(
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/2", "a/b", "1/0"])
-def test_a_portion_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_portion_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"--portion: .* is not one of 0/N to N-1/N"):
         Portion.parse(text)

@@ -31,7 +31,7 @@ def randn(n: int, d: int = 5) -> Tensor:
 
 
 def names(folder: Path) -> list[str]:
-    """Files of a site, but for the one that says who made them."""
+    """Return the files of a site, without its provenance."""
     found = sorted(file.name for file in folder.iterdir())
     return [name for name in found if name != "provenance.json"]
 
@@ -42,7 +42,7 @@ def refusal(manifest: Path, *, key: str = "") -> str:
     return text
 
 
-def test_rows_and_positions_come_back_unchanged(tmp_path: Path) -> None:
+def test_rows_and_positions_are_read_back_unchanged(tmp_path: Path) -> None:
     x, position = randn(50), torch.randperm(50, generator=torch.Generator().manual_seed(1))
     manifest = write_site(tmp_path, x, [20, 20, 10], position=position)
     found, at = all_rows(manifest, SITE)
@@ -54,7 +54,7 @@ def test_rows_and_positions_come_back_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_manifest_describes_the_numbers_that_are_stored(tmp_path: Path, dtype: str) -> None:
+def test_the_manifest_describes_the_stored_numbers(tmp_path: Path, dtype: str) -> None:
     """The statistics are those of the stored values, after the cast."""
     manifest = write_site(tmp_path, randn(1400), [30, 1370], dtype=dtype)
     found, _ = all_rows(manifest, SITE)
@@ -73,9 +73,7 @@ def test_the_manifest_describes_the_numbers_that_are_stored(tmp_path: Path, dtyp
     limit=st.none() | st.integers(1, 50),
 )
 @settings(max_examples=30, deadline=None)
-def test_batches_run_on_over_the_ends_of_shards(
-    sizes: list[int], batch: int, limit: int | None
-) -> None:
+def test_batches_cross_the_ends_of_shards(sizes: list[int], batch: int, limit: int | None) -> None:
     n = sum(sizes)
     x = torch.arange(n, dtype=torch.float32)[:, None]
     with tempfile.TemporaryDirectory() as folder:
@@ -88,8 +86,8 @@ def test_batches_run_on_over_the_ends_of_shards(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_shard_is_what_others_call_a_safetensors_file(tmp_path: Path, dtype: str) -> None:
-    """Against their own writer: the same bytes behind the header, and a header that says so."""
+def test_a_shard_is_a_valid_safetensors_file(tmp_path: Path, dtype: str) -> None:
+    """Its data and header equal those of safetensors' own writer."""
     x, position = randn(1100).to(DTYPES[dtype]), torch.arange(7, 1107)
     order = torch.randperm(1100, generator=torch.Generator().manual_seed(3))
     writer = SiteWriter(tmp_path / "ours", dtype=dtype)
@@ -124,14 +122,14 @@ def test_activations_that_are_not_finite_are_refused(tmp_path: Path, bad: float)
     order = torch.arange(1299, -1, -1)  # row 905 comes first, as row 394; it is token 945
     with pytest.raises(UserError, match=r"shard-00001.safetensors: row 394 \(token 945\) is NaN"):
         writer.write(1, x, torch.arange(40, 1340), order)
-    x[905, 0] = 1.0  # beyond the first piece
+    x[905, 0] = 1.0  # in a later piece than the first
     with pytest.raises(UserError, match=r"shard-00001.safetensors: row 1297 \(token 42\) is NaN"):
         writer.write(1, x, torch.arange(40, 1340), order)
     assert names(tmp_path) == ["shard-00000.json", "shard-00000.safetensors"]
 
 
 def write_three(folder: Path, *, key: str = "key", only: Collection[int] = (0, 1, 2)) -> SiteWriter:
-    """A site of three shards, some of them not written; not finished."""
+    """Write some shards of a site of three; leave it unfinished."""
     kept = finished_shards(folder, key=key)
     writer = SiteWriter(folder, dtype="bfloat16", key=key, keep=kept)
     for index, n in enumerate((600, 20, 7)):
@@ -141,7 +139,7 @@ def write_three(folder: Path, *, key: str = "key", only: Collection[int] = (0, 1
 
 
 @pytest.mark.parametrize("first", [(), (0,), (1,), (0, 1), (0, 2), (0, 1, 2)])
-def test_a_writing_that_was_cut_off_ends_in_the_same_files(
+def test_an_interrupted_write_ends_in_the_same_files(
     tmp_path: Path, first: tuple[int, ...]
 ) -> None:
     write_three(tmp_path / "whole").finish(key="key")
@@ -157,7 +155,7 @@ def test_a_writing_that_was_cut_off_ends_in_the_same_files(
         assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_shard_that_nothing_vouches_for_is_not_kept(tmp_path: Path) -> None:
+def test_a_shard_without_a_record_is_not_kept(tmp_path: Path) -> None:
     shard, record = tmp_path / "shard-00001.safetensors", tmp_path / "shard-00001.json"
     breaks: list[Callable[[], object]] = [
         lambda: flip_byte(shard),
@@ -185,8 +183,8 @@ def test_files_of_another_config_or_a_killed_writer_are_removed(tmp_path: Path) 
     assert names(tmp_path) == ["shard-00001.json", "shard-00001.safetensors"]
 
 
-def test_a_damaged_shard_costs_no_other_of_its_site(tmp_path: Path) -> None:
-    """They lost their records when the site was finished."""
+def test_a_damaged_shard_costs_no_other_shard_of_its_site(tmp_path: Path) -> None:
+    """Their records were deleted when the site was finished."""
     write_three(tmp_path / "whole").finish(key="key")
     site = tmp_path / "site"
     write_three(site).finish(key="key")
@@ -200,7 +198,7 @@ def test_a_damaged_shard_costs_no_other_of_its_site(tmp_path: Path) -> None:
         assert (site / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_full_disk_gives_one_line_and_leaves_no_half_shard(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line_and_leaves_no_partial_shard(tmp_path: Path) -> None:
     writer = write_three(tmp_path, only=(1, 2))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
@@ -262,7 +260,7 @@ def test_old_shards_are_removed_by_a_new_capture(tmp_path: Path) -> None:
     assert names(tmp_path / f"site={SITE}") == ["manifest.json", "shard-00000.safetensors"]
 
 
-def test_the_manifest_holds_no_time_and_does_not_depend_on_the_run(tmp_path: Path) -> None:
+def test_the_manifest_contains_no_time_and_does_not_depend_on_the_run(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_site(tmp_path / name, randn(40), [20, 20])
     one, two = (tmp_path / name / f"site={SITE}" for name in ("one", "two"))

@@ -13,7 +13,7 @@ from nullsae.activations.blocks import Batches, block_order, order_within
 def stream(
     sizes: list[int], batch_tokens: int, epochs: int, *, seed: int = 0, start_step: int = 0
 ) -> list[list[int]]:
-    """The batches that one SAE gets when blocks hold the numbers of their rows."""
+    """Return the batches that one SAE gets if blocks contain the numbers of their rows."""
     blocks = list(torch.arange(1, sum(sizes) + 1).split(sizes))
     batches = Batches(sum(sizes), batch_tokens, start_step=start_step)
     found: list[list[int]] = []
@@ -50,8 +50,8 @@ def test_an_epoch_repeats_no_token_and_a_resume_shifts_none(
     assert stream(sizes, batch, epochs, start_step=start) == whole[start:]
 
 
-def test_a_block_smaller_than_a_batch_makes_no_batch_without_rows() -> None:
-    """torch.split gives one empty part of an empty tensor: its loss would be NaN."""
+def test_a_block_smaller_than_a_batch_gives_no_empty_batch() -> None:
+    """torch.split returns one empty part for an empty tensor: its loss would be NaN."""
     assert [len(batch) for batch in stream([3, 3, 3], 4, 1)] == [4, 4]
 
 
@@ -62,7 +62,7 @@ def test_every_epoch_and_every_seed_has_its_own_order() -> None:
     one = flat(0)
     epochs = [one[:120], one[120:240], one[240:]]
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    # The first epoch trusts the permutation at capture; the others also permute within blocks.
+    # The first epoch uses the permutation from the capture; later ones permute within blocks too.
     in_block = [[v for v in epoch if v <= 20] for epoch in epochs]
     assert in_block[0] == list(range(1, 21))
     assert len({tuple(part) for part in in_block}) == 3

@@ -35,7 +35,7 @@ RULES = {site: Kept() for site in ("resid_post.0", "resid_post.1")}
 
 
 def stream_params(variant: Any = "trained", **keys: Any) -> TrainSaeParams:
-    """A job in stream mode; shards of 11 contexts, which passes of 4 do not divide."""
+    """Return a job in stream mode; its shards of 11 contexts are not a multiple of passes of 4."""
     plain: dict[str, Any] = {
         "max_tokens": 60 * CONTEXT,
         "shard_tokens": 11 * CONTEXT + 3,
@@ -68,7 +68,7 @@ def same_bits(live: LiveBlocks, cache: CachedBlocks) -> None:
 
 @pytest.fixture(scope="module")
 def caches(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Per variant its recipe and the manifest of a cache like the stream of `stream_params`."""
+    """Return each variant's recipe and a cache equivalent to the stream of `stream_params`."""
     root = tmp_path_factory.mktemp("caches")
     randomize_model(
         model_params(chain.source, "noise_embeddings", embedding_noise_std=1.0),
@@ -95,7 +95,7 @@ def caches(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.mark.parametrize("variant", ["trained", "noise_embeddings"])
-def test_a_stream_holds_the_same_bits_as_a_cache(
+def test_a_stream_has_the_same_bits_as_a_cache(
     chain: Chain, caches: dict[str, tuple[Path, Path]], variant: str
 ) -> None:
     recipe, manifest = caches[variant]
@@ -107,7 +107,7 @@ def test_a_stream_holds_the_same_bits_as_a_cache(
     # 60 contexts in blocks of 11 and passes of 4.
     assert blocks.sizes == [11 * CONTEXT] * 5 + [5 * CONTEXT]
     assert blocks.work([0, 5]) == "2 blocks computed in 5 forward passes"
-    # A block does not depend on which blocks or sites came before it.
+    # A block does not depend on earlier blocks or sites.
     (one,) = blocks.block(2, [SITES[0]]).values()
     assert torch.equal(one, blocks.block(2, SITES)[SITES[0]])
 
@@ -161,7 +161,7 @@ def test_activations_that_are_not_finite_are_refused(value: float) -> None:
     )
 
 
-def test_large_but_finite_activations_are_passed_on() -> None:
+def test_large_but_finite_activations_are_accepted() -> None:
     """Their sum overflows float32."""
     keys = ModelKeys(subject="tiny", variant="trained", draw=0)
     large = torch.full((8, 3), 3e38)
@@ -185,7 +185,7 @@ def test_inputs_that_do_not_fit_the_cached_part_are_refused(
         "fitted": None,
     }
     refused = {
-        "not the tokens that site resid_post.0": {"tokens": other},
+        "not the tokens from which site resid_post.0": {"tokens": other},
         "give --train-tokens": {"tokens": None},
         "give --model": {"model": None},
         r"config: activations\.sae_train_tokens: 2000 is not between": {"max_tokens": 2000},

@@ -1,4 +1,4 @@
-"""Activations that are computed when they are read, against the same on disk."""
+"""Activations that are computed when read, compared with the same ones on disk."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Captured:
-    """Activations of three variants, on disk or not."""
+    """Activations of three variants, on disk or recomputed."""
 
     chain: Chain
     root: Path
     recipes: dict[str, Path]
-    """Of those with weights."""
+    """Recipes of the variants with weights."""
 
     def manifest(self, variant: str, split: str) -> Path:
         return self.root / variant / split / "manifest.json"
@@ -96,7 +96,7 @@ def capture(chain: Chain, root: Path, recipes: dict[str, Path], *, keep: bool) -
 
 @pytest.fixture(scope="module")
 def both(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> tuple[Captured, Captured]:
-    """The same activations on disk, and not."""
+    """Return the same activations on disk, and recomputed."""
     root = tmp_path_factory.mktemp("passes")
     noise = root / "noise/recipe.json"
     randomize_model(
@@ -114,7 +114,7 @@ def both(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> tuple[Captur
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Contexts of each forward pass, as they are run."""
+    """Record the number of contexts of each forward pass."""
     seen: list[int] = []
     plain = Subject.watch
 
@@ -128,7 +128,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("variant", ["trained", "noise_embeddings", "gaussian"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_what_is_computed_holds_the_bits_that_are_kept(
+def test_recomputed_activations_have_the_bits_of_stored_ones(
     both: tuple[Captured, Captured], variant: str, split: str
 ) -> None:
     kept, computed = (of.manifest(variant, split) for of in both)
@@ -137,7 +137,7 @@ def test_what_is_computed_holds_the_bits_that_are_kept(
         plain, live = SiteReader.open(kept, site), readers[site]
         made, stated = dict(plain.manifest), dict(live.manifest)
         assert {"source", "tokens"} < set(stated.pop("made_from"))
-        # Files differ by what they hold.
+        # Only the content of the files differs.
         sizes = [[shard.pop("checksum") for shard in one["shards"]] for one in (made, stated)]
         assert made == stated
         assert all(a != b for a, b in zip(*sizes, strict=True))
@@ -216,7 +216,7 @@ def evaluate(of: Captured, variant: str, saes: Path, output: Path, **keys: Any) 
 def collect(
     of: Captured, variant: str, saes: Path, output: Path, *, apart: bool = False, **files: Any
 ) -> dict[str, bytes]:
-    """The latents of all SAEs, by one job or by one for each; all that is made, byte by byte."""
+    """Collect the latents of all SAEs, in one job or one per SAE; return all files' bytes."""
     first, *others = (SaeBeside(site=s, sae=name, seed=0) for s in TWO for name in RECIPES)
     few = Latents(n_sampled=8, min_firings=20, window_tokens=8, min_pool_windows=1)
     params = CollectLatentsParams(
@@ -244,7 +244,7 @@ def collect(
 
 
 def measure(of: Captured, saes: Path, output: Path) -> dict[str, bytes]:
-    """All files that are made of activations, byte by byte; of SAEs that were trained on them."""
+    """Train SAEs and measure; return the bytes of all files made from activations."""
     for variant in ("trained", "gaussian"):
         evaluate(of, variant, saes, output)
         collect(of, variant, saes, output, model=of.recipes.get(variant))
@@ -297,7 +297,7 @@ def test_one_pass_over_each_split_evaluates_all_saes_at_all_sites(
         for name in ("together", "apart")
     ]
     assert tables[0] == tables[1]
-    # On disk, nothing is run.
+    # With activations on disk, no pass runs.
     passes.clear()
     evaluate(both[0], "trained", tmp_path / "saes", tmp_path / "kept")
     assert passes == []
@@ -310,7 +310,7 @@ def test_one_pass_over_eval_collects_the_latents_of_all_saes_at_all_sites(
     of, saes = both[1], tmp_path / "saes"
     train(of, variant, saes)
     found = []
-    # Without a model nothing else runs it. Gaussians are fitted to passes.
+    # Only this job runs the model. Gaussians are fitted in passes.
     n_eval, n_fitted = (60, 0) if variant == "trained" else (0, 64 * len(TWO))
     for name, n_passes in (("together", 1), ("apart", len(TWO) * len(RECIPES))):
         passes.clear()
@@ -364,5 +364,5 @@ def test_results_can_be_moved_and_another_model_or_text_is_refused(
     ids = torch.zeros(60, CONTEXT, dtype=torch.int32).numpy()
     write_corpus(moved / "corpus", ids, ids)
     assert corpus["tokens_checksum"]
-    with pytest.raises(UserError, match="not the tokens that the activations in"):
+    with pytest.raises(UserError, match="not the tokens from which the activations in"):
         open_site(tmp_path / "deeper/../deeper/two/activations/manifest.json", TWO[0])

@@ -1,4 +1,4 @@
-"""Contrasts say which older code made files that they rest on."""
+"""Contrasts name the accepted older code that made their files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def config() -> Config:
 def note(
     root: Path, config: Config, row: dict[str, Any], rule: str, present: str = "", **keys: str
 ) -> str | None:
-    """What a row says after one job of a rule was accepted."""
+    """Return the note of a row after one job of a rule was accepted."""
     present = present or jobs.rules()[rule].present_code(config, keys)
     code = AcceptedCode(rule=rule, present=present, accepted=OLD, jobs=(job_name(keys),))
     append_acceptance(root, Acceptance(date="", nullsae="", codes=(code,)))
@@ -100,7 +100,7 @@ def note(
     ],
     ids=str,
 )
-def test_a_contrast_names_what_was_accepted_of_its_own_arms(
+def test_a_contrast_names_acceptances_of_its_own_arms(
     tmp_path: Path,
     config: Config,
     rule: str,
@@ -112,17 +112,17 @@ def test_a_contrast_names_what_was_accepted_of_its_own_arms(
     assert accepted_notes(config, tmp_path)(not_concerned) is None
 
 
-def test_what_is_made_with_the_tables_is_not_named(tmp_path: Path, config: Config) -> None:
+def test_rules_that_run_with_the_tables_are_not_named(tmp_path: Path, config: Config) -> None:
     assert note(tmp_path, config, ROW, "aggregate") is None
 
 
-def test_code_that_changed_once_more_is_not_named(tmp_path: Path, config: Config) -> None:
+def test_code_that_changed_again_is_not_named(tmp_path: Path, config: Config) -> None:
     assert note(tmp_path, config, ROW, "prepare_corpus", "f" * 16, corpus="docs") is None
 
 
-def test_a_job_that_the_config_has_no_more_is_not_named(tmp_path: Path, config: Config) -> None:
+def test_a_job_removed_from_the_config_is_not_named(tmp_path: Path, config: Config) -> None:
     assert note(tmp_path, config, JUDGED, "explain_latents", "f" * 16, explainer="gone") is None
 
 
-def test_without_an_acceptance_nothing_is_said(tmp_path: Path, config: Config) -> None:
+def test_without_an_acceptance_there_is_no_note(tmp_path: Path, config: Config) -> None:
     assert accepted_notes(config, tmp_path)(ROW) is None

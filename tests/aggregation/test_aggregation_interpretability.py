@@ -60,7 +60,7 @@ def units(table: str, keys: dict[str, str], rows: list[dict[str, Any]]) -> Units
 
 
 def latents(*rows: tuple[float | None, float | None]) -> Units:
-    """A cell of sampled latents 0, 1, ... with (token entropy, peak token share)."""
+    """Return a cell of sampled latents 0, 1, ... with (token entropy, peak token share)."""
     found = [
         {
             "latent": i,
@@ -96,7 +96,7 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
 THREE = latents((5.0, 0.2), (1.0, 0.95), (4.0, 0.3))
 
 
-def test_each_explainer_is_compared_with_tokens_and_with_its_own_swapped_one() -> None:
+def test_each_explainer_is_compared_with_tokens_and_its_swapped_one() -> None:
     found = table_of(
         study(),
         scores("pairs", {2: 0.9, 0: 0.8, 1: 0.7}),
@@ -112,7 +112,7 @@ def test_each_explainer_is_compared_with_tokens_and_with_its_own_swapped_one() -
     assert column(pairs, "discrimination") == pytest.approx([0.3, 0.15, 0.45])
     assert column(pairs, "token_entropy_bits") == [5.0, 1.0, 4.0]
     assert column(pairs, "firing_share") == pytest.approx([0.01, 0.02, 0.03])
-    # 4 bits and 0.8 are the least of both.
+    # Both bounds, 4 bits and 0.8, are inclusive.
     assert column(pairs, "is_abstract") == [True, False, True]
     assert column(pairs, "reason") == [None] * 3
 
@@ -139,7 +139,7 @@ def test_scorers_are_compared_with_themselves() -> None:
     assert found.table["gain_over_lexical"].to_pylist() == pytest.approx([0.1])
 
 
-def test_other_windows_are_not_compared() -> None:
+def test_latents_judged_on_different_windows_are_not_compared() -> None:
     found = table_of(
         study(),
         scores("pairs", {0: 0.8, 1: 0.7}),
@@ -151,12 +151,12 @@ def test_other_windows_are_not_compared() -> None:
     assert column(pairs, "gain_over_lexical") == column(pairs, "lexical_auroc") == [None, None]
     assert column(pairs, "discrimination") == pytest.approx([0.3, 0.3])
     assert pairs[0]["reason"] == (
-        "gain_over_lexical: the two were judged on other numbers of windows"
+        "gain_over_lexical: the two were judged on different numbers of windows"
     )
 
 
 @pytest.mark.parametrize("missing", [None, NAN])
-def test_what_is_missing_is_null_with_a_reason(missing: float | None) -> None:
+def test_missing_values_are_null_with_a_reason(missing: float | None) -> None:
     found = table_of(
         study(),
         scores("pairs", {0: missing, 1: 0.9, 2: 0.9}),
@@ -181,7 +181,7 @@ def test_an_explainer_without_any_score_has_no_rows() -> None:
     assert found["pairs"] == []
 
 
-def test_a_scored_latent_that_the_sae_lacks_is_one_line() -> None:
+def test_a_scored_latent_missing_from_the_sae_is_one_line() -> None:
     with pytest.raises(UserError, match=r"latent 7 is not in the table of latents") as caught:
         table_of(study(), scores("pairs", {7: 0.5}), of=THREE)
     assert str(caught.value).startswith("results/scores/")
@@ -201,7 +201,7 @@ def test_metrics_of_latents_come_from_their_columns() -> None:
     gain = arms.arm(METRIC["gain_over_lexical"], keys, "trained")
     assert gain.value() == pytest.approx((0.3 - 0.05 + 0.3) / 3)
     assert arms.arm(METRIC["abstract_share"], keys, "trained").value() == pytest.approx(2 / 3)
-    # Entropy 5, 1, 4 and AUROC 0.9, 0.7, 0.8 rank alike.
+    # Entropy 5, 1, 4 and AUROC 0.9, 0.7, 0.8 have the same ranks.
     rank = arms.arm(METRIC["entropy_auroc_correlation"], keys, "trained")
     assert rank.value() == pytest.approx(1.0)
     (cell,) = gain.cells
@@ -213,7 +213,7 @@ def test_metrics_of_latents_come_from_their_columns() -> None:
     assert (nothing.n_units, nothing.cells[0].n_null) == (0, 3)
 
 
-def test_nan_does_not_pass_for_a_latent_below_the_bound() -> None:
+def test_nan_does_not_count_as_a_latent_below_the_bound() -> None:
     arms = Arms({"latents": [latents((1.0, NAN), (1.0, 0.95))], "documents": []}, Statistics())
     arm = arms.arm(METRIC["single_token_share"], (*GROUP, None, None), "trained")
     assert not arm.cells[0].is_finite
@@ -267,7 +267,7 @@ def test_columns_are_looked_up_by_latent() -> None:
     assert found == pytest.approx([NAN, 0.2, NAN, NAN, 0.1], nan_ok=True)
 
 
-def test_a_scorer_that_brings_its_placebo_is_compared_with_that() -> None:
+def test_a_scorer_with_its_own_placebo_is_compared_with_it() -> None:
     judge = {"model": "m", "base_url": "http://localhost:1/v1", "api_key_env": None}
     config = study(
         scorers={"detection": {"kind": "detection"}, "odd": {"kind": "intruder", "judge": judge}}
@@ -287,7 +287,7 @@ def test_a_scorer_that_brings_its_placebo_is_compared_with_that() -> None:
 
 
 def test_explanations_of_the_output_side_are_compared_with_their_placebo_only() -> None:
-    """Token statistics say nothing of what comes next: no gain over them is looked for."""
+    """Token statistics do not predict what comes next, so no gain over them is computed."""
     config = study(
         explainers={
             "lexical": {"kind": "lexical"},

@@ -27,7 +27,7 @@ JOB: dict[str, Any] = {
 
 
 def note(config: Config, root: Path, **of_variants: dict[str, Any]) -> None:
-    """Folders of all artifacts, made by one job, but for what is said of single variants."""
+    """Make folders of all artifacts as if by one job, except as given for single variants."""
     for _, keys, folder in artifacts(config):
         job = {**JOB, **of_variants.get(keys.get("variant", ""), {})}
         write_json(
@@ -112,7 +112,7 @@ def test_an_arm_is_all_draws_and_all_jobs_of_a_cell(tmp_path: Path) -> None:
     )
 
 
-def test_a_tree_made_before_aggregates_and_says_unknown(
+def test_results_without_provenance_aggregate_as_unknown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = study()
@@ -126,7 +126,7 @@ def test_a_tree_made_before_aggregates_and_says_unknown(
     line, differing = in_short(rows)
     assert "torch unknown" in line
     assert differing == []
-    # What came later is known, and that is no difference from what is not.
+    # Later artifacts are known, and do not count as differing from unknown ones.
     for _, keys, folder in artifacts(config):
         if keys.get("variant") == "rerandomized" and (tmp_path / folder).is_dir():
             write_json(tmp_path / folder / provenance.FILE, {"jobs": [JOB]})
@@ -142,7 +142,7 @@ def test_a_tree_made_before_aggregates_and_says_unknown(
     } == {("unknown", ("trained",)), ("2.6.0", ("rerandomized",))}
 
 
-def test_the_log_of_aggregate_warns_of_arms_that_differ(
+def test_aggregate_logs_a_warning_about_arms_made_differently(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = study()
@@ -159,7 +159,7 @@ def test_the_log_of_aggregate_warns_of_arms_that_differ(
     assert {row["revisions"] for row in rows} == {"model a/b@1"}
 
 
-def test_what_made_a_study_alike_fits_a_line(tmp_path: Path) -> None:
+def test_the_makers_of_a_study_fit_on_one_line(tmp_path: Path) -> None:
     config = study()
     note(config, tmp_path)
     line, differing = in_short(read_provenance(config, tmp_path))

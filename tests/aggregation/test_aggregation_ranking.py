@@ -20,7 +20,7 @@ from nullsae.jobs.grid import sae_cells
 CONFIG = Path(__file__).parents[2] / "config.yaml"
 N_LATENTS = 130
 NULLS = ("rerandomized", "noise_embeddings")
-# Column, side against each null. Values of a metric of two columns are the first minus the second.
+# Columns; side against each null. With two columns, the value is the first minus the second.
 METRICS: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {
     "next_token_auroc": (("next_token_auroc",), (1, 1)),
     "peak_token_share": (("peak_token_share",), (-1, 1)),
@@ -40,7 +40,7 @@ def study(**changes: Any) -> Config:
 
 
 def latents(keys: dict[str, str]) -> pa.Table:
-    """A table of made-up latents, of which some are null, not a number, or do not pass."""
+    """Return a table of random latents, some of them null, NaN or filtered out."""
     rng = np.random.default_rng(list("/".join(keys.values()).encode()))
     n, columns = N_LATENTS, {name for names, _ in METRICS.values() for name in names}
     made: dict[str, Any] = {
@@ -50,7 +50,7 @@ def latents(keys: dict[str, str]) -> pa.Table:
         "sampled": rng.random(n) < 0.6,
     }
     for name in sorted(columns):
-        # Larger at larger rates; rounded, so that some are equal.
+        # Values grow with the rate; they are rounded, so that some are equal.
         value = rng.normal(size=n) + SHIFT.get(keys["variant"], 0) + np.log10(made["firing_share"])
         made[name] = [
             None if x < 0.05 else v for x, v in zip(rng.random(n), value.round(1), strict=True)
@@ -65,7 +65,7 @@ def sources(config: Config) -> list[Units]:
 
 
 def values(keys: dict[str, Any], metric: str) -> list[tuple[int, float, int]]:
-    """Number, value and half-decade of the latents of a cell that have a value."""
+    """Return number, value and half-decade of a cell's latents that have a value."""
     columns, _ = METRICS[metric]
     found = []
     for row in latents({name: str(value) for name, value in keys.items()}).to_pylist():
@@ -78,7 +78,7 @@ def values(keys: dict[str, Any], metric: str) -> list[tuple[int, float, int]]:
 
 
 def adjusted(p: list[float]) -> list[float]:
-    """Benjamini-Hochberg by its definition: the smallest level at which each is rejected."""
+    """Apply Benjamini-Hochberg by its definition: the smallest level that rejects each."""
     m = len(p)
     levels = [x * m / sum(y <= x for y in p) for x in p]
     return [min(level for level, y in zip(levels, p, strict=True) if y >= x) for x in p]
@@ -99,7 +99,7 @@ def found() -> tuple[list[Row], list[Row]]:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("null", [*NULLS, "all"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_p_q_and_rank_are_those_counted_latent_by_latent(
+def test_p_q_and_rank_equal_those_counted_latent_by_latent(
     found: tuple[list[Row], list[Row]], metric: str, null: str, seed: int
 ) -> None:
     keys = {"subject": "small", "variant": "trained", "draw": 0, "site": "resid_post.1"}
@@ -147,8 +147,8 @@ def test_p_q_and_rank_are_those_counted_latent_by_latent(
     assert share["share_beating_placebo"] == (beating / len(tested) if tested else None)
 
 
-def test_the_made_up_study_has_all_kinds_of_latents(found: tuple[list[Row], list[Row]]) -> None:
-    """What the tests above compare: latents that beat placebo, that do not, and without nulls."""
+def test_the_random_study_has_all_kinds_of_latents(found: tuple[list[Row], list[Row]]) -> None:
+    """The tests above cover latents that beat placebo, that do not, and without null latents."""
     rows = comparison(found[0], metric="next_token_auroc", null="rerandomized")
     beats = [row["q"] is not None and row["q"] <= 0.05 for row in rows]
     assert 10 < sum(beats) < len(rows) - 10
@@ -175,12 +175,12 @@ def test_latents_of_trained_are_listed_and_those_of_positive_controls_counted(
     ]
     names = ("metric", "seed", "variant", "draw", "null")
     assert [tuple(row[name] for name in names) for row in shares] == order
-    # Metrics without a value have no latents, and no share.
+    # Metrics without a value have neither latents nor a share.
     (empty,) = comparison(
         shares, metric="token_entropy_bits", seed=0, variant="trained", null="all"
     )
     assert (empty["n_latents"], empty["n_tested"], empty["share_beating_placebo"]) == (0, 0, None)
-    # Retrained latents are like trained ones here, and beat placebo about as often.
+    # Retrained latents resemble trained ones here, and beat placebo about as often.
     by_variant = {
         variant: np.mean(
             [

@@ -1,4 +1,4 @@
-"""Verdicts within the trained subject: of dictionaries, of explanations, of effects."""
+"""Verdicts within the trained subject: dictionaries, explanations, effects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nullsae.statistics.effects import holm
 from nullsae.statistics.verdicts import verdict
 
 N_LATENTS, N_DOCUMENTS = 30, 40
-# Where the numbers of each lie: a null has less.
+# The mean of each dictionary; nulls have a lower one.
 VARIANCE = {"topk": 0.8, "pca": 0.6, "lookup": 0.7}
 AUROC = {"pairs": 0.85, "tokens": 0.75, "others": 0.5, "gpt": 0.6, "gpt_others": 0.52}
 AUROC["told"] = 0.55
@@ -36,7 +36,7 @@ EXPLAINERS: dict[str, Any] = {
 
 
 def study(**changes: Any) -> Config:
-    """One learned dictionary and two nulls; what changes are given stands in their place."""
+    """Return a study of one learned dictionary and two nulls, with changes."""
     saes = {
         "topk": {"k": 16, "n_latents": 64},
         "pca": {"dictionary": "pca", "k": 16},
@@ -48,19 +48,19 @@ def study(**changes: Any) -> Config:
 
 
 def drawn(*keys: Any, size: int = N_LATENTS) -> np.ndarray:
-    """Standard normal numbers that belong to these keys alone."""
+    """Return standard normal numbers determined by these keys."""
     return np.random.default_rng(zlib.crc32(repr(keys).encode())).standard_normal(size)
 
 
 def variance_left(sae: str, seed: str) -> np.ndarray:
-    """Squared error of each document, of a deviation of 10; documents are hard for all alike."""
+    """Return each document's squared error, of a deviation of 10; difficulties are shared."""
     noise = 0.1 * drawn("document", size=N_DOCUMENTS)
     own = 0.01 * drawn("document", sae, seed, size=N_DOCUMENTS)
     return np.asarray(10 * (1 - VARIANCE[sae] + noise + own))
 
 
 def aurocs(explainer: str, seed: str) -> np.ndarray:
-    """Latents are easy or hard for all explainers alike."""
+    """Return AUROCs; a latent is equally hard for all explainers."""
     own = 0.02 * drawn("auroc", explainer, seed)
     return np.asarray(AUROC[explainer] + 0.05 * drawn("latent", seed) + own)
 
@@ -88,7 +88,7 @@ def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
             **{f"next_token_auroc{of}": next_token(sae, seed, of) for of in KL},
             **{f"ablation_kl_nats{of}": kl(of, seed) for of in KL},
         }
-        # Half of the latents fire rarely: frequent ones are not what differs.
+        # Half of the latents fire rarely; firing rates do not differ between cells.
         return [
             filled(table, latent=i, firing_share=0.02 if i % 2 else 0.2)
             | {name: values[i] for name, values in columns.items()}
@@ -128,7 +128,7 @@ def test_dictionaries_are_paired_by_document(tmp_path: Path) -> None:
     assert (found["real"], found["variant"], found["sae"]) == ("topk", "trained", "topk")
     assert found["real_value"] == pytest.approx(own.mean(), abs=1e-12)
     assert found["value"] == pytest.approx(null.mean(), abs=1e-12)
-    # All documents weigh the same here: the paired t test.
+    # All documents have equal weight here, which gives the paired t test.
     test = scipy.stats.ttest_rel(null, own)
     assert found["standard_error"] == pytest.approx(scipy.stats.sem(null - own), rel=0.05)
     assert found["df"] == test.df
@@ -138,12 +138,12 @@ def test_dictionaries_are_paired_by_document(tmp_path: Path) -> None:
     word, reason = verdict(found, METRICS["explained_variance"](), 0.95)
     assert word == "separates"
     assert reason.startswith("these SAEs: pca minus topk -0.")
-    # Principal components take no steps: tokens seen say nothing of them.
+    # PCA is not trained, so its tokens do not matter.
     assert (found["real_training_tokens"], found["training_tokens"]) == (1000, 0)
     assert found["not_comparable"] is None
 
 
-def test_dictionaries_of_another_l0_get_no_verdict(tmp_path: Path) -> None:
+def test_dictionaries_with_another_l0_get_no_verdict(tmp_path: Path) -> None:
     root = made(tmp_path, study())
     found = row(root, "dictionary", "explained_variance", "lookup")
     assert "L0 is 16 in topk and 1 in lookup" in found["not_comparable"]
@@ -157,7 +157,7 @@ def test_dictionaries_of_another_l0_get_no_verdict(tmp_path: Path) -> None:
     )
 
 
-def test_latents_of_dictionaries_are_others_and_are_matched_by_firing_rate(tmp_path: Path) -> None:
+def test_latents_of_two_dictionaries_are_matched_by_firing_rate(tmp_path: Path) -> None:
     root = made(tmp_path, study())
     found = row(root, "dictionary", "next_token_auroc", "pca")
     own, null = (next_token(sae, "0") for sae in ("topk", "pca"))
@@ -166,7 +166,7 @@ def test_latents_of_dictionaries_are_others_and_are_matched_by_firing_rate(tmp_p
     assert found["standard_error"] == pytest.approx(error, rel=1e-9)
     assert found["df"] == pytest.approx(welch.df, rel=1e-9)
     assert found["n_matched"] == N_LATENTS
-    # As many of either rate in both: the same means.
+    # Both have equally many of either rate, so the means are the same.
     assert found["matched_difference"] == pytest.approx(found["difference"], abs=1e-12)
     assert found["is_beyond_margin"]
 
@@ -177,7 +177,7 @@ def test_a_dictionary_of_more_frequent_latents_is_matched(
     def rows(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
         found = rows_of(table, keys)
         if table == "latents" and keys["sae"] == "pca":
-            # Ten rare ones are left.
+            # Ten rare ones remain.
             for latent in found[20:]:
                 latent["firing_share"] = 0.2
         return found
@@ -188,7 +188,7 @@ def test_a_dictionary_of_more_frequent_latents_is_matched(
     own, null = (next_token(sae, "0") for sae in ("topk", "pca"))
     rare = np.arange(N_LATENTS) % 2 == 1
     rare_null = rare & (np.arange(N_LATENTS) < 20)
-    # 15 of either rate in topk; 10 rare and 20 frequent ones in pca.
+    # topk has 15 of either rate, pca 10 rare and 20 frequent ones.
     values = [
         (10 * v[r].mean() + 15 * v[~r].mean()) / 25 for v, r in ((own, rare), (null, rare_null))
     ]
@@ -213,7 +213,7 @@ def test_learned_dictionaries_are_compared_with_nulls_alone(
     }
 
 
-def test_what_is_made_from_an_sae_is_a_null_of_that_one_alone(
+def test_a_dictionary_made_from_an_sae_is_a_null_of_that_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = {"wide": 0.9, "rotated": 0.5, "given": 0.8}
@@ -259,7 +259,7 @@ def test_explanations_are_paired_by_latent(tmp_path: Path, null: str, word: str)
     assert verdict(found, METRICS["auroc"](), 0.95)[0] == word
 
 
-def test_token_counts_and_placebos_are_no_real_things(tmp_path: Path) -> None:
+def test_token_counts_and_placebos_are_never_the_real_thing(tmp_path: Path) -> None:
     rows = study_of.read(made(tmp_path, study()), "contrasts", "explanation")
     pairs = {(row["real"], row["null"]) for row in rows}
     assert pairs == {("pairs", "others"), ("pairs", "tokens")}
@@ -286,7 +286,7 @@ def test_latents_that_one_explanation_lacks_do_not_count(
     assert found["standard_error"] == pytest.approx(scipy.stats.sem(other - own), rel=1e-9)
 
 
-def test_another_judge_is_a_ceiling_beside_and_no_null(tmp_path: Path) -> None:
+def test_the_score_of_another_judge_is_a_ceiling_not_a_null(tmp_path: Path) -> None:
     explainers = {
         "tokens": EXPLAINERS["tokens"],
         "told": {"kind": "lexical", "judged_by": "text"},
@@ -297,18 +297,18 @@ def test_another_judge_is_a_ceiling_beside_and_no_null(tmp_path: Path) -> None:
     root = made(tmp_path, study(explainers=explainers, scorers=scorers))
     ceiling = row(root, "explanation", "auroc", "tokens", sae="topk")
     assert ceiling["not_comparable"] == (
-        "gpt is judged by gpt-4o-mini, tokens by a formula: what tokens scores stands beside as a "
-        "ceiling, and is no null"
+        "gpt is judged by gpt-4o-mini, tokens by a formula: the score of tokens is a ceiling, "
+        "not a null"
     )
     assert ceiling["value"] == pytest.approx(aurocs("tokens", "0").mean())
     assert verdict(ceiling, METRICS["auroc"](), 0.95)[0] == "none"
     placebo = row(root, "explanation", "auroc", "gpt_others", sae="topk")
     assert placebo["not_comparable"] is None
-    # The same token counts as text, by the same judge, are a null.
+    # The same token counts as text, scored by the same judge, are a null.
     text = row(root, "explanation", "auroc", "told", sae="topk")
     assert text["not_comparable"] is None
     for found in (placebo, text):
-        # What has no verdict makes no other one harder to show.
+        # A contrast without a verdict does not weaken the others.
         assert found["n_family"] == 2
         assert verdict(found, METRICS["auroc"](), 0.95)[0] == "separates"
 
@@ -316,7 +316,7 @@ def test_another_judge_is_a_ceiling_beside_and_no_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("null", "of"), [("foreign_direction", "_swapped"), ("random_direction", "_random")]
 )
-def test_own_directions_are_paired_with_others_at_the_same_places(
+def test_own_directions_are_paired_with_others_at_the_same_tokens(
     tmp_path: Path, null: str, of: str
 ) -> None:
     root = made(tmp_path, study())
@@ -325,7 +325,7 @@ def test_own_directions_are_paired_with_others_at_the_same_places(
     assert found["real"] == "own_direction"
     assert found["real_value"] == pytest.approx(own.mean(), abs=1e-12)
     assert found["value"] == pytest.approx(foreign.mean(), abs=1e-12)
-    # What both are over cancels: own over the null.
+    # The common denominator cancels: own over the null.
     ratio = np.log(kl(of) / kl(""))
     assert found["difference"] == pytest.approx(ratio.mean(), abs=1e-12)
     assert found["standard_error"] == pytest.approx(scipy.stats.sem(ratio), rel=1e-9)
@@ -337,7 +337,7 @@ def test_own_directions_are_paired_with_others_at_the_same_places(
     assert auroc["value"] == pytest.approx(next_token("topk", "0", of).mean(), abs=1e-12)
 
 
-def test_a_direction_that_does_what_any_does_is_not_told_apart(
+def test_a_direction_with_the_effect_of_any_other_is_not_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(KL, "", KL["_swapped"])
@@ -348,10 +348,12 @@ def test_a_direction_that_does_what_any_does_is_not_told_apart(
         word, reason = verdict(found, METRICS[metric](), 0.95)
         assert word == "inconclusive"
         assert "own_direction" in reason
-        assert "is not told from the floor" in reason
+        assert "cannot be told from the floor" in reason
 
 
-def test_a_subject_without_effects_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subject_without_effects_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def rows(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
         found = rows_of(table, keys)
         for latent in found if table == "latents" else ():
@@ -381,7 +383,7 @@ def test_pairs_keep_their_seeds(tmp_path: Path) -> None:
     assert "no permutation test of pairs" in found["reason"]
 
 
-def test_each_stage_has_families_of_its_own(tmp_path: Path) -> None:
+def test_each_stage_has_its_own_families(tmp_path: Path) -> None:
     saes = {
         "topk": {"k": 16, "n_latents": 64, "seeds": [0, 1]},
         "pca": {"dictionary": "pca", "k": 16, "seeds": [0, 1]},
@@ -402,7 +404,7 @@ def test_each_stage_has_families_of_its_own(tmp_path: Path) -> None:
     assert len(families["effect: next_token_auroc of topk, small"]) == 2
 
 
-def test_what_a_study_says_of_models_does_not_depend_on_the_other_stages(tmp_path: Path) -> None:
+def test_conclusions_about_models_do_not_depend_on_the_other_stages(tmp_path: Path) -> None:
     root = made(tmp_path, study(variants=["trained", "step0"]))
     of_models = study_of.read(root, "verdicts")
     power = study_of.read(root, "discriminating_power")
@@ -410,10 +412,10 @@ def test_what_a_study_says_of_models_does_not_depend_on_the_other_stages(tmp_pat
     counts: Counter[str] = Counter()
     for one in read_answer(root).findings:
         counts[one.metric] += sum(sum(each.verdicts.values()) for each in one.against)
-    # Null dictionaries stand on both variants, and say nothing of models.
+    # Null dictionaries exist for both variants, and tell nothing about models.
     assert {row["sae"] for row in of_models} == {"topk", "pca", "lookup"}
     shown = [row for row in of_models if row["sae"] == "topk" and row["explainer"] != "others"]
-    # What was measured nowhere is no part of the answer.
+    # Metrics that were never measured are not part of the answer.
     assert {"ce_score", "entropy_auroc_correlation"}.isdisjoint(counts)
     shown = [row for row in shown if row["metric"] in counts]
     assert counts == Counter(row["metric"] for row in shown)

@@ -28,12 +28,12 @@ from nullsae.tables.study import COSTS
 CONFIG = Path(__file__).parents[2] / "config.yaml"
 FILLERS = {pa.int64(): 1, pa.float64(): 0.5, pa.string(): "text", pa.bool_(): True}
 
-# Per draw of each variant: squared error of three documents. The deviations are 10, 20, 30.
+# Squared error of three documents, per draw of each variant. The deviations are 10, 20, 30.
 SQUARED_ERRORS = {
     "trained": [[1.0, 2.0, 6.0]],
     "rerandomized": [[5.0, 8.0, 17.0], [4.0, 9.0, 11.0]],
 }
-# Squared error of the mean per token id, per tenth of the deviation.
+# Squared error of the mean per token id, in tenths of the deviation.
 LOOKED_UP = {"rerandomized": 5.5}
 AUROCS = {
     "trained": [[0.9, 0.8, None, 0.7]],
@@ -74,7 +74,7 @@ def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
                 squared_deviation=10.0 * (i + 1),
                 token_lookup_error=LOOKED_UP.get(variant, 10.0) * (i + 1),
                 l0=float(i),
-                # Zeroing costs 4, 3 and 2 nats a token of trained, nothing of the others.
+                # Zeroing costs trained 4, 3 and 2 nats a token, the others nothing.
                 fidelity_tokens=10,
                 ce_clean=20.0,
                 ce_sae=22.0 + i,
@@ -83,8 +83,8 @@ def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
             for i, error in enumerate(SQUARED_ERRORS[variant][draw])
         ]
     if table == "latents":
-        # Latent 3 does not pass the filter: its numbers must not count. No judge is asked about
-        # latent 2, whose tokens are known all the same.
+        # Latent 3 does not pass the filter, so its numbers must not count. Latent 2 has no judge,
+        # but its tokens are known.
         return [
             filled(
                 table,
@@ -127,7 +127,7 @@ def only(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # A folder with = in its name is no partition key.
+    # A folder with = in its name is not a partition key.
     root = tmp_path_factory.mktemp("study") / "subject=elsewhere"
     write_tree(study(), root)
     aggregate(study(), root)
@@ -155,7 +155,7 @@ def test_keys_come_from_the_path_and_cells_in_config_order(root: Path) -> None:
 
 def test_values_are_the_hand_computed_ones(root: Path) -> None:
     summaries, contrasts = read(root, "summaries"), read(root, "contrasts")
-    # 1 - 9/60; mean over draws of 30/60 and 24/60, taken from 1.
+    # 1 - 9/60; the mean over draws of 30/60 and 24/60, subtracted from 1.
     of_variance = only(contrasts, metric="explained_variance")
     assert of_variance["real_value"] == pytest.approx(0.85, abs=1e-12)
     assert of_variance["value"] == pytest.approx(0.55, abs=1e-12)
@@ -168,10 +168,10 @@ def test_values_are_the_hand_computed_ones(root: Path) -> None:
     assert of_variance["unit"] == "document"
 
     of_auroc = only(contrasts, metric="auroc")
-    # Means 0.8; (0.55 + 0.7) / 2: nulls are left out, each draw weighs the same.
+    # Means 0.8; (0.55 + 0.7) / 2: nulls are left out, each draw has the same weight.
     assert of_auroc["real_value"] == pytest.approx(0.8, abs=1e-12)
     assert of_auroc["value"] == pytest.approx(0.625, abs=1e-12)
-    # Of 3 x 6 pairs 15 are won outright; 0.8 = 0.8 and 0.7 = 0.7 tie; 0.7 < 0.8 is lost.
+    # Of 3 x 6 pairs, 15 are won outright; 0.8 = 0.8 and 0.7 = 0.7 tie; 0.7 < 0.8 is lost.
     assert of_auroc["probability_of_superiority"] == pytest.approx(16 / 18, abs=1e-12)
     assert (of_auroc["real_n_units"], of_auroc["n_units"]) == (3, 6)
     assert (of_auroc["explainer"], of_auroc["scorer"]) == ("lexical", "detection")
@@ -185,7 +185,7 @@ def test_values_are_the_hand_computed_ones(root: Path) -> None:
     assert trained["low"] < 0.2 < trained["high"]
 
 
-def test_only_what_takes_passes_or_windows_of_its_own_is_known_of_sampled_latents_alone() -> None:
+def test_only_metrics_with_their_own_passes_or_windows_are_limited_to_sampled_latents() -> None:
     sampled = [m.name for m in all_metrics() if m.table == "latents" and m.among == "sampled"]
     assert sorted(sampled) == [
         *("ablation_ce_gain_nats", "ablation_kl_log_ratio", "addition_gain_nats"),
@@ -194,7 +194,7 @@ def test_only_what_takes_passes_or_windows_of_its_own_is_known_of_sampled_latent
 
 
 def test_documents_widen_the_interval_of_a_score_and_pair_its_contrast(tmp_path: Path) -> None:
-    """Four latents, judged on the same windows of six documents in all cells."""
+    """Four latents are judged on the same windows of six documents in all cells."""
     write_tree(study(draws=1), tmp_path)
     rng = np.random.default_rng(3)
     shown = rng.normal(size=(4, 24)) + np.repeat(rng.normal(size=6), 4)
@@ -228,14 +228,14 @@ def test_documents_widen_the_interval_of_a_score_and_pair_its_contrast(tmp_path:
     summary = only(read(tmp_path, "summaries"), metric="auroc", variant="trained")
     df = (latents + of_documents) ** 2 / (latents**2 / 2 + of_documents**2 / 5)
     width = 2 * scipy.stats.t.ppf(0.95, df) * np.sqrt(latents + of_documents)
-    # Skewness moves the interval more than it widens it.
+    # Skewness shifts the interval more than it widens it.
     assert summary["high"] - summary["low"] == pytest.approx(width, rel=0.1)
-    # The same windows in both arms: documents are as hard for one as for the other.
+    # Both arms have the same windows, so documents are equally hard for both.
     null = np.array([0.6, 0.5, 0.7, 0.4])
     assert contrast["standard_error"] < np.sqrt(latents + null.var(ddof=1) / 4 + of_documents / 2)
 
 
-def test_failed_windows_of_all_cells_of_an_arm_stand_beside_its_score(tmp_path: Path) -> None:
+def test_failed_windows_are_counted_over_all_cells_of_an_arm(tmp_path: Path) -> None:
     write_tree(study(), tmp_path)
     counts = {"trained": (30, 10, 0), "rerandomized": (20, 10, 10)}
     for file in cell_files(study())["scores"]:
@@ -248,7 +248,7 @@ def test_failed_windows_of_all_cells_of_an_arm_stand_beside_its_score(tmp_path: 
         tables.write_table(tmp_path / file, rows, tables.cell_schema("scores"))
     aggregate(study(), tmp_path)
     contrast = only(read(tmp_path, "contrasts"), metric="auroc")
-    # Four latents each: of 30 windows in draw 0; of 40 in draw 1, of which 10 failed.
+    # Four latents each: 30 windows in draw 0; 40 in draw 1, of which 10 failed.
     assert (contrast["real_n_failed"], contrast["n_failed"]) == (0, 40)
     assert contrast["answered_share"] == pytest.approx(240 / 280)
     summary = only(read(tmp_path, "summaries"), metric="auroc", variant="rerandomized")
@@ -260,14 +260,14 @@ def test_failed_windows_of_all_cells_of_an_arm_stand_beside_its_score(tmp_path: 
         assert {row["n_failed"] for row in read(tmp_path, table) if row["scorer"] is None} == {None}
 
 
-def test_interval_of_the_trained_arm_is_one_and_the_same(root: Path) -> None:
+def test_the_interval_of_the_trained_arm_is_the_same_everywhere(root: Path) -> None:
     summary = only(read(root, "summaries"), metric="auroc", variant="trained")
     contrast = only(read(root, "contrasts"), metric="auroc")
     assert (contrast["real_low"], contrast["real_high"]) == (summary["low"], summary["high"])
 
 
 def test_documents_are_paired_between_variants(root: Path) -> None:
-    # With 3 documents a resample is one of 27 outcomes; the two draws differ as well.
+    # With 3 documents there are 27 possible resamples; the two draws differ as well.
     error = {v: np.array(e) for v, e in SQUARED_ERRORS.items()}
     trained, draws = [], []
     for i in np.ndindex(3, 3, 3):
@@ -282,13 +282,13 @@ def test_documents_are_paired_between_variants(root: Path) -> None:
     found = only(read(root, "contrasts"), metric="explained_variance")
     assert found["standard_error"] == pytest.approx(np.sqrt(of_documents + of_draws), rel=0.05)
     assert found["difference_low"] < found["difference"] < found["difference_high"]
-    # Unpaired, the documents' own difficulty would count as well.
+    # Unpaired, the difficulty of documents would count as well.
     apart = 3 / 2 * (both.mean(axis=1).var() + np.var(trained))
     assert apart > 2 * of_documents
 
 
 def test_one_row_per_comparison_in_display_order(root: Path) -> None:
-    # No floors, one explainer: these have nothing to be compared with.
+    # Without floors and with one explainer, these have nothing to be compared with.
     absent = {"above_floors", "gain_over_lexical", "discrimination"}
     names = [metric.name for metric in all_metrics() if metric.name not in absent]
     assert [row["metric"] for row in read(root, "contrasts")] == names
@@ -323,8 +323,8 @@ def test_verdicts_follow_from_the_contrasts(root: Path) -> None:
         metric = metrics[contrast["metric"]]
         assert (found["verdict"], found["reason"]) == verdict(contrast, metric, 0.9)
         assert found["difference_low"] == contrast["difference_low"]
-    assert any("could have seen" in row["reason"] for row in verdicts)
-    # Of one draw no latent has an entropy: what is left is about the other.
+    assert any("could have detected" in row["reason"] for row in verdicts)
+    # In one draw no latent has an entropy, so the other draw remains.
     one = {"abstract_share", "entropy_auroc_correlation"}
     for row in verdicts:
         assert row["is_replicated"] == (row["metric"] not in one)
@@ -351,9 +351,9 @@ def test_zeroing_without_harm_gives_no_ce_score(root: Path) -> None:
     assert row["reason"] == "rerandomized: zeroing the site does no clear harm in draw 0, seed 0"
 
 
-def test_equal_firing_rates_are_compared_beside_the_plain_numbers(root: Path) -> None:
+def test_matched_firing_rates_are_compared_in_addition(root: Path) -> None:
     row = only(read(root, "contrasts"), metric="peak_token_share")
-    # Passing latents 0, 1 fire on 2% of tokens in each cell, latent 2 alone on 20%.
+    # Passing latents 0 and 1 fire on 2% of tokens in each cell, latent 2 on 20%.
     assert row["n_matched"] == 2
     assert row["matched_real_value"] == pytest.approx(0.15, abs=1e-12)
     assert row["matched_value"] == pytest.approx((0.3 + 0.6) / 2, abs=1e-12)
@@ -367,7 +367,7 @@ def test_equal_firing_rates_are_compared_beside_the_plain_numbers(root: Path) ->
 
 
 @pytest.mark.parametrize(("loss", "warned"), [(2.9, False), (3.1, True), (4.0, True)])
-def test_a_subject_no_better_than_bigrams_is_a_warning_beside_every_number(
+def test_a_subject_no_better_than_bigrams_is_a_warning_at_every_number(
     tmp_path: Path, loss: float, warned: bool
 ) -> None:
     write_tree(study(), tmp_path)
@@ -401,13 +401,13 @@ def test_a_null_whose_site_has_no_variance_is_null_with_that_reason(tmp_path: Pa
     assert only(read(tmp_path, "contrasts"), metric="cosine")["difference"] is not None
 
 
-def test_what_an_interval_speaks_of_is_said(root: Path) -> None:
+def test_it_is_stated_what_an_interval_speaks_of(root: Path) -> None:
     row = only(read(root, "contrasts"), metric="auroc")
     assert row["speaks_of"] == "draws of rerandomized, latents of one draw and seed of trained"
     row = only(read(root, "contrasts"), metric="cosine")
     assert row["speaks_of"].startswith("draws and documents of rerandomized")
     reason = only(read(root, "verdicts"), metric="auroc")["reason"]
-    assert "(the interval speaks of draws of rerandomized, latents of one draw" in reason
+    assert "(the interval generalizes to draws of rerandomized, latents of one draw" in reason
 
 
 def test_holm_counts_all_contrasts_of_a_metric_of_an_sae(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_holm_counts_all_contrasts_of_a_metric_of_an_sae(tmp_path: Path) -> None
     assert named == {("model: auroc of topk, small", 4)}
 
 
-def test_exchanged_explanations_are_a_family_of_their_own(root: Path, tmp_path: Path) -> None:
+def test_exchanged_explanations_are_their_own_family(root: Path, tmp_path: Path) -> None:
     swapped = {"kind": "swapped", "of": "lexical"}
     config = study(explainers={"lexical": {"kind": "lexical"}, "swapped": swapped})
     write_tree(config, tmp_path)
@@ -438,12 +438,12 @@ def test_exchanged_explanations_are_a_family_of_their_own(root: Path, tmp_path: 
     )
     assert placebo["family"] == "model: auroc of topk, small, exchanged explanations"
     assert (own["family"], own["n_family"]) == ("model: auroc of topk, small", 1)
-    # They make no other contrast harder to show.
+    # They do not weaken other contrasts.
     for test in ("p_minimum_effect_holm", "p_equivalence_holm"):
         assert own[test] == before[test]
 
 
-def test_positive_controls_are_a_family_of_their_own(
+def test_positive_controls_are_their_own_family(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SQUARED_ERRORS, "retrained", [[1.1, 2.1, 5.9], [0.9, 2.2, 6.3]])
@@ -466,7 +466,7 @@ def test_positive_controls_are_a_family_of_their_own(
 
 
 def of_arms(table: str, root: Path, config: Config, **values: dict[str, Any]) -> None:
-    """Write a table's cells anew with a column's value for each variant."""
+    """Rewrite a table's cells with a column's value for each variant."""
     for file in cell_files(config)[table]:
         variant = paths.partition_keys(file)["variant"]
         row = filled(table, **{name: of[variant] for name, of in values.items()})
@@ -519,7 +519,7 @@ def test_arms_of_unequal_training_or_l0_get_no_verdict(
 def test_arms_of_unequal_precision_get_no_verdict(
     tmp_path: Path, trained: str | None, null: str, problem: bool
 ) -> None:
-    """One that was not trained here, whose precision is null, is compared all the same."""
+    """An SAE that was not trained here has a null precision and is still compared."""
     config = study()
     write_tree(config, tmp_path)
     of_arms("history", tmp_path, config, precision={"trained": trained, "rerandomized": null})
@@ -568,7 +568,7 @@ def test_another_variant_leaves_the_numbers_of_the_first_alone(
     config = study(variants=["step0", "rerandomized", "trained"])
     write_tree(config, tmp_path)
     aggregate(config, tmp_path)
-    # These depend on how many variants there are, or which latents all of them have.
+    # These depend on the number of variants, or on which latents all of them have.
     apart = ("detectable_difference", "n_matched", "n_family")
     for metric in ("explained_variance", "auroc"):
         old = only(read(root, "contrasts"), metric=metric)
@@ -591,13 +591,13 @@ def test_above_floors_takes_the_smaller_floor_of_each_variants_own(
     write_tree(config, tmp_path)
     aggregate(config, tmp_path)
     row = only(read(tmp_path, "contrasts"), metric="above_floors")
-    # FVU 9/60, the Gaussian's 18/60, token means 60/60. Of rerandomized 30/60 and 24/60, the
-    # Gaussian's 34/60 and 32/60, token means 33/60: the smaller in the first draw only.
+    # FVU 9/60, the Gaussian's 18/60, token means 60/60. For rerandomized 30/60 and 24/60, the
+    # Gaussian's 34/60 and 32/60, token means 33/60: the smaller one in the first draw only.
     assert row["real_value"] == pytest.approx(0.5, abs=1e-12)
     assert row["value"] == pytest.approx(1 - (30 / 33 + 24 / 32) / 2, abs=1e-12)
     assert row["p_value"] is not None
     assert row["unit"] == "document"
-    # A floor is no variant: it has no row of its own anywhere.
+    # A floor is not a variant and has no row of its own.
     for table in ("summaries", "contrasts", "verdicts"):
         assert {r["variant"] for r in read(tmp_path, table)} <= {"trained", "rerandomized"}
     assert {r["variant"] for r in read(tmp_path, "documents")} == {*SQUARED_ERRORS}
@@ -651,11 +651,11 @@ def along_training(config: Config, shares: list[float]) -> Config:
     )
 
 
-def test_saes_along_their_training_enter_no_contrast(root: Path, tmp_path: Path) -> None:
+def test_saes_along_their_training_are_in_no_contrast(root: Path, tmp_path: Path) -> None:
     config = along_training(study(), [0.1, 0.5])
     write_tree(config, tmp_path)
     aggregate(config, tmp_path)
-    # Holm: further contrasts would raise every p.
+    # Under Holm, more contrasts would raise every p.
     for table in ("contrasts", "verdicts"):
         name = paths.TABLE.format(table=table)
         assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
@@ -663,12 +663,12 @@ def test_saes_along_their_training_enter_no_contrast(root: Path, tmp_path: Path)
     for table in ("reconstruction", "latents", "scores", "history", "coverage", "summaries"):
         found = read(tmp_path, table)
         assert list(dict.fromkeys(row["sae"] for row in found)) == names, table
-        # As text: NaN is not equal to itself.
+        # As text, because NaN is not equal to itself.
         assert str([row for row in found if row["sae"] == "topk"]) == str(read(root, table))
     for metric in ("auroc", "explained_variance"):
         rows = [row for row in read(tmp_path, "summaries") if row["metric"] == metric]
         values = {(row["sae"], row["variant"]): row["value"] for row in rows}
-        # The same made-up numbers stand in every cell.
+        # Every cell has the same random numbers.
         for name in names:
             for variant in SQUARED_ERRORS:
                 assert values[name, variant] == values["topk", variant]
@@ -689,7 +689,7 @@ def test_another_dictionary_does_not_change_conclusions_about_this_one(
         assert str([row for row in found if row["sae"] == "topk"]) == str(read(root, table))
 
 
-def test_what_a_clock_gave_stands_in_no_table_of_the_study(root: Path) -> None:
+def test_no_table_of_the_study_contains_times(root: Path) -> None:
     """Two runs of one config give identical tables."""
     for table, measured in tables.MEASURED.items():
         assert set(measured) < set(tables.cell_schema(table).names)
@@ -707,7 +707,7 @@ def test_a_study_of_the_trained_subject_alone_has_no_contrasts(tmp_path: Path) -
     assert len(read(tmp_path, "summaries")) == len(all_metrics()) - 3
 
 
-def test_a_study_without_surviving_latents_is_reported_not_refused(tmp_path: Path) -> None:
+def test_a_study_without_surviving_latents_is_reported_not_rejected(tmp_path: Path) -> None:
     config = study()
     write_tree(config, tmp_path)
     for file in cell_files(config)["scores"]:
@@ -798,10 +798,10 @@ def test_a_foreign_benchmark_file_is_named(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_answer_is_that_of_the_written_contrasts_without_placebos(root: Path) -> None:
+def test_the_answer_follows_from_the_written_contrasts_without_placebos(root: Path) -> None:
     verdicts = read(root, "verdicts")
     found = read_answer(root)
-    # A metric of which nothing was measured says nothing.
+    # An unmeasured metric is not mentioned.
     told = {
         (row["metric"], row["explainer"], row["scorer"])
         for row in read(root, "contrasts")

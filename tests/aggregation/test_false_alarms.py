@@ -1,4 +1,4 @@
-"""`benchmarks/false_alarms.py` on the tables of a study that is made up."""
+"""`benchmarks/false_alarms.py` on the tables of a random study."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nullsae.jobs.grid import cell_files
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "false_alarms.py"
 N_LATENTS = 20
-# AUROC of each draw; that of trained gives a margin of (0.9 - 0.5) / 10.
+# AUROC of each draw; trained's gives a margin of (0.9 - 0.5) / 10.
 MEANS = {"trained": [0.9], "rerandomized": [0.60, 0.61, 0.62, 0.70, 0.80]}
 
 
@@ -32,7 +32,7 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # NamedTuple looks its module up.
+    # NamedTuple looks up its module there.
     sys.modules["false_alarms"] = module
     spec.loader.exec_module(module)
     return module
@@ -46,7 +46,7 @@ def replicated() -> Config:
 
 
 def scores(keys: dict[str, str]) -> np.ndarray:
-    """AUROC of a cell's latents, symmetric about its mean; seeds differ by a hundredth."""
+    """Return AUROCs of a cell's latents, symmetric about its mean; seeds differ by 0.01."""
     mean = MEANS[keys["variant"]][int(keys["draw"])] + 0.01 * int(keys["seed"])
     return mean + 0.05 * np.linspace(-1, 1, N_LATENTS)
 
@@ -67,7 +67,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     for row, auroc in zip(rows, scores(keys), strict=True)
                 ]
             if table == "documents":
-                # Two draws differ by far more than text explains, and by far less than a margin.
+                # Draws differ by far more than documents explain, and by far less than a margin.
                 own = 0.7 if keys["variant"] == "trained" else 0.3 + 0.002 * int(keys["draw"])
                 rows = [
                     study_of.filled(
@@ -85,12 +85,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def told_apart(one: np.ndarray, other: np.ndarray, margin: float) -> bool:
-    """As Welch's interval says, computed by scipy."""
+    """Decide by Welch's interval, computed with scipy."""
     interval = scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
     return bool(interval.low > margin or interval.high < -margin)
 
 
-def test_pairs_of_one_kind_are_counted_as_welchs_interval_tells_them_apart(
+def test_pairs_of_one_kind_are_told_apart_by_welchs_interval(
     script: ModuleType, root: Path
 ) -> None:
     config = replicated()
@@ -117,13 +117,13 @@ def test_pairs_of_one_kind_are_counted_as_welchs_interval_tells_them_apart(
         of_auroc = found["auroc", kind]
         assert of_auroc.n_pairs == len(pairs) == {"draws": 30, "seeds": 18}[kind]
         assert of_auroc.n_apart == sum(expected) == {"draws": 21, "seeds": 0}[kind]
-        # Told apart by the test of no difference, not by more than the margin.
+        # The test of no difference tells them apart; the margin does not.
         variance = found["explained_variance", kind]
         assert (variance.n_pairs, variance.n_apart) == (len(pairs), 0)
 
 
-def test_a_contrast_of_replicated_arms_rests_on_seeds_pooled_over_all_draws(root: Path) -> None:
-    """Trained has three seeds; those of five other draws make 12 degrees of freedom of its 2."""
+def test_a_contrast_of_replicated_arms_pools_seeds_over_all_draws(root: Path) -> None:
+    """Trained has three seeds; those of five other draws add 12 degrees of freedom to its 2."""
     row = study_of.only(study_of.read(root, "contrasts"), metric="auroc")
     of_draws = float(np.var(MEANS["rerandomized"], ddof=1)) / 5
     of_seeds = float(np.var([0.0, 0.01, 0.02], ddof=1)) / 3
@@ -135,7 +135,7 @@ def test_a_contrast_of_replicated_arms_rests_on_seeds_pooled_over_all_draws(root
     assert (low, high) == pytest.approx((0.91 - half, 0.91 + half), rel=1e-9)
 
 
-def test_the_table_names_what_tells_too_many_apart_and_exits_with_1(
+def test_a_metric_that_tells_too_many_apart_is_named_with_exit_code_1(
     script: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script.main([str(root)]) == 1
@@ -146,7 +146,7 @@ def test_the_table_names_what_tells_too_many_apart_and_exits_with_1(
     assert [line for line in lines if "more than" in line] == [auroc]
 
 
-def test_pairs_differ_in_one_thing_alone(script: ModuleType) -> None:
+def test_pairs_differ_in_only_one_thing(script: ModuleType) -> None:
     cells = [("trained", 0, 0), ("trained", 0, 1), ("retrained", 0, 1), ("rerandomized", 0, 1)]
     cells += [("rerandomized", 2, 1), ("rerandomized", 2, 0), ("permuted_weights", 0, 1)]
     cells += [("retrained", 3, 0)]

@@ -24,7 +24,7 @@ KEYS = {
 
 
 def windows(latent: int, n: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Windows of five documents, every second one active; the last has no reply."""
+    """Return windows of five documents, every second one active; the last has no reply."""
     return [
         {
             **{"latent": latent, "window": i, "document": int(rng.integers(5))},
@@ -42,7 +42,7 @@ def units(rows: list[dict[str, Any]]) -> Units:
 
 
 def weighted_mean(rows: list[dict[str, Any]], latents: list[int], weight: np.ndarray) -> float:
-    """Scikit-learn's mean AUROC with each window weighted as its document."""
+    """Return scikit-learn's mean AUROC with each window weighted by its document."""
     found = []
     for latent in latents:
         own = [r for r in rows if r["latent"] == latent and r["probability"] is not None]
@@ -56,7 +56,7 @@ def weighted_mean(rows: list[dict[str, Any]], latents: list[int], weight: np.nda
 def test_a_documents_effect_is_the_slope_of_the_mean_score_by_its_weight() -> None:
     rng = np.random.default_rng(1)
     rows = [row for latent in (7, 2, 9) for row in windows(latent, 21, rng)]
-    # Latent 9 has no score: it is not asked for.
+    # Latent 9 has no score and is not requested.
     cell = units(rows[::-1])
     found = JudgedWindows([cell]).documents(cell, "auroc", np.array([2, 7]))
     assert found is not None
@@ -67,7 +67,7 @@ def test_a_documents_effect_is_the_slope_of_the_mean_score_by_its_weight() -> No
     assert found.effect == pytest.approx(np.array(slopes) / 2e-5, abs=1e-8)
     judged = [r["document"] for r in rows if r["latent"] != 9 and r["probability"] is not None]
     assert list(found.n_windows) == list(np.bincount(judged, minlength=5))
-    # Pairs of a latent and a document, each by itself.
+    # Pairs of a latent and a document, each independently.
     held = 0.0
     for latent in (2, 7):
         own = JudgedWindows([cell]).documents(cell, "auroc", np.array([latent]))
@@ -76,7 +76,7 @@ def test_a_documents_effect_is_the_slope_of_the_mean_score_by_its_weight() -> No
     assert found.held == pytest.approx(held, rel=1e-12)
 
 
-def test_only_scores_of_windows_have_documents() -> None:
+def test_only_scores_of_windows_have_document_effects() -> None:
     rng = np.random.default_rng(2)
     cell = units(windows(1, 10, rng))
     judged = JudgedWindows([cell])
@@ -88,13 +88,13 @@ def test_only_scores_of_windows_have_documents() -> None:
     assert JudgedWindows([units([])]).documents(cell, "auroc", np.array([1])) is None
 
 
-def test_a_latent_whose_windows_are_of_one_kind_moves_nothing() -> None:
+def test_a_latent_whose_windows_are_of_one_kind_has_no_effect() -> None:
     rows = [{**row, "active": True} for row in windows(1, 10, np.random.default_rng(3))]
     assert JudgedWindows([units(rows)]).documents(units(rows), "auroc", np.array([1])) is None
 
 
 def scores_of(rows: list[dict[str, Any]], keys: dict[str, str]) -> Units:
-    """The table `scores` of these windows, AUROC by scikit-learn."""
+    """Return the table `scores` of these windows, with scikit-learn's AUROC."""
     found = []
     for latent in sorted({row["latent"] for row in rows}):
         own = [r for r in rows if r["latent"] == latent and r["probability"] is not None]
@@ -112,7 +112,7 @@ def test_paired_differences_of_explanations_keep_the_level_of_documents() -> Non
     rng = np.random.default_rng(4)
     latents, keys = [1, 2, 3, 4, 5, 6], [KEYS, {**KEYS, "explainer": "swapped"}]
     real = [row for latent in latents for row in windows(latent, 41, rng)]
-    # The same windows, on which two documents mislead the real explanation alone.
+    # The same windows; two documents mislead only the real explanation.
     for row in real:
         if row["probability"] is not None and row["document"] in (0, 1):
             row["probability"] = float(row["active"] == (row["document"] == 0))
@@ -130,7 +130,7 @@ def test_paired_differences_of_explanations_keep_the_level_of_documents() -> Non
     pair = arms.by_latent(metric, cells[0].arm, cells[1].arm)
 
     def moves(own: list[int]) -> np.ndarray:
-        """The slope of the mean difference by each document's weight, numerically."""
+        """Return the numerical slope of the mean difference by each document's weight."""
         slopes = [
             [
                 weighted_mean(rows, own, 1 + step) - weighted_mean(rows, own, 1 - step)

@@ -17,7 +17,7 @@ N_LATENTS, K = 48, 4
 
 
 def cloud(n: int = 600) -> torch.Tensor:
-    """Activations with a mean and unequal variances, float32 [n, D_MODEL]."""
+    """Return activations with a mean and unequal variances, float32 [n, D_MODEL]."""
     generator = torch_generator(0, "cloud")
     scale = torch.linspace(0.2, 3, D_MODEL)
     mixed = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=generator))[0]
@@ -49,7 +49,7 @@ def test_a_folder_without_an_sae_is_one_line(tmp_path: Path) -> None:
 
 
 class Squared:
-    """Squared codes, which no architecture here has, into `d_out` dimensions."""
+    """Squared codes, which no architecture here uses, decoded to `d_out` dimensions."""
 
     def __init__(self, d_out: int = D_MODEL) -> None:
         generator = torch_generator(0, "squared")
@@ -64,7 +64,7 @@ class Squared:
 
 
 @pytest.mark.parametrize("d_out", [D_MODEL, D_MODEL + 3])
-def test_an_object_of_ones_own_is_read(d_out: int) -> None:
+def test_your_own_object_is_read(d_out: int) -> None:
     own, x = Squared(d_out), cloud()
     written = "mlp_out.1" if d_out != D_MODEL else None
     found = nullsae.load_sae(own, "mlp_in.1", d_model=D_MODEL, output_site=written)
@@ -77,36 +77,36 @@ def test_an_object_of_ones_own_is_read(d_out: int) -> None:
     assert found.transcodes is (written is not None)
 
 
-def test_what_an_object_does_not_say_or_have_is_one_line() -> None:
+def test_a_mistake_in_an_object_is_one_line() -> None:
     def refusal(*given: Any, **keys: Any) -> str:
         with pytest.raises(nullsae.UserError) as caught:
             nullsae.load_sae(*given, **keys)
         return str(caught.value)
 
     own: Any = Squared()
-    assert "d_model: missing; an object does not say" in refusal(own)
+    assert "d_model: missing; give the dimensions that the object" in refusal(own)
     assert "Squared: encode of [64, 3] fails" in refusal(own, d_model=3)
-    assert "Squared is a class; give an object of it" in refusal(Squared, d_model=3)
-    assert "d_model: '3' is not a whole number from 1 on" in refusal(own, d_model="3")
+    assert "Squared is a class; give an instance of it" in refusal(Squared, d_model=3)
+    assert "d_model: '3' is not a whole number of at least 1" in refusal(own, d_model="3")
     assert "Tensor has no method encode" in refusal(torch.ones(2), d_model=3)
     assert "Squared: decode of [1, 48] gives" in refusal(Squared(3), d_model=D_MODEL)
     assert "output_site: 'mlp' is not a site" in refusal(own, d_model=D_MODEL, output_site="mlp")
-    assert "d_model: it is for an object" in refusal("folder", d_model=3)
+    assert "d_model: only for an object" in refusal("folder", d_model=3)
     assert "d_model: missing" in refusal({"object": "json:dumps"})
 
 
-def test_an_object_has_placebos_that_need_no_encoder_rows() -> None:
+def test_an_object_has_the_placebos_that_need_no_encoder_rows() -> None:
     x, sae = cloud(3000), nullsae.load_sae(Squared(), d_model=D_MODEL)
     wanted = np.bincount(sae.encode(x)[1][sae.encode(x)[0] > 0].numpy(), minlength=N_LATENTS)
     null = nullsae.null_dictionary(sae, "rate_matched_random", x)
     values, indices = null.encode(x)
     found = np.bincount(indices[values > 0].numpy(), minlength=N_LATENTS)
     assert np.abs(found - wanted).max() <= 1
-    with pytest.raises(nullsae.UserError, match=r"rotated: it is made from encoder rows, and a"):
+    with pytest.raises(nullsae.UserError, match=r"rotated: it needs encoder rows, which a Python"):
         nullsae.null_dictionary(sae, "rotated", x)
 
 
-def test_principal_components_are_numpys() -> None:
+def test_principal_components_equal_numpys() -> None:
     x = cloud()
     found = nullsae.null_dictionary(sae_of(), "pca", x, n_components=5)
     _, vectors = np.linalg.eigh(np.cov(x.double().numpy().T))
@@ -118,7 +118,7 @@ def test_principal_components_are_numpys() -> None:
     assert found.k == K
 
 
-def test_with_all_neurons_active_the_identity_gives_everything_back() -> None:
+def test_with_all_neurons_active_the_identity_reconstructs_exactly() -> None:
     x = cloud()
     found = nullsae.null_dictionary(sae_of(k=D_MODEL), "identity", x)
     assert torch.allclose(found.decode(*found.encode(x)), x, atol=1e-5)
@@ -135,26 +135,26 @@ def test_a_token_lookup_gives_the_mean_of_each_token() -> None:
         assert back[token].numpy() == pytest.approx(mean, abs=1e-5)
 
 
-def test_random_directions_are_as_many_and_of_unit_norm() -> None:
+def test_random_directions_are_equally_many_and_of_unit_norm() -> None:
     x, sae = cloud(), sae_of()
     one, again, other = (nullsae.null_dictionary(sae, "random", x, seed=s) for s in (0, 0, 1))
     assert (one.n_latents, one.d_model, one.k) == (N_LATENTS, D_MODEL, K)
     assert one.w_dec.norm(dim=1).numpy() == pytest.approx(np.ones(N_LATENTS), abs=1e-6)
     assert torch.equal(one.w_dec, again.w_dec)
     assert not torch.equal(one.w_dec, other.w_dec)
-    # Two independent sets of directions: cosines as chance makes them.
+    # For two independent sets of directions, cosines are as small as chance makes them.
     cosines = (one.w_dec @ other.w_dec.T).numpy()
     assert cosines.std() == pytest.approx(1 / np.sqrt(D_MODEL), rel=0.1)
 
 
-def test_without_a_k_as_many_latents_are_kept_as_fire_on_average() -> None:
+def test_without_a_k_a_null_keeps_the_mean_number_of_firing_latents() -> None:
     x, sae = cloud(5000), sae_of("standard", None)
     pre = (x - sae.b_dec).numpy() @ sae.w_enc.numpy().T + sae.b_enc.numpy()
     expected = round((pre > 0).sum(axis=1).mean())
     assert nullsae.null_dictionary(sae, "random", x).k == expected
 
 
-def test_nulls_of_an_sae_that_hardly_fires_are_as_silent_or_refused() -> None:
+def test_nulls_of_an_sae_that_hardly_fires_are_as_sparse_or_refused() -> None:
     x, sae = cloud(3000), sae_of("standard", None)
     pre = ((x - sae.b_dec) @ sae.w_enc.T).flatten().sort(descending=True).values
     for wanted in (300, 0):
@@ -165,7 +165,7 @@ def test_nulls_of_an_sae_that_hardly_fires_are_as_silent_or_refused() -> None:
         for kind in ("rotated", "rate_matched_random"):
             found = nullsae.null_dictionary(silent, kind, x)
             assert int((found.encode(x)[0] > 0).sum()) == pytest.approx(firings, rel=0.05)
-        with pytest.raises(nullsae.UserError, match=r"L0 on these activations is 0\.\d+, and at"):
+        with pytest.raises(nullsae.UserError, match=r"L0 on these activations is 0\.\d+, but this"):
             nullsae.null_dictionary(silent, "pca", x)
 
 
@@ -201,7 +201,7 @@ def test_dictionaries_are_made_from_the_weights_of_the_sae() -> None:
         ("random", {"n_components": 3}, "n_components: random has no such setting"),
     ],
 )
-def test_what_cannot_be_made_is_one_line(kind: str, keys: dict[str, Any], said: str) -> None:
+def test_a_mistake_is_one_line(kind: str, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(nullsae.UserError, match=said) as caught:
         nullsae.null_dictionary(sae_of(), kind, cloud(), **keys)
     assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ def test_the_snippet_at_the_top_has_five_lines() -> None:
     assert len(CODE[0].splitlines()) == 5
 
 
-def test_every_public_function_stands_in_the_table_of_the_page() -> None:
+def test_every_public_function_is_in_the_table_of_the_page() -> None:
     functions = {name for name in nullsae.__all__ if name[0].islower()}
     listed = re.findall(r"^\| `(\w+)\(", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(listed) == functions

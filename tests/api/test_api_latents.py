@@ -51,7 +51,7 @@ def found(chain: Chain, sae: nullsae.Autoencoder, ids: torch.Tensor) -> Any:
     return nullsae.collect(model, sae, ids, site=SITE, **SETTINGS)
 
 
-def test_tables_are_those_of_the_rule_on_the_same_tokens(
+def test_tables_equal_those_of_the_rule_on_the_same_tokens(
     found: Any, chain: Chain, tiny_sae: Path, ids: torch.Tensor, tmp_path: Path
 ) -> None:
     rows = np.repeat(np.arange(len(ids), dtype=np.int32)[:, None], CONTEXT, axis=1)
@@ -86,7 +86,7 @@ def test_tables_are_those_of_the_rule_on_the_same_tokens(
         assert own == other, name
 
 
-def test_firings_are_counted_as_hooks_and_topk_count_them(
+def test_firings_equal_those_counted_with_hooks_and_topk(
     found: Any, chain: Chain, sae: nullsae.Autoencoder, ids: torch.Tensor
 ) -> None:
     model = load_subject(chain.recipe, CPU).model
@@ -113,7 +113,7 @@ def test_texts_are_packed_into_whole_contexts(sae: nullsae.Autoencoder) -> None:
         **(SETTINGS | {"causal_places": 0}),
     )
     texts.append("half of a character: \ufffd")
-    # The end of text stands behind each document.
+    # An end-of-text token follows each document.
     n_tokens = sum(len(ids) + 1 for ids in encoder.encode(texts))
     assert found.coverage["n_tokens"] == n_tokens // 16 * 16
     window = found.windows.to_pylist()[0]
@@ -121,7 +121,7 @@ def test_texts_are_packed_into_whole_contexts(sae: nullsae.Autoencoder) -> None:
     assert text in "<|endoftext|>".join(texts)
 
 
-def test_a_base_model_has_no_effects_and_the_rest(sae: nullsae.Autoencoder) -> None:
+def test_a_base_model_has_everything_except_effects(sae: nullsae.Autoencoder) -> None:
     model = tiny_model("gpt_neox").base_model
     ids = torch.randint(VOCAB, (40, 16), generator=torch.Generator().manual_seed(0))
     found = nullsae.collect(model, sae, ids, site=SITE, **SETTINGS)
@@ -145,7 +145,7 @@ def test_a_base_model_has_no_effects_and_the_rest(sae: nullsae.Autoencoder) -> N
         (torch.ones(2, 16, dtype=torch.int64), {"firings": 3}, "collect: firings"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_mismatched_arguments_are_one_line(
     texts: Any, keys: dict[str, Any], said: str, sae: nullsae.Autoencoder
 ) -> None:
     with pytest.raises(nullsae.UserError, match=said) as caught:

@@ -33,7 +33,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
         ("rotated_embeddings", {}),
     ],
 )
-def test_weights_are_those_of_a_study_with_this_seed_and_subject(
+def test_weights_equal_those_of_a_study_with_this_seed_and_subject(
     variant: str, settings: dict[str, Any], chain: Chain, tmp_path: Path
 ) -> None:
     params = model_params(None, variant, draw=3)
@@ -53,7 +53,7 @@ def test_weights_are_those_of_a_study_with_this_seed_and_subject(
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_the_given_model_stays_as_it_was(kind: str) -> None:
+def test_the_given_model_does_not_change(kind: str) -> None:
     model = tiny_model(kind).train()
     before, state = bits(model), torch.random.get_rng_state()
     null = nullsae.randomize(model, "permuted_weights", 1)
@@ -74,7 +74,7 @@ def test_draws_and_seeds_differ_and_repeat() -> None:
     assert not same(nulls[0], nulls[2])
 
 
-def test_moments_are_the_originals_by_numpy() -> None:
+def test_moments_equal_the_originals_by_numpy() -> None:
     model = tiny_model("gpt_neox")
     null = nullsae.randomize(model, "rerandomized")
     name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
@@ -95,18 +95,18 @@ def test_a_model_without_a_head_and_another_dtype_is_randomized_too(dtype: torch
 @pytest.mark.parametrize(
     ("variant", "settings", "said"),
     [
-        ("noise_embeddings", {}, "randomize: variant 'noise_embeddings' is not one of those that"),
-        ("gaussian", {}, "randomize: variant 'gaussian' is not one of those that"),
-        ("trained", {}, "randomize: variant 'trained' is not one of those that"),
-        ("rerandomised", {}, "randomize: variant 'rerandomised' is not one of those that"),
+        ("noise_embeddings", {}, "randomize: variant 'noise_embeddings' is not one of those made"),
+        ("gaussian", {}, "randomize: variant 'gaussian' is not one of those made"),
+        ("trained", {}, "randomize: variant 'trained' is not one of those made"),
+        ("rerandomised", {}, "randomize: variant 'rerandomised' is not one of those made"),
         ("rerandomized", {"first_random_block": 1}, "rerandomized reads norm_parameters"),
         ("cascade", {"first_random_block": 9}, "first_random_block: 9 is beyond the last block"),
         ("rerandomized", {"norm_parameters": "drop"}, "randomize: norm_parameters: 'drop'"),
-        ("rerandomized", {"draw": 1.5}, "randomize: draw: 1.5 is not a whole number from 0 on"),
-        ("rerandomized", {"seed": -1}, "randomize: seed: -1 is not a whole number from 0 on"),
+        ("rerandomized", {"draw": 1.5}, "randomize: draw: 1.5 is not a whole number of at least 0"),
+        ("rerandomized", {"seed": -1}, "randomize: seed: -1 is not a whole number of at least 0"),
     ],
 )
-def test_what_cannot_be_made_is_one_line(variant: str, settings: Any, said: str) -> None:
+def test_a_mistake_is_one_line(variant: str, settings: Any, said: str) -> None:
     with pytest.raises(nullsae.UserError, match=said) as caught:
         nullsae.randomize(tiny_model("gpt_neox"), variant, **settings)
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 
 def symmetric(mean: float, sd: float, n: int) -> np.ndarray:
-    """Scores without skewness, so that intervals are Student's own."""
+    """Return scores without skewness, so that intervals are exactly Student's."""
     half = RNG.normal(0, sd, n // 2)
     return mean + np.concatenate([half, -half])
 
@@ -34,7 +34,7 @@ def test_the_interval_of_several_draws_is_that_of_their_means() -> None:
     means = [np.array([one.mean() for one in arm]) for arm in (null, real)]
     test = scipy.stats.ttest_ind(*means, equal_var=False)
     low, high = test.confidence_interval()
-    # Seeds' latents are a little skewed.
+    # Latents of a seed are slightly skewed.
     assert found.interval == pytest.approx((low, high), rel=1e-4)
     assert found.row["p_value"] == pytest.approx(test.pvalue, rel=1e-3)
     assert found.row["speaks_of"] == "draws of null, seeds of one draw of real"
@@ -72,7 +72,7 @@ def test_documents_are_paired_by_their_place() -> None:
         (0.75, None, "inconclusive"),
     ],
 )
-def test_a_verdict_says_on_which_side_of_the_margin_it_lies(
+def test_a_verdict_tells_on_which_side_of_the_margin_the_difference_is(
     null: float, direction: Any, word: str
 ) -> None:
     scores = [symmetric(mean, 0.02, 40) for mean in (0.8, null)]
@@ -82,14 +82,14 @@ def test_a_verdict_says_on_which_side_of_the_margin_it_lies(
     assert "0.05, as given" in said.reason
 
 
-def test_a_metric_brings_margin_floor_and_side() -> None:
+def test_a_metric_supplies_margin_floor_and_direction() -> None:
     real, null = symmetric(0.9, 0.05, 40), symmetric(0.5, 0.05, 40)
     found = nullsae.contrast(real, null, metric="auroc", names=("trained", "step0"))
     assert found.row["margin"] == pytest.approx(0.1 * (real.mean() - 0.5))
     assert found.row["margin_rule"] == "0.1 of |trained - 0.5|"
     entropy = nullsae.contrast(null, real, metric="peak_token_share")
     assert nullsae.verdict(entropy).word == "separates"
-    # A margin that no null could exceed is refused.
+    # A margin that no null can exceed is refused.
     wide = nullsae.contrast(real, null, metric="auroc", margin=0.45)
     assert nullsae.verdict(wide).word == "inconclusive"
     assert "the margin 0.45 cannot be exceeded" in nullsae.verdict(wide).reason
@@ -114,7 +114,7 @@ def test_a_family_is_corrected_by_holm() -> None:
     assert [nullsae.verdict(one).word for one in family] == 3 * ["separates"]
 
 
-def test_one_draw_has_no_p_values_and_says_so() -> None:
+def test_one_draw_has_no_p_values_and_a_reason() -> None:
     found = nullsae.contrast(symmetric(0.8, 0.1, 40), symmetric(0.5, 0.1, 40), margin=0.05)
     assert found.row["p_value"] is None
     assert nullsae.verdict(found).reason.startswith("this randomization: ")
@@ -137,7 +137,7 @@ def test_one_draw_has_no_p_values_and_says_so() -> None:
         (
             ([1.0, 2.0], [[1.0, 2.0], [2.0, 1.0]]),
             {"margin": 1.0, "paired": True},
-            "as many arrays are needed on both sides: real 1, null 2",
+            "both sides need equally many arrays: real 1, null 2",
         ),
     ],
 )
@@ -148,20 +148,20 @@ def test_wrong_arguments_are_one_line(arguments: Any, keys: Any, said: str) -> N
 
 
 def test_seeds_of_both_arms_are_pooled() -> None:
-    """One-way components of variance by hand (Searle, Casella & McCulloch 1992, section 3.6)."""
+    """Variance components of a one-way layout (Searle, Casella & McCulloch 1992, section 3.6)."""
     rng = np.random.default_rng(1)
     real = [rng.normal(m, 0.1, 50) for m in (0.75, 0.8, 0.88)]
     null = [rng.normal(m, 0.1, 40) for m in (0.61, 0.6, 0.59)]
     scores = {(0, seed): one for seed, one in enumerate(null)}
     own, other = ([one.var(ddof=1) / len(one) / len(arm) for one in arm] for arm in (real, null))
     squares = [np.var([one.mean() for one in arm], ddof=1) for arm in (real, null)]
-    # Of both arms alike: three seeds, two degrees of freedom.
+    # Pooled over both arms: three seeds, two degrees of freedom.
     of_seeds = np.mean(squares) - np.mean([np.sum(own), np.sum(other)])
     assert of_seeds > 0
     variance = 2 * of_seeds / 3 + (np.sum(own) + np.sum(other)) / 3
     found = nullsae.contrast(real, scores, margin=0.05)
     assert found.row["standard_error"] == pytest.approx(np.sqrt(variance), rel=1e-9)
-    # An arm of one seed has the other's variance of seeds, and not that of its latents alone.
+    # An arm of one seed gets the other's variance of seeds, not only that of its latents.
     alone = nullsae.contrast(real[0], scores, margin=0.05).row
     of_seeds = max(0.0, squares[1] - np.sum(other))
     variance = of_seeds * (1 + 1 / 3) + own[0] * 3 + np.sum(other) / 3

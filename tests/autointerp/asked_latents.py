@@ -1,4 +1,4 @@
-"""Three latents with a word each, for tests that ask a server about them."""
+"""Three latents with one word each, for tests that ask a server about them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def text_window(
         own = tokenizer.encode(f" {word} ").ids
         start = int(generator.integers(0, WINDOW_TOKENS - len(own)))
         ids[start : start + len(own)] = own
-        # Not on the spaces around it.
+        # Not on the surrounding spaces.
         values[start + 1 : start + len(own) - 1] = [2.0] * (len(own) - 2)
     return window(latent, index, ids, values, pool=pool)
 
@@ -45,7 +45,7 @@ def asked(folder: Path, **settings: Any) -> Session:
 
 
 def told(words: tuple[str | None, ...] = WORDS) -> pa.Table:
-    """Explanations in words, as a language model leaves them."""
+    """Return explanations in words, as from a language model."""
     empty = {"base_probability": None}
     return explained(
         *(

@@ -48,7 +48,7 @@ def window(
     *,
     pool: str = "score",
 ) -> dict[str, Any]:
-    """One row of the table `windows`."""
+    """Return one row of the table `windows`."""
     active = max(activations) > 0
     return {
         "latent": latent,
@@ -73,7 +73,7 @@ def explanation(
     pairs: dict[tuple[int, int], float] | None = None,
     text: str = "",
 ) -> dict[str, Any]:
-    """One row of the table `explanations`; `pairs` by (previous, token)."""
+    """Return one row of the table `explanations`; `pairs` by (previous, token)."""
     pairs = pairs or {}
     return {
         "latent": latent,
@@ -131,7 +131,7 @@ def write_windows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def byte_tokenizer(path: Path) -> Path:
-    """A byte-level BPE of 256 bytes and the merges of a few words, as `tokenizer.json`."""
+    """Write a byte-level BPE of 256 bytes and the merges of a few words, as `tokenizer.json`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -155,10 +155,10 @@ def planted_cell(
     vocab_size: int,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Latent i fires exactly on token id i.
+    """Return windows in which latent i fires exactly on token id i.
 
-    Half of the windows of each pool hold the token once or twice, the others not at all; the
-    other tokens are uniform over the rest of the vocabulary.
+    Half of the windows of each pool contain the token once or twice, the others not at all; other
+    tokens are uniform over the rest of the vocabulary.
     """
     generator = np.random.default_rng(seed)
     rows, index = [], 0

@@ -22,7 +22,7 @@ def tokenizer(tokenizer_file: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def rows(tokenizer: Tokenizer) -> Rows:
-    """Three latents, each with active windows that hold its word, and as many silent ones."""
+    """Three latents, each with active windows that contain its word, and as many silent ones."""
     found = []
     for latent, word in enumerate(WORDS):
         for pool in ("explain", "score"):
@@ -35,6 +35,6 @@ def rows(tokenizer: Tokenizer) -> Rows:
 
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
-    """One with plausible judgements."""
+    """A server with plausible judgements."""
     with ScriptedServer(answers="judge_answers:plausible") as server:
         yield server

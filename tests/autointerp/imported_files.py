@@ -1,4 +1,4 @@
-"""Explanations and scores as other tools leave them, written by hand for the tests."""
+"""Explanations and scores as other tools write them, made by hand for the tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLED = (1, 2, 5)
 def write_cell(
     folder: Path, windows: list[dict[str, Any]] | None = None, sampled: Sequence[int] = SAMPLED
 ) -> Path:
-    """An SAE of 8 latents, three of them sampled: its windows and what lies beside them."""
+    """Write an SAE of 8 latents, three of them sampled: its windows and the tables next to them."""
     rows = windows or [
         window(n, 100 * n + i, [n, 10 + i], [float(i % 2), 0.0], pool=pool)
         for n in SAMPLED
@@ -35,7 +35,7 @@ def write_cell(
 
 
 def _empty(table: str) -> dict[str, Any]:
-    """A row of a table without anything in it."""
+    """Return a row of a table without any values."""
     zeros = {"int64": 0, "double": 0.0, "bool": False, "string": ""}
     return {
         field.name: None if field.nullable else zeros[str(field.type)]
@@ -46,7 +46,7 @@ def _empty(table: str) -> dict[str, Any]:
 def judged(
     active: bool, prediction: bool | None, probability: float | None, *tokens: str, **more: Any
 ) -> dict[str, Any]:
-    """A window as delphi writes it."""
+    """Return a window as delphi writes it."""
     values = [float(active and i == 0) for i in range(len(tokens))]
     correct = None if prediction is None else prediction == active
     return {
@@ -75,7 +75,7 @@ def write_delphi(
 
 
 def write_lines(path: Path, *rows: Any) -> Path:
-    """JSON lines, packed if the name says so."""
+    """Write JSON lines, compressed if the name says so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
@@ -83,7 +83,7 @@ def write_lines(path: Path, *rows: Any) -> Path:
 
 
 def row(index: int, text: str | None, writer: str = "gpt", **more: Any) -> dict[str, Any]:
-    """An explanation as Neuronpedia exports it."""
+    """Return an explanation as Neuronpedia exports it."""
     return {
         **{"id": f"c{index}", "modelId": "gpt2", "layer": "1-res", "index": str(index)},
         **{"description": text, "explanationModelName": writer, "typeName": "oai", **more},

@@ -1,4 +1,4 @@
-"""What the scripted server says when it plays a judge that knows the answers, or a bad one."""
+"""Answers of the scripted server as a judge that knows the answers, or a bad one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _windows(text: str) -> list[tuple[str, str]]:
 
 
 def oracle(text: str, body: dict[str, Any]) -> str:
-    """Explains by the marked word; judges by whether it is there (and marked, if marks are)."""
+    """Explain by the marked word; judge by its presence (and its marks, if any are shown)."""
     windows = _windows(text)
     if not windows:
         return "{}"
@@ -40,26 +40,26 @@ def oracle(text: str, body: dict[str, Any]) -> str:
 
 
 def instructed(text: str, body: dict[str, Any]) -> str:
-    """As `oracle`, if the first message says what to do."""
+    """Answer as `oracle` if the first message contains instructions."""
     told = body["messages"][0]["content"].startswith("You are ")
     return oracle(text, body) if told else "What am I to do with these windows?"
 
 
 def quoted(text: str, body: dict[str, Any]) -> str:
-    """As `oracle`, of an explanation that is one JSON text: anything else is no answer."""
+    """Answer as `oracle` if the explanation is one JSON text; otherwise give no answer."""
     for shown in EXPLANATION.findall(text):
         text = text.replace(shown, json.loads(shown).replace("\n", " "))
     return oracle(text, body)
 
 
 def forgetful(text: str, body: dict[str, Any]) -> str:
-    """Answers about every second window, last first; says nothing of use about a lone pair."""
+    """Answer about every second window, last first; say nothing useful about a lone pair."""
     found = json.loads(oracle(text, body))
     return json.dumps(dict(reversed(list(found.items())[::2])))
 
 
 def stubborn(text: str, body: dict[str, Any]) -> str:
-    """Apologizes, unless it is reminded."""
+    """Apologize, unless reminded."""
     return oracle(text, body) if "This is attempt" in text else "I am sorry, I cannot say."
 
 
@@ -69,13 +69,13 @@ def hopeless(text: str, body: dict[str, Any]) -> str:
 
 
 def lists(text: str, body: dict[str, Any]) -> str:
-    """A list without numbers, one answer short where there are more than two windows."""
+    """Answer with an unnumbered list, one label short for more than two windows."""
     answers = list(json.loads(oracle(text, body)).values())
     return json.dumps(answers[:-1] if len(answers) > 2 else answers)
 
 
 def plausible(text: str, body: dict[str, Any]) -> str:
-    """An explanation, or labels, by a hash of the question."""
+    """Give an explanation, or labels, by a hash of the question."""
     if "Strengths:" in text:
         return f"Explanation: words of kind {zlib.crc32(text.encode()):08x}"
     return json.dumps({n: zlib.crc32(line.encode()) % 2 for n, line in _windows(text)})
@@ -88,12 +88,12 @@ EXAMPLES = (
 
 
 def parrot_0(text: str, body: dict[str, Any]) -> str:
-    """Explains everything by the first example of the prompt."""
+    """Explain everything by the first example of the prompt."""
     return f"Explanation: {EXAMPLES[0]}"
 
 
 def parrot_1(text: str, body: dict[str, Any]) -> str:
-    """By the beginning of the second one, whatever follows."""
+    """Start with the beginning of the second example."""
     return f"Explanation: {EXAMPLES[1][:40].upper()} and so on"
 
 
@@ -106,7 +106,7 @@ def parrot_once_1(text: str, body: dict[str, Any]) -> str:
 
 
 def _drafted(text: str, body: dict[str, Any]) -> tuple[str, str]:
-    """Draft answers that are wrong, and the right ones."""
+    """Return wrong draft answers, and the right ones."""
     right = oracle(text, body)
     found = json.loads(right)
     if "intruder" in found:

@@ -1,4 +1,4 @@
-"""The batch interface of the scripted server: /v1/files and /v1/batches."""
+"""The batch API of the scripted server: /v1/files and /v1/batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Batches:
-    """Files and batches, in memory; each line is answered when its batch ends."""
+    """Files and batches in memory; each line is answered when its batch ends."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -139,7 +139,7 @@ class Batches:
             status, value = self._answer(body, name)
             response = {"status_code": status, "request_id": "r", "body": value}
             (done if status == 200 else failed).append({**out, "response": response, "error": None})
-        # In another order than they were asked.
+        # In another order than requested.
         for kind, found in (("output", done[::-1]), ("error", failed)):
             if found:
                 file = batch[f"{kind}_file_id"] = f"file-{len(self.files)}"

@@ -1,8 +1,8 @@
-"""An OpenAI-compatible chat server that answers, fails and counts as it is told.
+"""An OpenAI-compatible chat server that answers, fails and counts as scripted.
 
     python scripted_server.py --port 0 '{"latency_seconds": 0.05, "faults": [{"kind": "drop"}]}'
 
-Prints `ready <port>`. Beside /v1/chat/completions: GET /health, GET /stats, POST /options (JSON,
+Prints `ready <port>`. Besides /v1/chat/completions: GET /health, GET /stats, POST /options (JSON,
 changes some of the options), POST /reset (zeroes the counts).
 """
 
@@ -45,10 +45,10 @@ class Options:
     """A function of `ANSWERS`, or `module:function`; gets the last message and the whole body."""
     faults: list[dict[str, Any]] = field(default_factory=list)
     """Each with `kind` (status, hang, drop, cut, no_choices, html, empty, refusal, filtered,
-    no_logprobs, body: `text` as it is, bomb: `megabytes` of spaces, packed, drip: a byte now and
-    then), `every` (of n requests the last; default 1: all), `after` (so many requests are
-    spared), `until` (none from that one on); `status`, `retry_after` and `message` for the kind
-    status. The first that matches."""
+    no_logprobs, body: `text` as given, bomb: `megabytes` of spaces, packed, drip: a byte now and
+    then), `every` (the last of every n requests; default 1: all), `after` (spare this many
+    requests), `until` (stop at this one); `status`, `retry_after` and `message` for the kind
+    status. The first match applies."""
     hang_seconds: float = 30.0
     json_schema: str = "supported"
     """Or refused, ignored."""
@@ -59,63 +59,63 @@ class Options:
     refused_fields: list[str] = field(default_factory=list)
     ignored_fields: list[str] = field(default_factory=list)
     no_system_role: dict[str, Any] | None = None
-    """`status` and `message` of the answer to a request with a system message."""
+    """`status` and `message` of the response to a request with a system message."""
     drops_system: bool = False
-    """System messages never reach who answers."""
+    """System messages never reach the answering function."""
     obeys: bool = True
-    """Who is told to answer with a word does."""
+    """An instruction to answer with a given word is obeyed."""
     max_in_flight: int = 0
-    """More get a 429."""
+    """Further requests get a 429."""
     retry_after: str | None = None
     """Of those 429s."""
     key: str | None = None
-    """Any other gets a 401 that repeats it."""
+    """Any other key gets a 401 that repeats it."""
     key_variable: str | None = None
     """The environment variable that holds `key`."""
     models: list[str] = field(default_factory=list)
-    """Any other gets a 404."""
+    """Any other model gets a 404."""
     max_characters: int = 0
     """Longer messages get a 400 about the context."""
     ready_after_seconds: float = 0.0
-    """Before that /health says 503."""
+    """Before that, /health returns 503."""
     exit_status: int | None = None
-    """End at once with this status, saying why."""
+    """End at once with this status, printing why."""
     child: bool = False
-    """Start a process that sleeps."""
+    """Start a sleeping process."""
     pids: str | None = None
     """File for the process ids of the server and its child."""
     certificate: str | None = None
-    """PEM file with key and certificate; then it speaks TLS."""
+    """PEM file with key and certificate; if given, the server speaks TLS."""
     reasoning_tokens: int = 0
     """Spent before the first word of an answer."""
     cut_as: str = "length"
-    """The finish reason of an answer that is cut; "400" refuses it where it would be empty."""
+    """The finish reason of a truncated answer; "400" refuses one that would be empty."""
     most_tokens: int = 0
-    """A larger limit of an answer gets a 400."""
+    """A larger token limit gets a 400."""
     forbidden: dict[str, list[Any]] = field(default_factory=dict)
-    """Status and message for requests that have a field."""
+    """Status and message for requests with a field."""
     usage: Any = None
-    """In the place of an honest count of tokens, if not None; `none` leaves it out."""
+    """Replaces the honest token counts, if not None; `none` leaves them out."""
     echo: str | None = None
-    """Repeat the key that was sent, in each answer and error: by a function of `ECHOES`."""
+    """Repeat the key that was sent, in each answer and error, by a function of `ECHOES`."""
     header: dict[str, str] = field(default_factory=dict)
-    """Without this one, a 401."""
+    """Requests without this header get a 401."""
     batch_seconds: float = 0.0
-    """From the start of a batch to its end."""
+    """Duration of a batch."""
     batch_outcome: str = "completed"
     """Or failed, expired, cancelled."""
     batch_spared: int = 0
-    """Of an outcome other than completed: so many of its lines are answered nevertheless."""
+    """How many lines are answered even if the outcome is not completed."""
     batch_drops: int = 0
-    """So many batches are made without telling."""
+    """This many batches are created without a response."""
     batch_busy: int = 0
-    """So many batches are not made, by a 503."""
+    """This many batches are rejected with a 503."""
     batch_lines: dict[str, list[Any]] = field(default_factory=dict)
-    """Status and message for lines whose last message ends so, the first time each."""
+    """Status and message for lines by the end of their last message, only the first time."""
 
 
 def detection(text: str, body: dict[str, Any]) -> str:
-    """A 0 or 1 for each window, by a hash of its text."""
+    """Return 0 or 1 for each window, by a hash of its text."""
     found = WINDOW.findall(text)
     if not found:
         return _by_schema(body) or f"words of kind {_hash(text)[:6]}"
@@ -131,7 +131,7 @@ def echo(text: str, body: dict[str, Any]) -> str:
 
 
 def numbers(text: str, body: dict[str, Any]) -> str:
-    """A long answer, whatever the question; a schema is obeyed nevertheless."""
+    """Return a long answer to any question, unless there is a schema."""
     return _by_schema(body) or " ".join(str(n) for n in range(1, 201))
 
 
@@ -152,7 +152,7 @@ ECHOES: dict[str, Callable[[str], str]] = {
 
 
 async def drip(request: web.Request) -> web.StreamResponse:
-    """A byte of white space every tenth of a second, without end."""
+    """Yield a byte of white space every tenth of a second, forever."""
     response = web.StreamResponse()
     await response.prepare(request)
     while not _has_left(request):
@@ -166,7 +166,7 @@ def _hash(text: str) -> str:
 
 
 def _by_schema(body: dict[str, Any]) -> str:
-    """The first value that the schema of a request allows."""
+    """Return the first value that the schema of a request allows."""
     if "response_format" not in body:
         return ""
     return json.dumps(_first(body["response_format"]["json_schema"]["schema"]))
@@ -183,7 +183,7 @@ def _first(schema: dict[str, Any]) -> Any:
 
 
 def logprobs_of(content: str, n: int) -> dict[str, Any]:
-    """Digits and what stands between them as tokens; 0 and 1 each with probability 0.9."""
+    """Return digits and the text between them as tokens; 0 and 1 each have probability 0.9."""
     tokens = []
     for text in re.findall(r"\d|[^\d]+", content):
         top = [_token(text, 0.9)]
@@ -471,12 +471,12 @@ async def serve(port: int, options: Options) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
-    # Requests that hang are not waited for.
+    # Do not wait for hanging requests.
     os._exit(0)
 
 
 class ScriptedServer:
-    """The server as a process of its own; a context manager."""
+    """The server as a separate process; a context manager."""
 
     def __init__(self, **options: Any) -> None:
         unknown = set(options) - {f.name for f in fields(Options)}

@@ -1,4 +1,4 @@
-"""Explaining and judging over HTTP: every window gets an answer or is counted, and none twice."""
+"""Explaining and judging over HTTP: each window is answered or counted, exactly once."""
 
 from __future__ import annotations
 
@@ -120,23 +120,23 @@ def test_a_model_that_explains_nothing_leaves_reasons(
 
 
 @pytest.mark.parametrize("size", [5_000, 300_000, 5_000_000])
-def test_an_explanation_without_end_is_cut_and_what_was_cut_is_counted(
+def test_an_endless_explanation_is_cut_and_the_cut_characters_are_counted(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, size: int
 ) -> None:
     message = {"content": "Explanation: " + "cups " * (size // 5)}
     text = json.dumps({"choices": [{"message": message}], "usage": {"prompt_tokens": 600}})
-    # What the endpoint can do is found out first.
+    # The endpoint's abilities are probed first.
     explain(tmp_path / "before", rows, tokenizer_file, server)
     server.set(faults=[{"kind": "body", "text": text}])
     found = explain(tmp_path, rows, tokenizer_file, server)
     assert [row["explanation"] for row in found] == ["cups " * 800] * 3
-    # Of 5 MB most was cut before anybody read it.
+    # Most of the 5 MB was cut before it was parsed.
     assert all(900 < row["n_characters_cut"] < 60_000 for row in found)
 
 
 @pytest.mark.parametrize("example", range(2))
 @pytest.mark.parametrize(("answers", "n"), [("parrot", 2), ("parrot_once", 1)])
-def test_an_explanation_that_repeats_an_example_is_asked_for_once_more(
+def test_an_explanation_that_repeats_an_example_is_requested_once_more(
     tmp_path: Path,
     rows: Rows,
     tokenizer_file: Path,
@@ -156,14 +156,14 @@ def test_an_explanation_that_repeats_an_example_is_asked_for_once_more(
     else:
         assert [row["explanation"] for row in found] == [None] * 3
         assert {row["reason"] for row in found} == {"the model repeated an example of the prompt"}
-    # Asked twice and no more, beside what the endpoint can do.
+    # Asked exactly twice, besides the probes.
     questions = json.loads((tmp_path / "asked.json").read_text())["calls"]
     assert 3 * 2 < questions <= 3 * 2 + 4
 
 
 @pytest.mark.parametrize("status", [400, 500])
 @pytest.mark.parametrize("kind", ["detection", "fuzzing", "intruder"])
-def test_a_template_without_system_role_judges_as_well(
+def test_a_template_without_system_role_works_equally_well(
     tmp_path: Path,
     rows: Rows,
     tokenizer_file: Path,
@@ -179,12 +179,12 @@ def test_a_template_without_system_role_judges_as_well(
     assert [row["auroc"] for row in scores] == [1.0] * 3
     assert [row["n_failed"] for row in scores] == [0] * 3
     assert caplog.text.count("m takes no system messages") == 1
-    # Found out once.
+    # Probed once.
     assert server.stats()["kinds"]["400" if status == 400 else "500"] == 1
 
 
 @pytest.mark.parametrize("kind", ["detection", "intruder"])
-def test_a_server_that_drops_system_messages_judges_as_well(
+def test_a_server_that_drops_system_messages_works_equally_well(
     tmp_path: Path,
     rows: Rows,
     tokenizer_file: Path,
@@ -228,7 +228,7 @@ def test_drafts_in_the_reasoning_of_a_judge_never_count(
 
 
 @pytest.mark.parametrize("kind", ["detection", "fuzzing"])
-def test_a_judge_who_knows_tells_every_window(
+def test_a_judge_who_knows_the_answers_is_right_about_every_window(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, kind: str
 ) -> None:
     shown, scores = score(tmp_path, rows, tokenizer_file, server, kind=kind)
@@ -237,9 +237,9 @@ def test_a_judge_who_knows_tells_every_window(
         assert (row["n_active"], row["n_silent"], row["n_failed"]) == (N_WINDOWS, N_WINDOWS, 0)
         assert (row["judge"], row["n_labels"]) == ("m", 0)
     assert {row["evidence"] for row in shown} == {"logprobs"}
-    # 30 windows of a latent, five in a question.
+    # 30 windows of a latent, five per question.
     asked_for = json.loads((tmp_path / "asked.json").read_text())
-    assert asked_for["calls"] - 3 * 6 <= 4  # and what the endpoint can do
+    assert asked_for["calls"] - 3 * 6 <= 4  # in addition, the probes
     assert server.stats()["repeated_answered"] == 0
 
 
@@ -249,7 +249,7 @@ def test_marks_on_the_wrong_tokens_are_told_from_true_ones(
     shown, scores = score(
         tmp_path, rows, tokenizer_file, server, kind="fuzzing", negatives="misplaced"
     )
-    # The only word of letters that a window holds is marked in one of its two showings.
+    # The only word in a window is marked in one of its two appearances.
     assert [row["auroc"] for row in scores] == [1.0] * 3
     assert {row["silent_kind"] for row in shown} == {None, "misplaced"}
     pairs = [(row["latent"], row["window"]) for row in shown]
@@ -269,12 +269,12 @@ def test_intruders_are_found_without_any_explanation(
     for row in scores:
         assert (row["n_active"], row["n_silent"], row["n_failed"]) == (12, 3, 0)
         assert row["auroc"] == 1.0
-        assert row["placebo_auroc"] == 0.5  # all tokens are as frequent
+        assert row["placebo_auroc"] == 0.5  # all tokens are equally frequent
     assert len({(row["latent"], row["window"]) for row in shown}) == len(shown) == 45
 
 
 @pytest.mark.parametrize(("answers", "auroc"), [("oracle", 1.0), ("hopeless", None)])
-def test_the_placebo_of_intruders_is_asked_by_frequency_what_the_judge_has_answered(
+def test_the_placebo_of_intruders_answers_the_judges_questions_by_frequency(
     tmp_path: Path,
     rows: Rows,
     tokenizer_file: Path,
@@ -282,7 +282,7 @@ def test_the_placebo_of_intruders_is_asked_by_frequency_what_the_judge_has_answe
     answers: str,
     auroc: float | None,
 ) -> None:
-    """Words are rare here, and silent windows hold no rare token: frequency tells them."""
+    """Words are rare here, and silent windows contain no rare token: frequency tells them apart."""
     server.set(answers=f"judge_answers:{answers}", json_schema="ignored")
     shares = [[2**-9 if a > 0 else 2**-3 for a in row["activations"]] for row in rows]
     given = [{**row, "token_frequencies": s} for row, s in zip(rows, shares, strict=True)]
@@ -303,7 +303,7 @@ def test_a_question_about_an_intruder_shows_one_quantile_and_one_silent_window(r
     tasks = [
         t for latent in (0, 1, 2) for t in intruder_tasks(params, params.scorer, examples, latent)
     ]
-    assert len(tasks) == 3 * 3  # five active windows in each of three quantiles, four in a question
+    assert len(tasks) == 3 * 3  # five active windows in each of three quantiles, four per question
     places = set()
     for task in tasks:
         rows = task.rows
@@ -313,7 +313,7 @@ def test_a_question_about_an_intruder_shows_one_quantile_and_one_silent_window(r
         (place,) = np.flatnonzero(~examples.active[rows]).tolist()
         assert rows[place] == task.intruder
         places.add(place)
-        # The fifth active window of the quantile is not shown: the intruder's marks imitate it.
+        # The fifth active window of the quantile is not shown, so the intruder's marks imitate it.
         (imitated,) = task.like.tolist()
         assert imitated not in rows
         assert examples.latent[imitated] == examples.latent[task.intruder]
@@ -351,13 +351,13 @@ def test_windows_without_an_answer_are_asked_about_again(
     assert len(shown) == 6 * N_WINDOWS
     for row in scores:
         assert row["n_active"] + row["n_silent"] + row["n_failed"] == 2 * N_WINDOWS
-    if not (answers == "lists" and size > 2):  # which never says anything of use
+    if not (answers == "lists" and size > 2):  # which never gives a useful answer
         assert [row["n_failed"] for row in scores] == [0] * 3
         assert [row["auroc"] for row in scores] == [1.0] * 3
     assert server.stats()["repeated_answered"] == 0
 
 
-def test_what_never_comes_is_counted(
+def test_missing_answers_are_counted(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
 ) -> None:
     server.set(answers="judge_answers:hopeless", json_schema="ignored")
@@ -365,7 +365,7 @@ def test_what_never_comes_is_counted(
     assert [row["n_failed"] for row in scores] == [2 * N_WINDOWS] * 3
     assert [row["auroc"] for row in scores] == [None] * 3
     assert {row["probability"] for row in shown} == {None}
-    # Three attempts at each question, each in other words.
+    # Three attempts at each question, each with other words.
     assert server.stats()["repeated_answered"] == 0
 
 
@@ -385,10 +385,10 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("every", [20, 5])
 @pytest.mark.parametrize("name", FAULTS)
-def test_whatever_fails_every_window_gets_its_answer(
+def test_every_window_gets_its_answer_despite_failures(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, name: str, every: int
 ) -> None:
-    # The first requests find out what the endpoint can do.
+    # The first requests are probes.
     score(tmp_path, rows[-2:], tokenizer_file, server, kind="detection")
     server.reset()
     server.set(faults=[{**FAULTS[name], "every": every}])
@@ -397,20 +397,20 @@ def test_whatever_fails_every_window_gets_its_answer(
     shown, scores = score(tmp_path, rows, tokenizer_file, server, settings=settings, **one)
     stats = server.stats()
     assert sum(stats["kinds"].values()) - stats["kinds"]["answer"] >= 90 // every - 1
-    # A model that says nothing of use three times running has had its chance: that is counted.
+    # After three useless answers, a question is counted as failed.
     lost = [row["n_failed"] for row in scores]
     assert sum(lost) <= (3 if name in ("nothing", "refusal") else 0)
     for row in scores:
         assert row["n_active"] + row["n_silent"] + row["n_failed"] == 2 * N_WINDOWS
     assert [row["auroc"] for row in scores] == [1.0] * 3
     assert len({(row["latent"], row["window"]) for row in shown}) == len(shown) == 90
-    if name != "no time":  # on a busy machine an answer may come too late, and be asked for again
+    if name != "no time":  # on a busy machine an answer may come too late, and be requested again
         assert stats["repeated_answered"] == 0
     labels = sum(row["n_labels"] for row in scores)
     assert (labels > 0) == (name == "no probabilities")
 
 
-def test_a_second_run_asks_nothing_and_says_the_same(
+def test_a_second_run_asks_nothing_and_gives_the_same(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
 ) -> None:
     first = score(tmp_path, rows, tokenizer_file, server, kind="fuzzing")
@@ -441,17 +441,17 @@ def test_more_windows_in_a_question_are_fewer_questions(
 
 
 def kept_replies(cache: Path) -> int:
-    """How many replies have reached the disk."""
+    """Return how many replies are on disk."""
     if not cache.exists():
         return 0
     with closing(sqlite3.connect(f"file:{cache}?mode=ro", uri=True)) as file:
         try:
             return int(file.execute("SELECT count(*) FROM replies").fetchone()[0])
-        except sqlite3.OperationalError:  # its tables are being made
+        except sqlite3.OperationalError:  # its tables are being created
             return 0
 
 
-def test_a_killed_job_goes_on_where_it_was(
+def test_a_killed_job_resumes_where_it_was(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
 ) -> None:
     whole = score(tmp_path / "whole", rows, tokenizer_file, server, kind="detection")
@@ -460,7 +460,7 @@ def test_a_killed_job_goes_on_where_it_was(
     folder = tmp_path / "killed"
     folder.mkdir()
     server.reset()
-    # Nine questions get their answer; the job waits for those of the others when it is killed.
+    # Nine questions are answered; the job is killed while it waits for the others.
     server.set(faults=[{"kind": "hang", "after": n_probes + 9}], hang_seconds=100.0)
     source = write_windows(folder / "windows.parquet", rows)
     write_table(folder / "explanations.parquet", told(), cell_schema("explanations"))
@@ -495,10 +495,10 @@ def test_a_killed_job_goes_on_where_it_was(
     assert found == whole
 
 
-def test_one_process_at_a_time_asks_what_a_job_asks(
+def test_only_one_process_at_a_time_asks_a_jobs_questions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ScriptedServer
 ) -> None:
-    """Two would pay for each answer twice."""
+    """Two processes would pay for each answer twice."""
     monkeypatch.setattr(locking, "WAIT_SECONDS", 0.0)
     endpoint = parse_section(Endpoint, judge_of(server), where="judge")
     tried: list[int] = []
@@ -507,7 +507,7 @@ def test_one_process_at_a_time_asks_what_a_job_asks(
         return 1
 
     def beside(done: int, *_: Any) -> None:
-        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already working"):
             asked(tmp_path).all(endpoint, lambda _: [question()], 1)
         tried.append(done)
 
@@ -542,7 +542,7 @@ def test_token_counts_can_be_judged_as_text_by_the_same_model(
     )
     assert detection.asked(formula) is None
     with pytest.raises(
-        ValueError, match="judge: missing; explanations of kind lexical are text that"
+        ValueError, match="judge: missing; explanations of kind lexical are text, which"
     ):
         detection.asked(text)
 
@@ -563,7 +563,7 @@ def test_explanations_in_words_need_a_judge(tmp_path: Path, rows: Rows) -> None:
     assert not (tmp_path / "p.parquet").exists()
 
 
-def test_an_endpoint_has_a_whole_url_or_a_server_but_not_both() -> None:
+def test_an_endpoint_has_a_complete_url_or_a_server_but_not_both() -> None:
     with pytest.raises(ValueError, match="has no scheme; write http://localhost"):
         Endpoint(model="m", base_url="localhost:8000/v1")
     with pytest.raises(ValueError, match="has no host"):

@@ -87,7 +87,7 @@ def test_text_ranks_tokens_by_activation_mass_and_pools_the_others(tokenizer: To
     assert tokenizer.decode([the]) == " the"
     table = windows_table(
         [
-            # `cat` fires each time it occurs, yet carries least of the mass.
+            # `cat` fires at every occurrence, but has the smallest mass.
             window(0, 0, [the, of, cat, of], [6.0, 3.0, 1.0, 0.0], pool="explain"),
             window(0, 1, [the, of, 5, 6], [0.0, 0.0, 0.0, 0.0], pool="explain"),
         ]
@@ -102,7 +102,7 @@ def test_text_ranks_tokens_by_activation_mass_and_pools_the_others(tokenizer: To
     )
 
 
-def test_text_of_a_latent_that_never_fires_makes_no_claim(tokenizer: Tokenizer) -> None:
+def test_the_text_about_a_latent_that_never_fires_makes_no_claim(tokenizer: Tokenizer) -> None:
     table = windows_table([window(0, 0, [1, 2], [0.0, 0.0], pool="explain")])
     (row,) = lexical_explanations(table, tokenizer, 2).to_pylist()
     assert row["explanation"] == "did not fire in its explaining windows"
@@ -116,7 +116,7 @@ def test_quoted_tokens_lose_no_space_newline_byte_or_special_token(tokenizer: To
     assert quote_token(tokenizer, quote[0]) == r'"\""'
     assert quote_token(tokenizer, 0) == '"<|endoftext|>"'
     assert quote_token(tokenizer, 10_000) == "token 10000"
-    first_byte, second_byte = tokenizer.encode("é").ids  # neither is a character alone
+    first_byte, second_byte = tokenizer.encode("é").ids  # neither is a character by itself
     assert quote_token(tokenizer, first_byte) != quote_token(tokenizer, second_byte)
     assert "�" not in quote_token(tokenizer, first_byte)
 
@@ -127,7 +127,9 @@ def test_a_sentencepiece_token_keeps_its_leading_space() -> None:
     assert [quote_token(tokenizer, i) for i in (0, 1)] == ['" the"', '"the"']
 
 
-def test_lexical_depends_on_no_row_order(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_lexical_explanations_do_not_depend_on_row_order(
+    tmp_path: Path, tokenizer_file: Path
+) -> None:
     rows = planted_cell(n_latents=4, n_windows=10, window_tokens=8, vocab_size=40)
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     outputs = []
@@ -140,7 +142,7 @@ def test_lexical_depends_on_no_row_order(tmp_path: Path, tokenizer_file: Path) -
 
 
 def test_rounding_of_activation_sums_cannot_reorder_the_text(tokenizer: Tokenizer) -> None:
-    # In float64, 1e16 + 1 + 1 is 1e16 and 1 + 1 + 1e16 is not: token 5 would tie with 6 or lose.
+    # In float64, 1e16 + 1 + 1 is 1e16 but 1 + 1 + 1e16 is not: token 5 would tie with 6 or lose.
     rows = [
         window(0, 0, [5, 6], [1.0, 2.0], pool="explain"),
         window(0, 1, [5, 6], [1.0, 1e16], pool="explain"),
@@ -152,7 +154,7 @@ def test_rounding_of_activation_sums_cannot_reorder_the_text(tokenizer: Tokenize
 
 @given(n=st.integers(2, 50), seed=st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
-def test_swap_is_a_permutation_in_which_none_keeps_its_own(n: int, seed: int) -> None:
+def test_a_swap_is_a_permutation_without_fixed_points(n: int, seed: int) -> None:
     image = derangement(n, np.random.default_rng(seed))
     assert sorted(image) == list(range(n))
     assert (image != np.arange(n)).all()
@@ -165,7 +167,7 @@ def test_every_partner_in_a_swap_is_equally_likely() -> None:
     for _ in range(draws):
         counts[np.arange(n), derangement(n, generator)] += 1
     off_diagonal = counts[~np.eye(n, dtype=bool)]
-    # Each is binomial(4000, 1/4): standard deviation 27.4, so 5 of them.
+    # Each is binomial(4000, 1/4), with standard deviation 27.4; the bound is 5 of them.
     assert np.abs(off_diagonal - draws / (n - 1)).max() < 137
 
 
@@ -178,7 +180,7 @@ def base_table(latents: list[int]) -> pa.Table:
     )
 
 
-def test_swapped_rows_carry_the_whole_explanation_of_the_latent_they_name() -> None:
+def test_swapped_rows_contain_the_whole_explanation_of_the_named_latent() -> None:
     latents = [31, 4, 15, 92, 65]
     rows = swap_explanations(base_table(latents), np.random.default_rng(0)).to_pylist()
     assert [row["latent"] for row in rows] == sorted(latents)
@@ -199,7 +201,7 @@ def swap_file(folder: Path, latents: list[int], name: str, seed: int = 0) -> Pat
     return output
 
 
-def test_swap_depends_on_seed_and_cell_and_not_on_row_order(tmp_path: Path) -> None:
+def test_a_swap_depends_on_seed_and_cell_but_not_on_row_order(tmp_path: Path) -> None:
     latents = list(range(40))
     first = swap_file(tmp_path, latents, "first")
     assert first.read_bytes() == swap_file(tmp_path, latents[::-1], "again").read_bytes()
@@ -209,7 +211,7 @@ def test_swap_depends_on_seed_and_cell_and_not_on_row_order(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("latents", [[], [5]])
-def test_swap_of_fewer_than_two_latents_writes_no_rows_and_says_so(
+def test_a_swap_of_fewer_than_two_latents_writes_no_rows_and_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, latents: list[int]
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -218,14 +220,14 @@ def test_swap_of_fewer_than_two_latents_writes_no_rows_and_says_so(
     assert f"{len(latents)} latent(s)" in caplog.text
 
 
-def test_lexical_of_no_latents_writes_no_rows(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_lexical_without_latents_writes_no_rows(tmp_path: Path, tokenizer_file: Path) -> None:
     source = write_windows(tmp_path / "windows.parquet", [])
     output = tmp_path / "explanations.parquet"
     explain_latents(explain_params(kind="lexical"), source, tokenizer_file, output, None)
     assert explanations(output) == []
 
 
-def test_user_mistakes_become_one_line_that_names_the_file(tmp_path: Path) -> None:
+def test_users_mistakes_are_one_line_that_names_the_file(tmp_path: Path) -> None:
     source = write_windows(tmp_path / "windows.parquet", [])
     output = tmp_path / "explanations.parquet"
     broken = tmp_path / "tokenizer.json"

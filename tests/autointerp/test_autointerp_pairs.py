@@ -1,4 +1,4 @@
-"""Tokens with their predecessors: statistics, text and judge, against slow references."""
+"""Tokens with their predecessors: statistics, text and judge, compared with slow references."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from nullsae.autointerp.explainers.swapped import swap_explanations
 from nullsae.autointerp.scorers.asking import judge_by_tokens
 from nullsae.tables import cell_schema, read_table
 
-MAX_ID = 2**31 - 1  # what the tables' int32 can hold
+MAX_ID = 2**31 - 1  # the largest int32, the tables' type
 Rows = list[dict[str, Any]]
 
 
 def pairs_of(row: dict[str, Any]) -> dict[tuple[int, int], float]:
-    """An explanation's pairs, by (previous, token)."""
+    """Return an explanation's pairs, by (previous, token)."""
     columns = (row["pair_previous_ids"], row["pair_token_ids"], row["pair_probabilities"])
     return {(a, b): p for a, b, p in zip(*columns, strict=True)}
 
@@ -52,7 +52,7 @@ def everywhere(rows: Rows) -> np.ndarray:
 
 
 def reference_explanation(rows: Rows, latent: int) -> dict[str, Any]:
-    """The statistics of one latent, counted position by position."""
+    """Return the statistics of one latent, counted position by position."""
     tokens: dict[int, list[int]] = {}
     pairs: dict[tuple[int, int], list[int]] = {}
     for row in rows:
@@ -74,7 +74,7 @@ def reference_explanation(rows: Rows, latent: int) -> dict[str, Any]:
 
 
 def reference_judge(row: dict[str, Any], known: dict[str, Any], shown: list[bool]) -> float:
-    """The largest probability over the shown positions of one window."""
+    """Return the largest probability over the shown positions of one window."""
     tokens = dict(zip(known["token_ids"], known["token_probabilities"], strict=True))
     pairs, ids = pairs_of(known), row["token_ids"]
     found = []
@@ -90,7 +90,7 @@ def reference_judge(row: dict[str, Any], known: dict[str, Any], shown: list[bool
 
 @st.composite
 def cells(draw: st.DrawFn) -> Rows:
-    """Windows of some latents, both pools, of any lengths, over a vocabulary with large ids."""
+    """Draw windows of latents, in both pools, of any lengths, over a vocabulary with large ids."""
     vocabulary = draw(st.sampled_from([[0, 1, 2], [5, 262_143, 0, 31], [MAX_ID, 0, MAX_ID - 1]]))
     positions = st.tuples(st.sampled_from(vocabulary), st.sampled_from([0.0, 0.0, 0.5, 2.0]))
     rows = []
@@ -161,8 +161,8 @@ def test_pair_probability_is_smoothed_towards_that_of_its_token(tokenizer: Token
     assert row["pair_probabilities"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_windows_first_token_counts_for_its_token_and_for_no_pair(tokenizer: Tokenizer) -> None:
-    # Neighbours in the table, and in the text: (2, 3) stands across the two windows.
+def test_a_windows_first_token_counts_for_its_token_but_for_no_pair(tokenizer: Tokenizer) -> None:
+    # Adjacent in the table and in the text, but (2, 3) spans two windows.
     rows = [
         window(1, 0, [1, 2], [0.0, 0.0], pool="explain"),
         window(1, 1, [3, 3, 4], [1.0, 1.0, 0.0], pool="explain"),
@@ -190,7 +190,7 @@ def test_context_token_writes_no_pairs_and_bigram_the_same_tokens(tokenizer: Tok
 def test_ids_of_the_largest_vocabulary_take_no_more_memory_than_small_ones(
     tokenizer: Tokenizer,
 ) -> None:
-    """Only the order of ids may matter: not their size, to the numbers or to the memory."""
+    """Only the order of ids may affect numbers and memory, not their size."""
     generator = np.random.default_rng(0)
     spread = np.sort(generator.choice(MAX_ID, 50, replace=False))
     spread[-1] = MAX_ID
@@ -243,7 +243,7 @@ def test_text_names_pairs_by_activation_mass_and_pools_the_others(tokenizer: Tok
     )
 
 
-def test_text_of_a_latent_that_never_fires_makes_no_claim(tokenizer: Tokenizer) -> None:
+def test_the_text_about_a_latent_that_never_fires_makes_no_claim(tokenizer: Tokenizer) -> None:
     table = windows_table([window(0, 0, [1, 2], [0.0, 0.0], pool="explain")])
     (row,) = lexical_explanations(table, tokenizer, 2, "bigram").to_pylist()
     assert row["explanation"] == "did not fire in its explaining windows"
@@ -258,7 +258,7 @@ def test_judge_backs_off_from_pair_to_token_to_base_rate() -> None:
     windows = [
         ([9, 5], 0.75),  # the pair
         ([5, 9], 0.5),  # first in its window: the token
-        ([8, 5], 0.5),  # a pair never seen: the token
+        ([8, 5], 0.5),  # an unseen pair: the token
         ([9, 9], 0.125),  # nothing known: the base rate
         ([6, 9], 0.25),
         ([7, 6], 0.25),
@@ -271,14 +271,14 @@ def test_judge_backs_off_from_pair_to_token_to_base_rate() -> None:
     assert judge_by_tokens(judged(rows), table, everywhere(rows)).tolist() == [0.125, 0.5]
 
 
-def test_a_pair_may_lower_what_its_token_promises() -> None:
+def test_a_pair_may_lower_the_probability_of_its_token() -> None:
     table = explained(explanation(1, {5: 0.5}, 0.25, {(5, 5): 0.125}))
     windows = judged([window(1, 0, [5, 5], [1.0, 0.0])])
     only_second = np.array([False, True])
     assert judge_by_tokens(windows, table, only_second).tolist() == [0.125]
 
 
-def test_a_pair_whose_token_the_explanation_lacks_is_found_all_the_same() -> None:
+def test_a_pair_is_found_even_if_the_explanation_lacks_its_token() -> None:
     table = explained(
         explanation(1, {}, 0.25, {(4, 5): 0.75}),
         explanation(2, {5: 0.5}, 0.0, {(6, 5): 1.0}),
@@ -298,18 +298,18 @@ def test_a_pair_whose_token_the_explanation_lacks_is_found_all_the_same() -> Non
 def test_fuzzing_takes_the_token_before_a_mark_whether_marked_or_not(tmp_path: Path) -> None:
     table = explained(explanation(1, {5: 0.25}, 0.0, {(9, 5): 0.75, (8, 9): 1.0}))
     rows = [
-        window(1, 0, [8, 9, 5], [0.0, 0.0, 1.0]),  # only the last is marked
+        window(1, 0, [8, 9, 5], [0.0, 0.0, 1.0]),  # only the last token is marked
         window(1, 1, [5, 9, 9], [1.0, 0.0, 0.0]),
     ]
     shown, _ = score(tmp_path, rows, table, kind="fuzzing")
     assert [(row["n_marked"], row["probability"]) for row in shown] == [(1, 0.75), (1, 0.25)]
 
 
-# What pairs are for ------------------------------------------------------------------------
+# Latents of pairs --------------------------------------------------------------------------
 
 
 def auroc(folder: Path, rows: Rows, tokenizer: Tokenizer, kind: str) -> dict[str, np.ndarray]:
-    """AUROC of each latent by context."""
+    """Return the AUROC of each latent by context."""
     found = {}
     for context in ("token", "bigram"):
         table = lexical_explanations(windows_table(rows), tokenizer, 10, context)
@@ -319,9 +319,9 @@ def auroc(folder: Path, rows: Rows, tokenizer: Tokenizer, kind: str) -> dict[str
 
 
 def pair_cell(seed: int = 0) -> Rows:
-    """Latent i fires on token 10 + i where token i stands before it.
+    """Return windows in which latent i fires on token 10 + i after token i.
 
-    All windows hold both tokens, once each; in silent ones they are not neighbours.
+    All windows contain both tokens once; in silent ones they are not neighbours.
     """
     generator = np.random.default_rng(seed)
     rows: Rows = []
@@ -339,21 +339,21 @@ def pair_cell(seed: int = 0) -> Rows:
 
 
 @pytest.mark.parametrize("kind", ["detection", "fuzzing"])
-def test_latents_of_a_pair_are_told_by_bigrams_and_not_by_tokens(
+def test_latents_of_a_pair_are_predicted_by_bigrams_but_not_by_tokens(
     tmp_path: Path, tokenizer: Tokenizer, kind: str
 ) -> None:
     found = auroc(tmp_path, pair_cell(), tokenizer, kind)
     assert (found["bigram"] == 1).all()
-    # Detection: the token stands in every window. Fuzzing: silent windows are marked elsewhere.
+    # Detection: every window contains the token. Fuzzing: silent windows are marked elsewhere.
     if kind == "detection":
         assert (found["token"] == 0.5).all()
 
 
 @pytest.mark.parametrize("kind", ["detection", "fuzzing"])
-def test_latents_of_a_token_are_told_by_both_alike(
+def test_latents_of_a_token_are_predicted_equally_by_both(
     tmp_path: Path, tokenizer: Tokenizer, kind: str
 ) -> None:
-    # Latent i fires on two of three occurrences of token i, whatever stands before.
+    # Latent i fires on two of three occurrences of token i, after any token.
     generator = np.random.default_rng(0)
     rows: Rows = []
     for latent in range(20):
@@ -369,11 +369,11 @@ def test_latents_of_a_token_are_told_by_both_alike(
     assert np.abs(found["token"] - found["bigram"]).max() < 0.06
 
 
-# All explainers see the same -----------------------------------------------------------------
+# All explainers see the same windows -----------------------------------------------------------
 
 
 def explain_all(folder: Path, rows: Rows, tokenizer_file: Path) -> dict[str, pa.Table]:
-    """One SAE's explanations by four explainers, made by the verb."""
+    """Return one SAE's explanations by four explainers, made by the verb."""
     source = write_windows(folder / "windows.parquet", rows)
     explainers: dict[str, dict[str, Any]] = {
         "token": {"kind": "lexical"},
@@ -390,7 +390,7 @@ def explain_all(folder: Path, rows: Rows, tokenizer_file: Path) -> dict[str, pa.
 
 
 def shared_cell() -> Rows:
-    """Latents with windows of several marks, so that silent windows have a choice."""
+    """Return latents with windows of several marks, so that silent windows have a choice."""
     generator = np.random.default_rng(4)
     rows: Rows = []
     for latent in (3, 8, 11, 40, 41):
@@ -421,7 +421,7 @@ def test_all_explainers_are_judged_on_the_same_windows_and_marks(
     monkeypatch.setattr(examples, "fuzz_marks", spy)
     rows = shared_cell()
     tables = explain_all(tmp_path, rows, tokenizer_file)
-    # An explainer that has nothing to say about some latents.
+    # An explainer without explanations for some latents.
     some = [3, 40]
     tables["fewer"] = tables["bigram"].take([0, 3])
     tables["fewer_swapped"] = swap_explanations(tables["fewer"], np.random.default_rng(0))
@@ -449,7 +449,7 @@ def test_all_explainers_are_judged_on_the_same_windows_and_marks(
 
 
 @pytest.mark.parametrize("kind", ["detection", "fuzzing"])
-def test_one_latent_alone_has_no_swap_and_no_predictions_of_it(
+def test_a_single_latent_has_no_swap_and_no_predictions_from_it(
     tmp_path: Path, tokenizer_file: Path, kind: str
 ) -> None:
     rows = [row for row in shared_cell() if row["latent"] == 8]
@@ -476,7 +476,7 @@ def test_a_swap_of_pairs_is_at_chance(tmp_path: Path, tokenizer_file: Path) -> N
     rows = pair_cell()
     tables = explain_all(tmp_path, rows, tokenizer_file)
     _, scores = score(tmp_path, rows, tables["swapped_bigram"], kind="detection")
-    # 20 windows of each kind, 8 latents: standard error about 0.09 / sqrt(8); four of them.
+    # 20 windows of each kind, 8 latents: standard error about 0.09 / sqrt(8); the bound is four.
     assert abs(np.mean([row["auroc"] for row in scores]) - 0.5) < 4 * 0.09 / np.sqrt(8)
 
 
@@ -484,7 +484,7 @@ def test_a_swap_of_pairs_is_at_chance(tmp_path: Path, tokenizer_file: Path) -> N
 
 
 def extreme_cell(rate: str) -> Rows:
-    """A latent that fires almost nowhere, almost everywhere, or everywhere it is shown."""
+    """Return a latent that fires almost nowhere, almost everywhere, or everywhere it is shown."""
     generator = np.random.default_rng(2)
     rows: Rows = []
     for latent in (0, 1):
@@ -499,7 +499,7 @@ def extreme_cell(rate: str) -> Rows:
                 else:
                     fires[:] = 3e38
             if rate == "always" and index % 4 <= 1 and index % 2:
-                continue  # no silent window explains this latent
+                continue  # this latent has no silent explaining window
             pool = "explain" if index % 2 else "score"
             rows.append(window(latent, len(rows), ids.tolist(), fires.tolist(), pool=pool))
     return rows
@@ -535,7 +535,7 @@ def test_base_rates_near_0_and_1_give_probabilities_and_no_warning(
         assert "other" in tables[context]["explanation"][0].as_py()
 
 
-def test_a_latent_of_one_token_is_explained_by_it_and_told_perfectly(
+def test_a_latent_of_one_token_is_explained_by_it_and_predicted_perfectly(
     tmp_path: Path, tokenizer_file: Path
 ) -> None:
     """A token_lookup dictionary: the same activation at every occurrence of one token."""

@@ -45,13 +45,13 @@ def marks_of(windows: Examples, marked: np.ndarray) -> list[list[int]]:
 # Scores ------------------------------------------------------------------------------------
 
 
-def test_scores_of_a_small_example_are_those_found_by_hand() -> None:
+def test_scores_of_a_small_example_equal_those_found_by_hand() -> None:
     active = np.array([True, True, True, False, False])
     probability = np.array([0.9, 0.5, 0.2, 0.5, 0.1])
     scores = classification_scores(active, probability)
     # 6 pairs: 0.9 wins 2, 0.5 ties 1 and wins 1, 0.2 wins 1.
     assert scores["auroc"] == pytest.approx(4.5 / 6)
-    # Cut below 0.9: 1 of 1; below 0.5: 2 of 3; below 0.2: 3 of 4. Each adds a third of recall.
+    # Down to 0.9: 1 of 1; to 0.5: 2 of 3; to 0.2: 3 of 4. Each adds a third of recall.
     assert scores["auprc"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     assert scores["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
@@ -165,7 +165,7 @@ def test_detection_takes_the_largest_probability_and_the_base_rate_of_unseen_tok
 
 
 def test_a_token_at_the_base_rate_ties_with_an_unseen_one() -> None:
-    table = explained(explanation(1, {5: 0.1}, 0.1))  # 0.1 is another number in float32
+    table = explained(explanation(1, {5: 0.1}, 0.1))  # 0.1 differs in float32
     windows = judged([window(1, 0, [5, 5], [1.0, 0.0]), window(1, 1, [9, 9], [0.0, 0.0])])
     first, second = judge_by_tokens(windows, table, np.ones(4, bool))
     assert first == second
@@ -194,7 +194,7 @@ def test_active_windows_are_marked_above_a_share_of_their_own_maximum(
 
 
 def fuzz_cell(n_silent: int) -> list[dict[str, Any]]:
-    """One latent: of its four active windows three have one mark and one has five."""
+    """Return one latent: of its four active windows, three have one mark and one has five."""
     fires = [[1.0] + [0.0] * 15] * 3 + [[1.0] * 5 + [0.0] * 11]
     rows = [window(8, i, [i] * 16, activations) for i, activations in enumerate(fires)]
     return rows + [window(8, i, [i] * 16, [0.0] * 16) for i in range(4, 4 + n_silent)]
@@ -205,9 +205,9 @@ def test_silent_windows_are_marked_as_often_as_a_random_active_window() -> None:
     marks = marks_of(windows, fuzz_marks(windows, 0.3, 0, "m"))[4:]
     sizes = np.array([len(m) for m in marks])
     assert set(sizes) == {1, 5}
-    # binomial(2000, 1/4): standard deviation 19.4, so 5 of them.
+    # binomial(2000, 1/4), with standard deviation 19.4; the bound is 5 of them.
     assert abs((sizes == 5).sum() - 500) < 97
-    # Every position is as likely: 4000 marks expected over 16 positions.
+    # Every position is equally likely: 4000 expected marks over 16 positions.
     counts = np.bincount(np.concatenate(marks), minlength=16)
     assert np.abs(counts - sizes.sum() / 16).max() < 5 * np.sqrt(sizes.sum() / 16)
 
@@ -271,7 +271,7 @@ def test_a_failed_reply_is_a_null_in_the_predictions_not_a_number(tmp_path: Path
 # The verb ----------------------------------------------------------------------------------
 
 
-def test_one_small_cell_gives_the_tables_worked_out_by_hand(tmp_path: Path) -> None:
+def test_a_small_cell_gives_the_tables_worked_out_by_hand(tmp_path: Path) -> None:
     rows = [
         window(1, 3, [6, 6], [0.0, 0.0]),
         window(1, 0, [5, 6], [1.0, 0.2]),
@@ -310,7 +310,7 @@ def test_one_small_cell_gives_the_tables_worked_out_by_hand(tmp_path: Path) -> N
 
 
 def planted(folder: Path) -> tuple[list[dict[str, Any]], dict[str, pa.Table]]:
-    """A planted cell whose latents fire once per active window, with both explainers' tables."""
+    """Return a planted cell whose latents fire once per active window, with both explainers."""
     rows = planted_cell(n_latents=30, n_windows=40, window_tokens=16, vocab_size=400)
     rows = [row for row in rows if sum(a > 0 for a in row["activations"]) < 2]
     source = write_windows(folder / "windows.parquet", rows)
@@ -324,7 +324,7 @@ def planted(folder: Path) -> tuple[list[dict[str, Any]], dict[str, pa.Table]]:
 
 
 @pytest.mark.parametrize("kind", ["detection", "fuzzing"])
-def test_a_one_token_latent_is_told_perfectly_and_its_swap_by_chance(
+def test_a_one_token_latent_is_predicted_perfectly_and_its_swap_is_at_chance(
     tmp_path: Path, kind: str
 ) -> None:
     rows, tables = planted(tmp_path)
@@ -334,16 +334,16 @@ def test_a_one_token_latent_is_told_perfectly_and_its_swap_by_chance(
         assert (row["auroc"], row["auprc"]) == (1.0, 1.0)
     _, placebo = score(tmp_path, rows, tables["swapped"], kind=kind)
     # Detection: the standard error of one AUROC of 20 + 10 windows is about 0.11. Fuzzing: all
-    # active windows show one token, so a latent's AUROC is nearly uniform, deviation 0.29. Four
-    # standard errors of the mean over 30 latents.
+    # active windows show one token, so a latent's AUROC is nearly uniform, with deviation 0.29. The
+    # bound is four standard errors of the mean over 30 latents.
     tolerance = {"detection": 4 * 0.11, "fuzzing": 4 * 0.29}[kind] / np.sqrt(30)
     assert abs(np.mean([row["auroc"] for row in placebo]) - 0.5) < tolerance
 
 
 def test_explainers_are_judged_on_the_same_marks(tmp_path: Path) -> None:
     rows, tables = planted(tmp_path)
-    # Token ids become their positions: a probability that grows with the position then reveals
-    # the last mark of each window, whoever explains.
+    # Token ids are replaced by positions: a probability that grows with the position then reveals
+    # the last mark of each window, for any explainer.
     rows = [{**row, "token_ids": list(range(16))} for row in rows]
     found = []
     for sign, name in ((1, "up"), (-1, "down")):
@@ -359,7 +359,7 @@ def test_explainers_are_judged_on_the_same_marks(tmp_path: Path) -> None:
     assert len({place for _, place in up}) == 16
 
 
-def test_tables_depend_on_no_row_order(tmp_path: Path) -> None:
+def test_tables_do_not_depend_on_row_order(tmp_path: Path) -> None:
     rows, tables = planted(tmp_path)
     order = np.random.default_rng(3).permutation(len(rows))
     score(tmp_path, rows, tables["swapped"], "a_", kind="fuzzing")

@@ -1,4 +1,4 @@
-"""All that asks nobody in one job, and placebos made where they are judged: the same tables."""
+"""All jobs without an endpoint in one, and placebos made by their judge: the same tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLACE = "{site}/{sae}/{seed}"
 
 
 def shared(folder: Path, rows: Rows, tokenizer: Path, **changes: Any) -> Path:
-    """A folder with what one job writes, for two SAEs."""
+    """Return a folder with the output of one job, for two SAEs."""
     for cell in CELLS:
         write_windows(folder / PLACE.format(**cell) / "windows.parquet", rows)
     data: dict[str, Any] = {
@@ -57,7 +57,7 @@ def shared(folder: Path, rows: Rows, tokenizer: Path, **changes: Any) -> Path:
 
 
 def alone(folder: Path, rows: Rows, tokenizer: Path) -> Path:
-    """A folder with the same, a job for each table."""
+    """Return a folder with the same output, from one job per table."""
     for cell in CELLS:
         place = folder / PLACE.format(**cell)
         windows = write_windows(place / "windows.parquet", rows)
@@ -91,13 +91,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.parquet")}
 
 
-def test_one_job_writes_byte_for_byte_what_a_job_for_each_table_writes(
+def test_one_job_writes_the_same_bytes_as_one_job_per_table(
     tmp_path: Path, rows: Rows, tokenizer_file: Path
 ) -> None:
     found = contents(shared(tmp_path / "shared", rows, tokenizer_file))
     assert len(found) == len(CELLS) * (1 + len(EXPLAINERS) + 2 * len(PAIRS))
     assert found == contents(alone(tmp_path / "alone", rows, tokenizer_file))
-    # The placebo is drawn anew for each SAE.
+    # The placebo is drawn separately for each SAE.
     placebos = [
         read_table(
             tmp_path / "shared" / PLACE.format(**cell) / "swapped/explanations.parquet",
@@ -108,7 +108,7 @@ def test_one_job_writes_byte_for_byte_what_a_job_for_each_table_writes(
     assert all(sorted(placebo) == [0, 1, 2] for placebo in placebos)
 
 
-def test_what_a_language_model_wrote_is_exchanged_where_it_lies(
+def test_explanations_of_a_language_model_are_exchanged_in_place(
     tmp_path: Path, rows: Rows, tokenizer_file: Path
 ) -> None:
     folder = tmp_path / "study"
@@ -125,13 +125,13 @@ def test_what_a_language_model_wrote_is_exchanged_where_it_lies(
         assert found["explanation"].to_pylist() != texts
 
 
-def test_a_job_that_lacks_windows_names_them(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_a_job_names_missing_windows(tmp_path: Path, tokenizer_file: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"resid_post\.1/topk/7/windows\.parquet"):
         shared(tmp_path / "none", [], tokenizer_file, cells=[{**CELLS[0], "seed": 7}, *CELLS])
 
 
-# A judge that is asked makes what asks nobody itself
+# A job with a judge makes the explanations that need none
 
 
 def judged(
@@ -144,7 +144,7 @@ def judged(
     ranks: str | None = None,
     **scorer: Any,
 ) -> tuple[bytes, bytes]:
-    """Predictions and scores of a placebo, which the job makes or reads."""
+    """Return predictions and scores of a placebo, which the job makes or reads."""
     folder.mkdir(parents=True)
     windows = write_windows(folder / "windows.parquet", rows)
     explanations = folder / "explanations.parquet"

@@ -1,4 +1,4 @@
-"""Explanations and scores that were made elsewhere, in each layout, and placebos beside them."""
+"""Explanations and scores made elsewhere, in each layout, and placebos next to them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cell(tmp_path: Path) -> Path:
 
 
 def explained(cell: Path, path: Path | str, **explainer: Any) -> dict[int, dict[str, Any]]:
-    """Rows of the table `explanations`, by latent."""
+    """Return rows of the table `explanations`, by latent."""
     output = cell.with_name("explanations.parquet")
     params: ExplainLatentsParams = explain_params(kind="import", path=str(path), **explainer)
     explain_latents(params, cell, cell.with_name("no.json"), output, base=None)
@@ -61,7 +61,7 @@ def explained(cell: Path, path: Path | str, **explainer: Any) -> dict[int, dict[
 def scored(
     cell: Path, path: Path | str, explanations: Rows | None = None, **scorer: Any
 ) -> tuple[Rows, dict[int, dict[str, Any]]]:
-    """Rows of `predictions`, and of `scores` by latent; by default of text about three latents."""
+    """Return rows of `predictions`, and of `scores` by latent; by default for three latents."""
     table = explanations or [explanation(n, {}, 0.5) | {"base_probability": None} for n in SAMPLED]
     source, tokenizer = cell.with_name("explained.parquet"), cell.with_name("tokenizer.json")
     write_table(source, as_table(*table), cell_schema("explanations"))
@@ -114,7 +114,7 @@ def test_each_layout_gives_the_same_explanations(cell: Path, tmp_path: Path) -> 
         assert all(one["base_probability"] is None for one in found.values())
 
 
-def test_what_delphi_could_not_parse_is_no_explanation(cell: Path, tmp_path: Path) -> None:
+def test_delphis_unparsed_explanations_count_as_missing(cell: Path, tmp_path: Path) -> None:
     run = write_delphi(tmp_path, {1: "Explanation could not be parsed.", 2: "", 5: "x" * 5000})
     found = explained(cell, run)
     assert [found[n]["explanation"] for n in (1, 2)] == [None, ""]
@@ -122,56 +122,56 @@ def test_what_delphi_could_not_parse_is_no_explanation(cell: Path, tmp_path: Pat
     assert len(found[5]["explanation"]) + found[5]["n_characters_cut"] == 5000
 
 
-def test_the_explanation_of_one_of_several_models_is_taken(cell: Path, tmp_path: Path) -> None:
+def test_the_explanation_of_one_of_several_models_is_selected(cell: Path, tmp_path: Path) -> None:
     rows = [row(1, "by a", "a"), row(1, "by b", "b"), row(2, "b again", "b")]
     file = write_lines(tmp_path / "np.jsonl", *rows)
     found = explained(cell, file, model="b")
     assert [found[n]["explanation"] for n in (1, 2)] == ["by b", "b again"]
     assert found[1]["model"] == "b"
     with pytest.raises(
-        UserError, match=r"line 2: latent 1 has one already, from .*line 1; keep one, or say who"
+        UserError, match=r"line 2: latent 1 has one already, from .*line 1; keep one, or select"
     ):
         explained(cell, file)
 
 
-def test_who_wrote_nothing_in_a_file_is_told_who_did(cell: Path, tmp_path: Path) -> None:
+def test_a_selection_without_matches_lists_what_the_file_has(cell: Path, tmp_path: Path) -> None:
     row = {"index": 1, "description": "cats", "explanationModelName": "big", "layer": "3-res"}
     score = {"value": 0.5, "explanationScoreTypeName": "recall", "explanationScoreModelName": "j"}
     (tmp_path / "x.jsonl").write_text(json.dumps({**row, "scores": [score]}) + "\n")
     (tmp_path / "x.csv").write_text("latent,explanation,model\n1,cats,big\n1,dogs,small\n")
     for name, keys, says in (
-        ("x.jsonl", {"source": "3-att"}, "nothing of `source` '3-att' in it, but of '3-res'"),
-        ("x.jsonl", {"model": "tiny"}, "nothing of `model` 'tiny' in it, but of 'big'"),
-        ("x.csv", {"model": "tiny"}, "nothing of `model` 'tiny' in it, but of 'big', 'small'"),
+        ("x.jsonl", {"source": "3-att"}, "has no `source` '3-att', only '3-res'"),
+        ("x.jsonl", {"model": "tiny"}, "has no `model` 'tiny', only 'big'"),
+        ("x.csv", {"model": "tiny"}, "has no `model` 'tiny', only 'big', 'small'"),
     ):
         assert refused(explained, cell, tmp_path / name, **keys) == f"{tmp_path / name}: {says}"
     for keys, says in (
-        ({"scores": "fuzz"}, "nothing of `scores` 'fuzz' in it, but of 'recall'"),
-        ({"judge": "k"}, "nothing of `judge` 'k' in it, but of 'j'"),
+        ({"scores": "fuzz"}, "has no `scores` 'fuzz', only 'recall'"),
+        ({"judge": "k"}, "has no `judge` 'k', only 'j'"),
     ):
         assert says in refused(scored, cell, tmp_path / "x.jsonl", metric="auroc", **keys)
 
 
-def test_tables_may_hold_blank_lines_and_latents_as_floats(cell: Path, tmp_path: Path) -> None:
+def test_tables_may_contain_blank_lines_and_latents_as_floats(cell: Path, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("latent,explanation\n1.0,cats\n\n2.0,dogs\n\n")
     said = explained(cell, tmp_path / "x.csv")
     assert [said[latent]["explanation"] for latent in (1, 2)] == ["cats", "dogs"]
 
 
-def test_the_latents_of_one_of_several_hookpoints_are_taken(cell: Path, tmp_path: Path) -> None:
+def test_the_latents_of_one_of_several_hookpoints_are_selected(cell: Path, tmp_path: Path) -> None:
     write_delphi(tmp_path, {1: "here"}, module="layers.1")
     run = write_delphi(tmp_path, {1: "there"}, module="layers.2")
     assert explained(cell, run, source="layers.{layer}")[1]["explanation"] == "here"
     with pytest.raises(UserError, match=r"several hookpoints \(layers.1, layers.2\); name one"):
         explained(cell, run)
     with pytest.raises(
-        UserError, match=r"no latents of layers\.7 in it, but of layers\.1, layers\.2"
+        UserError, match=r"has no latents of layers\.7, only of layers\.1, layers\.2"
     ):
         explained(cell, run, source="layers.7")
 
 
 def windows_of(seed: int, n: int = 24) -> Rows:
-    """Windows of one latent whose probabilities tie at times."""
+    """Return windows of one latent, with some ties among the probabilities."""
     generator = np.random.default_rng(seed)
     return [
         judged(i % 2 == 0, bool(p > 0.5), float(p), f"w{i}")
@@ -234,7 +234,7 @@ def test_scores_follow_from_the_windows_of_each_layout(
     assert scores[1]["judge"] == ("judge" if layout == "neuronpedia" else None)
 
 
-def test_predictions_stand_in_for_probabilities_that_nobody_asked_for(
+def test_predictions_replace_probabilities_that_were_not_requested(
     cell: Path, tmp_path: Path
 ) -> None:
     plain = [judged(i % 2 == 0, i < 3, None, "a") for i in range(6)]
@@ -252,7 +252,7 @@ def test_predictions_stand_in_for_probabilities_that_nobody_asked_for(
 
 
 @pytest.mark.parametrize("name", ["score", "auprc"])
-def test_a_number_for_each_latent_is_a_score_without_windows(
+def test_one_number_per_latent_is_a_score_without_windows(
     cell: Path, tmp_path: Path, name: str
 ) -> None:
     place = write_csv(tmp_path / "x.csv", ("latent", name), (1, 0.75), (2, ""))
@@ -270,7 +270,7 @@ def test_token_statistics_are_judged_on_the_windows_of_the_file(cell: Path, tmp_
     run = write_delphi(tmp_path, {}, {"detection": {1: [ACTIVE, SILENT], 2: [SILENT]}})
     formula = [explanation(1, {the: 0.875}, 0.125), explanation(2, {}, 0.25)]
     predictions, scores = scored(cell, run, formula)
-    # A token of another vocabulary, "union" here, has the base probability.
+    # A token of another vocabulary, "union" here, gets the base probability.
     assert tokenizer.token_to_id("union") is None
     assert [one["probability"] for one in predictions] == [0.875, 0.125, 0.25]
     assert {one["evidence"] for one in predictions} == {"statistics"}
@@ -278,7 +278,7 @@ def test_token_statistics_are_judged_on_the_windows_of_the_file(cell: Path, tmp_
     assert [one["probability"] for one in scored(cell, run)[0]] == [0.9, 0.2, 0.2]
 
 
-def test_windows_that_differ_in_marks_alone_are_judged_by_no_formula(
+def test_windows_that_differ_only_in_marks_are_not_judged_by_a_formula(
     cell: Path, tmp_path: Path
 ) -> None:
     wrong = judged(False, True, 0.9, " the", "cat", activations=[1.0, 0.0])
@@ -296,7 +296,7 @@ def test_tokens_of_another_model_are_refused(cell: Path, tmp_path: Path) -> None
         scored(cell, run, [explanation(1, {}, 0.5)])
 
 
-def test_a_cell_that_the_files_are_not_about_has_no_numbers(cell: Path, tmp_path: Path) -> None:
+def test_a_cell_that_is_not_in_the_files_has_no_numbers(cell: Path, tmp_path: Path) -> None:
     run = write_delphi(tmp_path, {1: "text"}, {"detection": {1: [ACTIVE, SILENT]}})
     other = {"seed": 7}
     found = explained(cell, run, cells=other)
@@ -307,7 +307,7 @@ def test_a_cell_that_the_files_are_not_about_has_no_numbers(cell: Path, tmp_path
     assert scores[1]["auroc"] is None
 
 
-def test_a_judge_of_ours_is_shown_what_others_wrote_in_quotes_it_cannot_close(
+def test_our_judge_sees_foreign_explanations_in_quotes_that_they_cannot_close(
     tmp_path: Path, rows: Rows, tokenizer_file: Path
 ) -> None:
     cell = write_cell(tmp_path / "cell", rows, sampled=range(3))
@@ -337,22 +337,22 @@ def test_a_judge_of_ours_is_shown_what_others_wrote_in_quotes_it_cannot_close(
 
 CASES: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "latent,explanation\n1,a\n1,b\n", "line 3: latent 1 has one already, from .*line 2"),
-    ("a.csv", "latent,explanation\n8,a\n", r"line 2: latent 8, and this SAE has 8 \(0 to 7\)"),
+    ("a.csv", "latent,explanation\n8,a\n", r"line 2: latent 8, but this SAE has 8 \(0 to 7\)"),
     ("a.csv", "latent,explanation\n-1,a\n", "line 2: '-1' is not the number of a latent"),
     ("a.csv", "latent,explanation\n1.5,a\n", "line 2: '1.5' is not the number of a latent"),
     ("a.csv", "latent,text\n1,a\n", "no column explanation; it has 'latent', 'text'"),
-    ("a.csv", "latent,explanation\n1\n", "line 2: 1 fields, and the header has 2"),
+    ("a.csv", "latent,explanation\n1\n", "line 2: 1 fields, but the header has 2"),
     ("a.csv", "", "no row in it"),
     ("a.csv", "latent,explanation\n", "no row in it"),
     ("a.jsonl", "", "nothing in it for any latent"),
-    ("a.csv", "latent,latent\n1,1\n", "a column stands there twice"),
+    ("a.csv", "latent,latent\n1,1\n", "a column name is repeated"),
     ("a.csv", 'latent,explanation\n1,"a\n', "not a CSV file"),
     ("a.csv", b"latent,explanation\n1,\xff\n", "line 2: not UTF-8"),
     ("a.parquet", "PAR", "not a Parquet file"),
     ("a.jsonl", "{\n", r"line 1: not JSON \("),
     ("a.jsonl", "[" * 100_000, "line 1: not JSON: nested too deeply"),
     ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
-    ("a.jsonl", '{"index": "1"}\n', "line 1: neither description nor explanations"),
+    ("a.jsonl", '{"index": "1"}\n', "line 1: has neither description nor explanations"),
     ("a.jsonl", '{"index": "1", "description": 3}\n', "line 1: description 3 is not a text"),
     ("a.jsonl", '{"index": "x", "description": ""}\n', "line 1: 'x' is not the number"),
     (
@@ -362,17 +362,17 @@ CASES: list[tuple[str, str | bytes, str]] = [
         r"line 2: latents of several sources \('a', 'b'\); name one with `source`",
     ),
     ("a.jsonl.gz", "no gzip", "cannot be read"),
-    ("a.json", '{"description": NaN}', "NaN is no number of JSON"),
+    ("a.json", '{"description": NaN}', "NaN is not a JSON number"),
     ("a.txt", "1: a", "neither a folder with explanations or scores of delphi"),
     ("explanations/x.txt", '"a"', "its name is not <hookpoint>_latent<number>.txt"),
-    ("explanations/m_latent1.txt", "{}", "not the JSON text that delphi writes"),
+    ("explanations/m_latent1.txt", "{}", "not a JSON text, as delphi writes"),
     ("explanations/m_latent1.txt", "'a'", "not JSON"),
-    ("explanations/m_latent9.txt", '"a"', "latent 9, and this SAE has 8"),
+    ("explanations/m_latent9.txt", '"a"', "latent 9, but this SAE has 8"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), CASES)
-def test_a_wrong_file_of_explanations_is_one_line_with_its_row(
+def test_an_invalid_file_of_explanations_is_one_line_with_its_row(
     cell: Path, tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     file = tmp_path / "given" / name
@@ -393,13 +393,13 @@ SCORES: list[tuple[dict[str, Any], str]] = [
     ({"str_tokens": ["a"]}, "window 2: 1 tokens and 2 activations"),
     ({"str_tokens": [1, 2]}, "window 2: str_tokens is not a list of texts"),
     ({"activations": ["a", 0]}, "window 2: activations holds 'a', which is not a finite number"),
-    ({"activating": True}, "window 2: the latent is said to be active, and no activation"),
+    ({"activating": True}, "window 2: the latent is marked as active, but no activation"),
     ({"prediction": 0.4}, "window 2: prediction 0.4 is neither true nor false"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), SCORES)
-def test_a_wrong_judged_window_is_one_line_with_its_place(
+def test_an_invalid_judged_window_is_one_line_with_its_position(
     cell: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     run = write_delphi(tmp_path, {}, {"detection": {1: [ACTIVE, {**SILENT, **change}]}})
@@ -408,7 +408,7 @@ def test_a_wrong_judged_window_is_one_line_with_its_place(
 
 
 TABLES: list[tuple[str, str]] = [
-    ("latent,score\n1,0.5\n", "line 2: a column score; say what its numbers are with `metric`"),
+    ("latent,score\n1,0.5\n", "line 2: a column score; set `metric` to what its numbers are"),
     ("latent,auroc\n1,nan\n", "line 2: auroc 'nan' is not a number from 0 to 1"),
     ("latent,auroc\n1,inf\n", "line 2: auroc 'inf' is not"),
     ("latent,auroc\n1,0.5\n1,0.6\n", "line 3: latent 1 has one already, from .*line 2; keep one"),
@@ -419,7 +419,7 @@ TABLES: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("content", "message"), TABLES)
-def test_a_wrong_table_of_scores_is_one_line_with_its_row(
+def test_an_invalid_table_of_scores_is_one_line_with_its_row(
     cell: Path, tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "x.csv").write_text(content)
@@ -433,21 +433,21 @@ def test_scores_of_several_kinds_ask_for_one(cell: Path, tmp_path: Path) -> None
         scored(cell, run)
     alone = {"value": 0.5, "explanationScoreTypeName": "recall_alt"}
     file = write_lines(tmp_path / "np.jsonl", row(1, "text", scores=[alone]))
-    with pytest.raises(UserError, match="line 1: a score without its windows; say what"):
+    with pytest.raises(UserError, match="line 1: a score without its windows; set"):
         scored(cell, file)
     assert scored(cell, file, metric="balanced_accuracy")[1][1]["balanced_accuracy"] == 0.5
 
 
-def test_files_that_fill_a_memory_are_refused(
+def test_files_that_would_fill_the_memory_are_refused(
     cell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MOST_LINE_BYTES", 1000)
     long = write_lines(tmp_path / "long.jsonl.gz", row(1, "x" * 2000))
-    with pytest.raises(UserError, match="line 1: longer than 1,000 bytes, which no row is"):
+    with pytest.raises(UserError, match="line 1: longer than 1,000 bytes, too long for a row"):
         explained(cell, long)
     monkeypatch.setattr(reading, "MOST_BYTES", 2000)
     many = write_lines(tmp_path / "many.jsonl.gz", *(row(n, "x" * 300) for n in range(7)))
-    with pytest.raises(UserError, match="the file holds more than 2,000 bytes"):
+    with pytest.raises(UserError, match="the file has more than 2,000 bytes"):
         explained(cell, many)
 
 
@@ -484,7 +484,7 @@ def test_a_path_with_anything_but_keys_is_refused(path: str) -> None:
         imported(path=path)
 
 
-def test_parquet_text_that_is_no_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_parquet_text_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
     text = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"latent": [1], "explanation": text}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x.parquet: not a Parquet file \('utf-8' codec"):

@@ -118,7 +118,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of a process that finds the package."""
+    """Return the environment of a process that finds the package."""
     folder = tmp_path_factory.mktemp("packages")
     (folder / "peak_kinds.py").write_text(MODULE)
     described = folder / "peak_kinds-1.0.dist-info"
@@ -137,7 +137,7 @@ def ran(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_study_takes_kinds_of_another_package_like_its_own(environment: dict[str, str]) -> None:
+def test_a_study_accepts_kinds_of_another_package_like_its_own(environment: dict[str, str]) -> None:
     found = json.loads(ran(environment, "-c", STUDY, str(REPOSITORY / "config.yaml")))
     assert found["wrong_kind"] == (
         "config: explainers.mine: kind: 'peek' is not one of lexical, openai, swapped, promoted, "
@@ -183,5 +183,5 @@ def test_kinds_of_another_package_explain_and_judge(
     predicted = read_table(files["predictions"], cell_schema("predictions"))
     assert predicted.num_rows == 3 * 20
     assert set(predicted["evidence"].to_pylist()) == {"lookup"}
-    # A latent of these fires on one token: who names it tells its windows perfectly.
+    # Each latent fires on one token, so naming it tells its windows apart perfectly.
     assert read_table(scores, cell_schema("scores"))["auroc"].to_pylist() == [1.0] * 3

@@ -1,4 +1,4 @@
-"""Labels in answers: read by their keys, or by their place in a list that is whole, or not."""
+"""Labels in answers: read by key, or by position in a complete list, or not read."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def found(content: str, n: int) -> dict[int, int]:
         ('{"first_guess": [1, 0], "labels": {"1": 0, "2": 1}}', 2, {1: 0, 2: 1}),
         ('{"active": {"1": 1}, "silent": {"2": 1}}', 2, {1: 1}),
         ('{"active": [2, 1], "labels": {"1": 0, "2": 1}, "inactive": [1]}', 2, {1: 0, 2: 1}),
-        # Taken back: which one counts nobody knows.
+        # Withdrawn: it is unclear which one counts.
         ("1: 0 -> 1\n2: 1", 2, {2: 1}),
         ("| Window | Active |\n|---|---|\n| 1 | 1 \u2192 0 |\n| 2 | 1 |", 2, {2: 1}),
         ("1 -> 0\n2 -> 1", 2, {1: 0, 2: 1}),
@@ -172,7 +172,7 @@ def found(content: str, n: int) -> dict[int, int]:
         ("3: 1\n2: 1\n1: 0\n\n0: 0\n1: 1\n2: 1", 3, {1: 0, 2: 1, 3: 1}),
     ],
 )
-def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, int]) -> None:
+def test_labels_are_read_by_their_keys(content: str, n: int, kept: dict[int, int]) -> None:
     assert found(content, n) == kept
 
 
@@ -200,20 +200,20 @@ def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, in
         ('{"active": [1], "silent": {"2": 1}}', 2),
     ],
 )
-def test_what_has_no_sure_keys_is_not_read(content: str, n: int) -> None:
+def test_answers_without_unambiguous_keys_are_not_read(content: str, n: int) -> None:
     assert found(content, n) == {}
 
 
 @pytest.mark.parametrize("form", ["{k}|{v}", "{k},{v}", "{k}: {v}", "| {k} | {v} |", "{k}. {v}"])
 @pytest.mark.parametrize("first", [0, 1, 2])
-def test_keys_count_from_one_or_are_exactly_zero_to_n_minus_one(form: str, first: int) -> None:
+def test_keys_are_one_to_n_or_exactly_zero_to_n_minus_one(form: str, first: int) -> None:
     said = [1, 0, 0, 1]
     content = "\n".join(form.format(k=k, v=v) for k, v in enumerate(said, first))
     assert found(content, 4) == ({} if first == 2 else dict(enumerate(said, 1)))
 
 
 @pytest.mark.parametrize("form", ["{k}|{v}", "{k},{v}", "{k}: {v}", "| {k} | {v} |", "{k}. {v}"])
-def test_a_count_from_zero_that_is_not_whole_is_not_read(form: str) -> None:
+def test_an_incomplete_count_from_zero_is_not_read(form: str) -> None:
     content = "\n".join(form.format(k=k, v=v) for k, v in enumerate([1, 0, 0, 1]))
     assert found(content, 5) == {}
     assert found(content, 3) == {}
@@ -221,7 +221,7 @@ def test_a_count_from_zero_that_is_not_whole_is_not_read(form: str) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("form", ["[{}]", '{{"answers": [{}]}}', "{}", "Answers: {}"])
-def test_a_list_without_keys_counts_only_if_it_is_whole(form: str, n: int) -> None:
+def test_a_list_without_keys_counts_only_if_complete(form: str, n: int) -> None:
     content = form.format(", ".join("01"[i % 2] for i in range(n)))
     for asked in (1, 2, 3, 4, 5):
         # Without brackets, "0, 1" about one window is a row with a number.
@@ -242,7 +242,7 @@ ROWS = ("{k}|{v}", "{k}: {v}", "- **Window {k}:** {v}", "{k}. {v}", '"{k}": {v},
     row=st.sampled_from(ROWS),
     draft_row=st.sampled_from(ROWS),
 )
-def test_no_draft_changes_what_is_read(
+def test_drafts_do_not_change_what_is_read(
     data: st.DataObject, n: int, thought: str, row: str, draft_row: str
 ) -> None:
     bits = st.lists(st.integers(0, 1), min_size=n, max_size=n)

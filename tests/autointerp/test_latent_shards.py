@@ -1,4 +1,4 @@
-"""An SAE's latents explained and judged by several jobs: the same tables as by one."""
+"""An SAE's latents explained and judged by several jobs: the same tables as by one job."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def score(
     return found
 
 
-def test_explanations_of_several_jobs_are_those_of_one(
+def test_explanations_of_several_jobs_equal_those_of_one(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
 ) -> None:
     whole = explain(tmp_path / "whole", rows, tokenizer_file, server, None)
@@ -88,7 +88,7 @@ def test_explanations_of_several_jobs_are_those_of_one(
     ],
     ids=str,
 )
-def test_scores_of_several_jobs_are_those_of_one(
+def test_scores_of_several_jobs_equal_those_of_one(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, scorer: dict[str, Any]
 ) -> None:
     whole = score(tmp_path / "whole", rows, tokenizer_file, server, None, **scorer)
@@ -99,7 +99,7 @@ def test_scores_of_several_jobs_are_those_of_one(
         assert joined.read_bytes() == whole[i].read_bytes(), table
 
 
-def test_a_latent_that_two_shards_hold_is_refused(tmp_path: Path) -> None:
+def test_a_latent_in_two_shards_is_refused(tmp_path: Path) -> None:
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for file, latents in zip(files, ((1, 5), (5, 7)), strict=True):
         table = explained(*(explanation(i, {}, 0.0) for i in latents))
@@ -112,7 +112,7 @@ def test_a_latent_that_two_shards_hold_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["5:5", "3", "-1:4", "a:b", "4:2"])
-def test_ranks_that_are_none_are_refused(text: str) -> None:
+def test_invalid_ranks_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"--ranks: .* is not FIRST:END"):
         Ranks.parse(text)
 

@@ -34,7 +34,7 @@ WINDOWS = [
     "he said: <|endoftext|> and the rest of it",
     "the sea",
 ]
-# Characters of each window; the fourth has two marks, the third its only token.
+# Marked characters of each window; the fourth has two marks, the third its only token.
 SPANS = [[(4, 8)], [(11, 14)], [(0, 2)], [(2, 7), (13, 18)], [(9, 22)], [(4, 7)]]
 
 SHAPE = {
@@ -52,19 +52,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {}),
     "gpt2": ("GPT2Config", {"n_positions": CONTEXT}),
     "opt": ("OPTConfig", {"ffn_dim": 32, "word_embed_proj_dim": 8, "dropout": 0.0}),
-    # Attends to the last four tokens only, and squashes its logits behind the head.
+    # Attends only to the last four tokens, and squashes its logits after the head.
     "gemma2": (
         "Gemma2Config",
         {"head_dim": 8, "num_key_value_heads": 1, "sliding_window": 4},
     ),
     "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 2}),
-    # Has a recurrent state in the place of keys and values.
+    # Has a recurrent state instead of keys and values.
     "mamba": ("MambaConfig", {"state_size": 4}),
 }
 
 
 def tokenizer_with_beginning() -> Tokenizer:
-    """A byte-level BPE that trims spaces off offsets and puts a token before each text."""
+    """Return a byte-level BPE that trims spaces from offsets and adds a token before each text."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -110,11 +110,11 @@ def llama() -> LocalJudge:
 
 
 def plain_tokens(text: str) -> list[tuple[int, int, int]]:
-    """(id, first byte, byte behind the last) of each token of an ASCII text, special ones split."""
+    """Return (id, first byte, end byte) of each token of an ASCII text, splitting special ones."""
     pieces = [text]
     if "<|endoftext|>" in text:
         start = text.index("<|endoftext|>")
-        # Byte-level splitting ends words at punctuation, so these parts are tokenized apart.
+        # Byte-level splitting ends words at punctuation, so these parts are tokenized separately.
         pieces = [text[: start - 1], " <|", "endoftext", "|>", text[start + 13 :]]
     found, at = [], 0
     for token in (i for piece in pieces for i in TOKENIZER.encode(piece).ids[1:]):
@@ -129,7 +129,7 @@ def plain_tokens(text: str) -> list[tuple[int, int, int]]:
 def slow_log_odds(
     judge: LocalJudge, explanation: str, text: str, spans: list[tuple[int, int]] | None
 ) -> float:
-    """Both full texts through the model in float64, one at a time, without a cache."""
+    """Run both full texts through the model in float64, one at a time, without a cache."""
     model = copy.deepcopy(judge.model).double()
     start = "" if text.startswith(" ") else " "
     tokens = plain_tokens(start + text)
@@ -149,7 +149,7 @@ def slow_log_odds(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("form", ["detection", "fuzzing"])
-def test_log_odds_are_those_of_the_full_texts_in_float64(family: str, form: str) -> None:
+def test_log_odds_equal_those_of_the_full_texts_in_float64(family: str, form: str) -> None:
     judge = judge_of(family)
     spans = SPANS if form == "fuzzing" else None
     expected = [
@@ -195,13 +195,13 @@ def test_neither_batches_nor_order_change_the_log_odds(llama: LocalJudge, spans:
         np.testing.assert_allclose(other, found, rtol=0, atol=1e-5)
 
 
-def test_a_window_that_comes_twice_gets_the_same_log_odds_twice(llama: LocalJudge) -> None:
+def test_a_repeated_window_gets_the_same_log_odds(llama: LocalJudge) -> None:
     found = Likelihood(llama, PROMPT).log_odds(EXPLANATION, [WINDOWS[0], WINDOWS[2], WINDOWS[0]])
     assert found[0] == found[2] != found[1]
 
 
 def tokens_read(judge: LocalJudge) -> tuple[list[int], Any]:
-    """Fills with the tokens of each forward pass until the handle is removed."""
+    """Return a list that collects the tokens of each forward pass until the handle is removed."""
     seen: list[int] = []
     layer: nn.Module = judge.model.get_input_embeddings()
     return seen, layer.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].numel()))
@@ -211,7 +211,7 @@ def test_the_prefix_is_read_once_and_the_neutral_side_once_per_window(llama: Loc
     likelihood = Likelihood(llama, PROMPT, batch_windows=1)
     explained = len(TOKENIZER.encode("Topic: boats on a river\nSentence:").ids)
     neutral = len(TOKENIZER.encode("Topic: anything\nSentence:").ids)
-    # What is read of each window, but its last token; windows of one token need nothing.
+    # All but the last token of each window is read; windows of one token need no pass.
     windows = sorted(len(plain_tokens(f" {WINDOWS[i]}")) - 1 for i in (0, 3, 5))
     seen, handle = tokens_read(llama)
     try:
@@ -224,7 +224,7 @@ def test_the_prefix_is_read_once_and_the_neutral_side_once_per_window(llama: Loc
         handle.remove()
 
 
-def test_nothing_behind_the_last_mark_is_read_or_counts(llama: LocalJudge) -> None:
+def test_nothing_after_the_last_mark_is_read_or_counts(llama: LocalJudge) -> None:
     likelihood = Likelihood(llama, PROMPT)
     short = likelihood.log_odds(EXPLANATION, ["the boat"], [[(4, 8)]])
     seen, handle = tokens_read(llama)
@@ -245,7 +245,7 @@ def test_marks_on_spaces_and_line_breaks_count(llama: LocalJudge) -> None:
         assert value == pytest.approx(slow_log_odds(llama, EXPLANATION, text, [span]), abs=1e-5)
 
 
-def test_a_window_without_scored_tokens_says_nothing(llama: LocalJudge) -> None:
+def test_a_window_without_scored_tokens_has_zero_log_odds(llama: LocalJudge) -> None:
     found = Likelihood(llama, PROMPT).log_odds(
         EXPLANATION, ["the boat", "", "the boat"], [[], [], [(4, 8)]]
     )
@@ -259,7 +259,7 @@ def test_the_neutral_text_as_an_explanation_gives_even_odds(llama: LocalJudge) -
     np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
-def test_a_window_that_exceeds_the_context_is_said_in_one_line(llama: LocalJudge) -> None:
+def test_a_window_that_exceeds_the_context_is_reported_in_one_line(llama: LocalJudge) -> None:
     likelihood = Likelihood(llama, PROMPT)
     n_prefix = len(TOKENIZER.encode("Topic: boats on a river\nSentence:").ids)
     fits = "a" * (CONTEXT - n_prefix - 1)
@@ -273,7 +273,7 @@ def test_a_window_that_exceeds_the_context_is_said_in_one_line(llama: LocalJudge
     )
 
 
-def test_an_explanation_is_taken_as_it_is_but_for_line_breaks() -> None:
+def test_an_explanation_is_used_verbatim_except_for_line_breaks() -> None:
     text = PROMPT.with_explanation("a \\1 {{ explanation }}\n and {% if %}\n")
     assert text == "Topic: a \\1 {{ explanation }} and {% if %}\nSentence:"
     assert PROMPT.neutral == "Topic: anything\nSentence:"
@@ -285,12 +285,12 @@ def test_an_explanation_is_taken_as_it_is_but_for_line_breaks() -> None:
         ("Topic: {{ explanation }}\n", "has two parts"),
         ("=== explained\n{{ explanation }}\n=== neutral\n", "has two parts"),
         ("first\n=== explained\n{{ explanation }}\n=== neutral\nx\n", "has two parts"),
-        ("=== explained\nTopic: {{ topic }}\n=== neutral\nx\n", "must stand under"),
-        ("=== explained\n{{explanation}}\n=== neutral\n{{explanation}}\n", "must stand under"),
+        ("=== explained\nTopic: {{ topic }}\n=== neutral\nx\n", "must be under"),
+        ("=== explained\n{{explanation}}\n=== neutral\n{{explanation}}\n", "must be under"),
         (None, "cannot be read as a prompt"),
     ],
 )
-def test_a_prompt_that_cannot_be_used_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+def test_an_unusable_prompt_is_named(tmp_path: Path, text: str | None, said: str) -> None:
     file = tmp_path / "own.txt"
     if text is not None:
         file.write_text(text)
@@ -299,7 +299,7 @@ def test_a_prompt_that_cannot_be_used_is_named(tmp_path: Path, text: str | None,
     assert said in line
 
 
-def test_a_prompt_of_the_users_own_is_used_and_told_apart(tmp_path: Path) -> None:
+def test_a_users_own_prompt_is_used_and_has_another_hash(tmp_path: Path) -> None:
     file = tmp_path / "own.txt"
     file.write_text("=== explained\nAbout {{explanation}}:\n\n=== neutral\nAbout this:\n")
     prompt = load_likelihood_prompt(str(file))

@@ -32,7 +32,7 @@ def of_folder(folder: Path) -> PrepareJudgeParams:
 
 
 def save_model(folder: Path) -> None:
-    """A pretrained model in a folder, with a tokenizer of single bytes."""
+    """Write a pretrained model to a folder, with a tokenizer of single bytes."""
     tiny_model("llama").save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:90]
     vocabulary = {token: i for i, token in enumerate(["<end>", *alphabet])}
@@ -58,7 +58,7 @@ def test_a_gguf_file_becomes_a_checkpoint_that_gives_the_same_logits(tmp_path: P
     assert names == {"manifest.json", "checkpoint"}
 
 
-def test_a_second_conversion_replaces_the_first_whole(tmp_path: Path) -> None:
+def test_a_second_conversion_replaces_the_first_entirely(tmp_path: Path) -> None:
     file, manifest = tmp_path / "tiny.gguf", tmp_path / "judge" / "manifest.json"
     write_tiny_gguf(file)
     prepare_judge(of_gguf(file), manifest)
@@ -87,7 +87,7 @@ def test_a_damaged_judge_is_refused_by_name(tmp_path: Path, damage: str) -> None
     assert said.endswith(f"-- {manifest}")
 
 
-def test_of_a_pretrained_judge_only_the_manifest_is_kept(tmp_path: Path) -> None:
+def test_a_pretrained_judge_only_has_a_manifest(tmp_path: Path) -> None:
     manifest = tmp_path / "judge" / "manifest.json"
     save_model(tmp_path / "model")
     prepare_judge(of_folder(tmp_path / "model"), manifest)
@@ -102,7 +102,7 @@ def test_of_a_pretrained_judge_only_the_manifest_is_kept(tmp_path: Path) -> None
     assert judge.tokenizer.encode("ab").tokens == ["a", "b"]
 
 
-def test_a_judge_that_cannot_be_had_is_named_by_its_key_and_leaves_no_manifest(
+def test_an_unavailable_judge_is_named_by_its_key_and_leaves_no_manifest(
     tmp_path: Path,
 ) -> None:
     manifest = tmp_path / "judge" / "manifest.json"
@@ -121,7 +121,7 @@ def test_a_judge_that_cannot_be_had_is_named_by_its_key_and_leaves_no_manifest(
 
 
 @pytest.mark.parametrize("quantize", ["q4_0", "q8_0"])
-def test_a_requantized_copy_differs_by_half_a_step_and_in_matrices_alone(
+def test_a_requantized_copy_differs_by_half_a_step_and_only_in_matrices(
     tmp_path: Path, quantize: str
 ) -> None:
     file = tmp_path / "tiny.gguf"
@@ -138,11 +138,11 @@ def test_a_requantized_copy_differs_by_half_a_step_and_in_matrices_alone(
         changed.add(old.name)
         assert new.tensor_type == kind
         weights = np.asarray(old.data, dtype=np.float64)
-        # A block of 32 has one scale: its largest weight over 8 or 127, which float16 rounds.
+        # A block of 32 has one scale: its largest weight over 8 or 127, rounded to float16.
         largest = np.abs(weights.reshape(-1, 32)).max(axis=1, keepdims=True)
         step = np.repeat(largest / (8 if quantize == "q4_0" else 127), 32, axis=1)
         error = np.abs(gguf.dequantize(new.data, new.tensor_type) - weights).reshape(-1, 32)
-        # Four bits end at +7 of a scale whose sign is the largest weight's: up to a whole step.
+        # Four bits end at +7, with the sign of the largest weight: errors of up to a whole step.
         assert np.all(error <= step * (1.01 if quantize == "q4_0" else 0.51) + largest * 1e-3)
         assert np.mean(error <= 0.51 * step + largest * 1e-3) > 0.9
     assert changed == {f"blk.{i}.ffn_down.weight" for i in range(3)}
@@ -164,7 +164,7 @@ def test_a_requantized_copy_is_made_once_per_content(tmp_path: Path) -> None:
     assert len(list(work.iterdir())) == 2
 
 
-def test_a_file_that_is_no_gguf_leaves_no_copy(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_leaves_no_copy(tmp_path: Path) -> None:
     file = tmp_path / "other.gguf"
     file.write_bytes(b"not a model" * 100)
     with pytest.raises(UserError, match=r"other\.gguf: cannot be read as GGUF"):
@@ -172,12 +172,12 @@ def test_a_file_that_is_no_gguf_leaves_no_copy(tmp_path: Path) -> None:
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_an_unknown_quantization_is_said_before_anything_is_read(tmp_path: Path) -> None:
+def test_an_unknown_quantization_is_reported_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--quantize: 'q5' is not one of none, q4_0, q8_0"):
         serve_gguf(tmp_path / "none.gguf", 8000, work=tmp_path, quantize="q5")
 
 
 @pytest.mark.skipif(find_spec("xllamacpp") is not None, reason="xllamacpp is installed here")
-def test_a_missing_server_is_said_with_the_command_that_installs_it(tmp_path: Path) -> None:
+def test_a_missing_server_is_reported_with_its_install_command(tmp_path: Path) -> None:
     said = refused(serve_gguf, tmp_path / "none.gguf", 8000, work=tmp_path)
     assert said == "serving a GGUF file needs xllamacpp (pip install xllamacpp==2026.10.11549)"

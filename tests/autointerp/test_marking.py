@@ -26,7 +26,7 @@ METASPACE_WORDS = ("▁the", "▁caf", "s", "▁", "▁▁", "\ufffd", "é")
 
 @pytest.fixture(scope="module")
 def byte_level() -> Tokenizer:
-    """Trained on words, an accent and an emoji: other characters fall to pieces."""
+    """Trained on words, an accent and an emoji; other characters are split into bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -43,7 +43,7 @@ def byte_level() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def metaspace() -> Tokenizer:
-    """In the way of Llama's: spaces are letters, what is unknown is bytes, a decoder in steps."""
+    """Like Llama's: spaces are letters, unknown text is bytes, and decoding takes several steps."""
     names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *METASPACE_WORDS]
     vocab = {name: i for i, name in enumerate(names)}
     tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
@@ -76,14 +76,14 @@ def test_spans_equal_the_offsets_of_the_tokenizer(byte_level: Tokenizer, text: s
 
 @given(st.lists(st.integers(0, 280), max_size=24))
 @settings(max_examples=200, deadline=None)
-def test_tokens_in_any_order_read_as_the_tokenizer_says(
+def test_tokens_in_any_order_read_as_the_tokenizer_decodes_them(
     byte_level: Tokenizer, ids: list[int]
 ) -> None:
     (shown,) = window_texts(byte_level, [np.array(ids, dtype=np.int64)])
     assert shown.text == byte_level.decode(ids, skip_special_tokens=False)
     reached = 0
     for start, stop in shown.spans:
-        # Next to the one before, or on its last character; none without a character.
+        # Right after the previous one, or on its last character; empty without a character.
         assert reached - 1 <= start <= reached
         assert start < stop
         assert stop >= reached
@@ -93,12 +93,14 @@ def test_tokens_in_any_order_read_as_the_tokenizer_says(
 
 @given(st.lists(st.integers(1, 263), max_size=24))
 @settings(max_examples=300, deadline=None)
-def test_bytes_among_words_read_as_the_tokenizer_says(metaspace: Tokenizer, ids: list[int]) -> None:
-    """Such a decoder writes off a whole run of bytes where one of them is wrong."""
+def test_bytes_among_words_read_as_the_tokenizer_decodes_them(
+    metaspace: Tokenizer, ids: list[int]
+) -> None:
+    """Such a decoder replaces a whole run of bytes if one of them is wrong."""
     (shown,) = window_texts(metaspace, [np.array(ids, dtype=np.int64)])
     decoded = metaspace.decode(ids, skip_special_tokens=False)
     names = [metaspace.id_to_token(i) or "" for i in ids]
-    # The decoder strips one space that stands first.
+    # The decoder strips one leading space.
     assert shown.text in (decoded, " " + decoded)
     if names and names[0].startswith("▁"):
         assert shown.text == " " + decoded
@@ -119,12 +121,12 @@ def test_a_split_character_is_shared_by_its_tokens(byte_level: Tokenizer) -> Non
     (whole, second) = window_texts(byte_level, [ids, ids[2:]])
     assert whole.text == f"the€{SPECIAL} the\ufffd"
     assert texts_of(whole) == ["the", "€", "€", "€", SPECIAL, " the", "\ufffd", "\ufffd"]
-    # A window may begin in the middle of a character.
+    # A window may start in the middle of a character.
     assert second.text == f"\ufffd\ufffd{SPECIAL} the\ufffd"
     assert texts_of(second) == ["\ufffd", "\ufffd", SPECIAL, " the", "\ufffd", "\ufffd"]
 
 
-def test_the_space_that_a_window_starts_with_is_kept(metaspace: Tokenizer) -> None:
+def test_the_leading_space_of_a_window_is_kept(metaspace: Tokenizer) -> None:
     accent = ("<0xC3>", "<0xA9>")
     (good, bad, bare) = window_texts(
         metaspace,
@@ -175,13 +177,13 @@ WORDS = Shown("a <b c>", ((0, 1), (1, 4), (4, 6), (6, 7)))
         ([1, 1, 1, 1], "<<a <b c>>>"),
     ],
 )
-def test_marks_equal_those_set_by_hand_and_code_stays_as_it_is(
+def test_marks_equal_those_set_by_hand_and_code_is_unchanged(
     marked: list[int], expected: str
 ) -> None:
     assert mark(WORDS, np.array(marked, dtype=bool)) == expected
 
 
-def test_a_shared_character_is_marked_whole_and_once() -> None:
+def test_a_shared_character_is_marked_entirely_and_once() -> None:
     shown = Shown("a€b", ((0, 1), (1, 2), (1, 2), (2, 3)))
     assert mark(shown, np.array([0, 1, 0, 0], dtype=bool)) == "a<<€>>b"
     assert mark(shown, np.array([0, 0, 1, 0], dtype=bool)) == "a<<€>>b"
@@ -194,7 +196,7 @@ PIECES = ["a", " ", "<", ">", "[", "]", "{", "}", "<<", "]]", "<mark1>", "</text
 
 @given(words=st.lists(st.sampled_from(PIECES), max_size=10), data=st.data())
 @settings(max_examples=300, deadline=None)
-def test_marks_and_delimiters_are_never_confused_with_what_the_text_says(
+def test_marks_and_delimiters_are_never_confused_with_the_text(
     words: list[str], data: st.DataObject
 ) -> None:
     bounds = np.concatenate([[0], np.cumsum([len(word) for word in words], dtype=np.int64)])
@@ -212,7 +214,7 @@ def test_marks_and_delimiters_are_never_confused_with_what_the_text_says(
     if not any(flags):
         assert found == shown.text
         return
-    # A reader who knows nothing but the two marks finds every character's mark again.
+    # A reader who knows only the two marks finds the marks of every character again.
     within, seen, letters = False, [], []
     for part in re.split(f"({re.escape(left)}|{re.escape(right)})", found):
         if part in (left, right):
@@ -270,7 +272,7 @@ def test_strengths_from_0_to_10_keep_the_order_of_activations(values: list[float
 def examples(
     activations: list[list[float]], n_marked: list[int], latents: list[int] | None = None
 ) -> Examples:
-    """Windows whose strongest `n_marked` tokens are marked."""
+    """Return windows whose strongest `n_marked` tokens are marked."""
     n = len(activations)
     marked = [
         np.isin(np.arange(len(row)), np.argsort(row)[::-1][:size])
@@ -296,8 +298,8 @@ def examples(
 
 @given(st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
-def test_no_mark_stands_on_a_token_that_can_be_no_firing(seed: int) -> None:
-    """Such as BOS at the start of a window: a mark there would tell that the window is silent."""
+def test_marks_are_only_on_tokens_that_may_fire(seed: int) -> None:
+    """Such as BOS at the start of a window: a mark there would reveal that it is silent."""
     rng = np.random.default_rng(seed)
     rows = [[0.0, 0.9, 0.0, 0.7, 0.0]] + [[0.0] * 5] * 4 + [[0.0, 0.3, 0.0, 0.0, 0.0]]
     skipped = rng.random(5 * len(rows)) < 0.4
@@ -316,7 +318,7 @@ def test_no_mark_stands_on_a_token_that_can_be_no_firing(seed: int) -> None:
 
 @given(st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
-def test_misplaced_marks_stand_on_silent_tokens_as_many_as_true_marks(seed: int) -> None:
+def test_misplaced_marks_are_on_silent_tokens_as_many_as_true_marks(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = [(rng.random(int(n)) * (rng.random(int(n)) < 0.6)).tolist() for n in [5, 9, 1, 7, 8]]
     sizes = [min(len(row), int(rng.integers(1, 6))) for row in rows]
@@ -332,16 +334,16 @@ def test_misplaced_marks_stand_on_silent_tokens_as_many_as_true_marks(seed: int)
     np.testing.assert_array_equal(wrong, misplaced_marks(case, seed, "trained", 0))
 
 
-def test_misplaced_marks_stand_at_other_places_in_other_windows() -> None:
-    """In delphi the generator starts anew for each window."""
+def test_misplaced_marks_are_at_other_positions_in_other_windows() -> None:
+    """In delphi, the generator restarts for each window."""
     row = [0.0] * 15 + [1.0]
     case = examples([row] * 300, [3] * 300, latents=[0] * 150 + [1] * 150)
     wrong = misplaced_marks(case, 0, "trained").reshape(300, 16)
     assert len({tuple(flags) for flags in wrong.tolist()}) > 150
-    # Uniform over the 15 silent places: 300 x 3 / 15 = 60 each, standard deviation 6.9.
+    # Uniform over the 15 silent positions: 300 x 3 / 15 = 60 each, with standard deviation 6.9.
     assert np.abs(wrong[:, :15].sum(axis=0) - 60).max() < 35
     other = misplaced_marks(case, 1, "trained").reshape(300, 16)
     assert (wrong != other).any()
-    # A window's marks are its own, whatever stands around it.
+    # A window's marks do not depend on other windows.
     alone = misplaced_marks(case.take(np.array([7])), 0, "trained")
     np.testing.assert_array_equal(alone, wrong[7])

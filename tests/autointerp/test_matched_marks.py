@@ -1,4 +1,4 @@
-"""Wrong marks are as frequent as true ones, so that frequency tells nothing."""
+"""Wrong marks are as frequent as true ones, so that frequency reveals nothing."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ N_LATENTS, N_WINDOWS, N_QUANTILES = 12, 30, 3
 
 
 def corpus(seed: int = 0) -> Examples:
-    """Latents that fire on tokens of a narrow range of frequency, each on some of its range.
+    """Return latents that fire on tokens of a narrow frequency range, each on some of its range.
 
     Every fourth type of the range is the latent's own. Windows are drawn by Zipf's law; those that
-    hold an own token are active there.
+    contain an own token are active there.
     """
     generator = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
@@ -59,19 +59,19 @@ def corpus(seed: int = 0) -> Examples:
 
 
 def all_alike(examples: Examples) -> Examples:
-    """The same windows for marks that know nothing of frequency: any token is as near."""
+    """Return windows for which marks ignore frequency, because all tokens are equally near."""
     return replace(examples, frequencies=np.full_like(examples.frequencies, 0.5))
 
 
 def octaves_of(examples: Examples) -> np.ndarray:
-    """Mean log2 of the share of marked tokens, computed from the token ids."""
+    """Return the mean log2 share of marked tokens, computed from the token ids."""
     of = np.log2(SHARE)[examples.tokens]
     pairs = zip(examples.starts[:-1], examples.starts[1:], strict=True)
     return np.array([of[a:b][examples.marked[a:b]].mean() for a, b in pairs])
 
 
 def n_right(examples: Examples, is_matched: bool) -> tuple[int, int]:
-    """Questions in which the frequency judge names the intruder, ties drawn, and all."""
+    """Count questions in which the frequency judge names the intruder, and all questions."""
     params = score_params(kind="intruder", judge={"model": "m"})
     assert isinstance(params.scorer, IntruderScorer)
     marked = with_marks(examples, 0.3, "random", 0)
@@ -85,12 +85,10 @@ def n_right(examples: Examples, is_matched: bool) -> tuple[int, int]:
     return right, len(tasks)
 
 
-def test_the_frequency_judge_is_at_chance_with_matched_marks_and_far_above_with_random_ones() -> (
-    None
-):
+def test_only_random_marks_let_the_frequency_judge_beat_chance() -> None:
     examples = corpus()
     right, n = n_right(examples, is_matched=True)
-    assert n == N_LATENTS * N_QUANTILES * 2  # ten active windows a quantile, four in a question
+    assert n == N_LATENTS * N_QUANTILES * 2  # ten active windows per quantile, four per question
     low, high = binomtest(right, n).proportion_ci(0.95, "exact")
     assert low < 1 / 5 < high
     right, n = n_right(examples, is_matched=False)
@@ -98,7 +96,7 @@ def test_the_frequency_judge_is_at_chance_with_matched_marks_and_far_above_with_
     assert low > 2 / 5
 
 
-def test_frequency_does_not_tell_wrong_marks_of_fuzzing_and_tells_random_ones() -> None:
+def test_frequency_reveals_random_marks_of_fuzzing_but_not_matched_ones() -> None:
     examples = corpus()
     aurocs = {}
     for name, given_examples in (("matched", examples), ("random", all_alike(examples))):
@@ -108,15 +106,13 @@ def test_frequency_does_not_tell_wrong_marks_of_fuzzing_and_tells_random_ones() 
             roc_auc_score(examples.active[mine], rarity[mine])
             for mine in (examples.latent == latent for latent in range(N_LATENTS))
         ]
-    # Mann-Whitney: variance (m + n + 1) / (12 m n) of each latent's AUROC.
+    # Mann-Whitney: each latent's AUROC has variance (m + n + 1) / (12 m n).
     error = np.sqrt((2 * N_WINDOWS + 1) / (12 * N_WINDOWS**2) / N_LATENTS)
     assert abs(np.mean(aurocs["matched"]) - 0.5) < 3 * error
     assert np.mean(aurocs["random"]) > 0.75
 
 
-def test_the_judge_names_the_furthest_and_draws_among_those_less_than_a_factor_of_two_apart() -> (
-    None
-):
+def test_the_judge_names_the_furthest_and_draws_within_a_factor_of_two() -> None:
     def named(*octaves: float) -> list[float]:
         found: list[float] = (1 - frequency_judge(np.array(octaves))).tolist()
         return found
@@ -131,7 +127,7 @@ def test_the_judge_names_the_furthest_and_draws_among_those_less_than_a_factor_o
 
 
 def oracle(targets: np.ndarray, offered: np.ndarray) -> set[tuple[float, ...]]:
-    """Every outcome of the rule, over all orders of turns: the log frequencies taken, sorted."""
+    """Return every outcome of the rule, over all orders: the log frequencies taken, sorted."""
     if not len(targets) or not len(offered):
         return {()}
     found = set()
@@ -145,7 +141,7 @@ def oracle(targets: np.ndarray, offered: np.ndarray) -> set[tuple[float, ...]]:
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
-def test_each_true_mark_takes_the_nearest_token_that_is_left(seed: int) -> None:
+def test_each_true_mark_takes_the_nearest_remaining_token(seed: int) -> None:
     generator = np.random.default_rng(seed)
     shares = 2.0 ** -generator.integers(1, 9, (2, 6))
     fires = np.where(np.arange(6) < generator.integers(1, 4), 1.0, 0.0)
@@ -165,7 +161,7 @@ def test_each_true_mark_takes_the_nearest_token_that_is_left(seed: int) -> None:
         assert taken in oracle(wanted, np.log2(shares[1][~skipped]))
 
 
-def test_marks_keep_their_number_where_no_token_is_near() -> None:
+def test_marks_keep_their_number_even_if_no_token_is_near() -> None:
     rare, common = 2.0**-14, 0.25
     active = window(0, 0, [1] * 8, [1.0, 1.0, 1.0] + [0.0] * 5)
     rows = [{**active, "token_frequencies": [rare] * 3 + [common] * 5}]
@@ -174,7 +170,7 @@ def test_marks_keep_their_number_where_no_token_is_near() -> None:
     examples = judged(rows)
     marked = fuzz_marks(examples, 0.3, 0, "m").reshape(-1, 8)
     assert (marked.sum(axis=1) == 3).all()
-    assert len({tuple(row) for row in marked[1:].tolist()}) > 20  # all equally near: drawn
+    assert len({tuple(row) for row in marked[1:].tolist()}) > 20  # all equally near, so random
     misplaced = misplaced_marks(replace(examples, marked=marked.ravel()), 0)
     assert np.flatnonzero(misplaced.reshape(-1, 8).sum(axis=1)).tolist() == [0]
     assert misplaced[:8].sum() == 3
@@ -184,7 +180,7 @@ def test_misplaced_marks_match_the_true_ones_of_their_own_window() -> None:
     examples = corpus()
     examples = examples.take(np.flatnonzero(examples.active))
     examples = with_marks(examples, 0.3, "misplaced", 0, "trained")
-    # Each window stands there twice, with its true marks first.
+    # Each window appears twice, with its true marks first.
     true, wrong = (examples.take(np.arange(i, len(examples.latent), 2)) for i in (0, 1))
     assert true.window.tolist() == wrong.window.tolist()
     assert true.active.all()
@@ -199,7 +195,7 @@ def test_misplaced_marks_match_the_true_ones_of_their_own_window() -> None:
     assert np.abs(octaves_of(true) - octaves_of(at_random)).mean() > 1.5
 
 
-def test_marks_of_a_window_depend_on_no_other_silent_window_and_no_other_latent() -> None:
+def test_marks_of_a_window_do_not_depend_on_other_silent_windows_or_latents() -> None:
     examples = corpus()
     whole = fuzz_marks(examples, 0.3, 0, "m", "trained")
     mine = np.flatnonzero(examples.latent == 5)
@@ -221,7 +217,7 @@ def test_marks_of_a_window_depend_on_no_other_silent_window_and_no_other_latent(
 
 
 def test_an_intruder_imitates_a_window_of_its_list_only() -> None:
-    """Two active windows of rare and of common tokens: the list decides which is imitated."""
+    """Two active windows, of rare and of common tokens: the list decides which is imitated."""
     rare, common = 2.0**-10, 2.0**-3
     rows = [
         {**window(0, i, [0] * 4, [1.0, 0.0, 0.0, 0.0]), "token_frequencies": [share] * 4}

@@ -1,4 +1,4 @@
-"""Explanations of the output side, and what follows a firing: on a model that was planted."""
+"""Explanations of the output side, and what follows a firing, on a planted model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from small_chain import (
 
 Rows = list[dict[str, Any]]
 SITE = "resid_post.1"
-# Tokens 0 to 7 put a direction of their own into the stream; it promotes five tokens each.
+# Tokens 0 to 7 each add their own direction to the stream, which promotes five tokens.
 N_PLANTED, N_ANSWERS = 8, 5
 EXPLAINERS = {"promoted": {"kind": "promoted"}, "swapped": {"kind": "swapped", "of": "promoted"}}
 
@@ -52,7 +52,7 @@ def answers(latent: int) -> list[int]:
 
 
 def planted_model(basis: torch.Tensor) -> Any:
-    """A Llama whose blocks add nothing, so that a token's embedding reaches the last norm.
+    """Return a Llama whose blocks add nothing, so that embeddings reach the last norm.
 
     Direction 8 of the basis is in all embeddings, and gives the base rate of each next token.
     """
@@ -78,7 +78,7 @@ def planted_model(basis: torch.Tensor) -> Any:
 
 
 def sampled_text(model: Any, n_contexts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens drawn from the model itself, in documents of four contexts."""
+    """Draw tokens from the model itself, in documents of four contexts."""
     with torch.no_grad():
         probability = model(torch.arange(VOCAB)[:, None]).logits[:, 0].double().softmax(1).numpy()
     rng = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def sampled_text(model: Any, n_contexts: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that the workflow makes of the planted model, up to the scores; the folder."""
+    """Make everything that the workflow makes of the planted model, up to scores, in a folder."""
     root = tmp_path_factory.mktemp("planted")
     drawn = torch.randn(D_MODEL, D_MODEL, generator=torch.Generator().manual_seed(2))
     basis = torch.linalg.qr(drawn)[0]
@@ -166,7 +166,9 @@ def test_each_planted_latent_promotes_its_answers(planted: Path) -> None:
 
 
 @pytest.mark.parametrize("scorer", ["continuation", "misplaced"])
-def test_what_follows_tells_own_explanations_from_swapped_ones(planted: Path, scorer: str) -> None:
+def test_following_tokens_tell_own_explanations_from_swapped_ones(
+    planted: Path, scorer: str
+) -> None:
     found = {e: rows_of(planted, f"{e}/{scorer}/scores") for e in EXPLAINERS}
     aurocs = {e: np.array([row["auroc"] for row in rows]) for e, rows in found.items()}
     assert len(aurocs["promoted"]) == len(aurocs["swapped"]) == N_PLANTED
@@ -217,7 +219,7 @@ def test_probabilities_are_bayes_rule_on_the_tokens_of_the_explaining_windows(
         1,
         "",
     ).to_pylist()
-    # Of eight tokens two are 5 and one is 6; 7 and 9 do not occur.
+    # Of eight tokens, two are 5 and one is 6; 7 and 9 do not occur.
     z = (5 + 2 * math.exp(1) + math.exp(-1.5)) / 8
     weights = {5: math.exp(1), 6: math.exp(-1.5), 7: math.exp(2), 9: math.exp(-1)}
     assert row["token_ids"] == [5, 6, 7, 9]
@@ -229,7 +231,7 @@ def test_probabilities_are_bayes_rule_on_the_tokens_of_the_explaining_windows(
     assert row["explanation"].endswith("(-1.5 sd)")
 
 
-def test_a_window_is_judged_by_the_likeliest_token_behind_a_mark(tmp_path: Path) -> None:
+def test_a_window_is_judged_by_the_likeliest_token_after_a_mark(tmp_path: Path) -> None:
     rows = [
         window(0, 0, [1, 2, 3, 4], [5, 0, 0, 0]),
         window(0, 1, [1, 4, 1, 2], [5, 0, 5, 0]),
@@ -246,7 +248,7 @@ def test_a_window_is_judged_by_the_likeliest_token_behind_a_mark(tmp_path: Path)
     assert scores[0]["n_active"] == 2
 
 
-def test_nothing_of_a_window_follows_a_mark_of_the_one_before() -> None:
+def test_tokens_of_a_window_never_follow_a_mark_of_the_previous_one() -> None:
     rows = [window(0, 0, [1, 2], [0, 5]), window(0, 1, [3, 4], [5, 0])]
     examples = judged(rows)
     examples = replace(examples, marked=fuzz_marks(examples, 0.3, 0, "test"))

@@ -1,4 +1,4 @@
-"""Prompt files: what they make of values, and what is wrong with one that is not a prompt."""
+"""Prompt files: how they are rendered, and what is wrong with an invalid one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VALUES = {"explanation": "the word and", "windows": ["bread << and>> butter", "n
 
 
 @pytest.mark.parametrize("kind", ["detection", "fuzzing", "intruder"])
-def test_a_question_holds_its_windows_after_fixed_turns(kind: str) -> None:
+def test_a_question_contains_its_windows_after_fixed_turns(kind: str) -> None:
     prompt = load_prompt(kind)
     messages = prompt.messages(**VALUES)
     assert [m["role"] for m in messages[:2]] == ["system", "user"]
@@ -50,15 +50,15 @@ def test_each_attempt_is_another_question_with_the_same_start(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["detection", "fuzzing"])
-def test_what_changes_last_stands_last(kind: str) -> None:
-    """Servers keep the start of a prompt: questions about one latent share all but the windows."""
+def test_what_varies_most_comes_last(kind: str) -> None:
+    """Servers cache the start of a prompt: questions about a latent differ only in the windows."""
     first = load_prompt(kind).messages(explanation="E", windows=["one"])[-1]["content"]
     second = load_prompt(kind).messages(explanation="E", windows=["two"])[-1]["content"]
     assert first.index("one") == second.index("two")
     assert first[: first.index("one")] == second[: second.index("two")]
 
 
-def test_braces_in_a_text_are_only_text() -> None:
+def test_braces_in_a_text_are_plain_text() -> None:
     window = "{{ explanation }} {% for x in y %} <b>&amp;</b>"
     question = load_prompt("detection").messages(explanation="E", windows=[window])[-1]["content"]
     assert window in question
@@ -73,13 +73,13 @@ def test_braces_in_a_text_are_only_text() -> None:
         ("if a < b and c[0] > 1:\treturn '\\n'", "if a < b and c[0] > 1:\treturn '\\n'"),
     ],
 )
-def test_a_window_stays_on_its_line_and_code_stays_as_it_is(text: str, line: str) -> None:
+def test_a_window_stays_on_its_line_and_code_is_unchanged(text: str, line: str) -> None:
     assert one_line(text) == line
     assert len(one_line(text).splitlines()) == 1
 
 
 @pytest.mark.parametrize("kind", ["explain", "detection", "fuzzing", "intruder"])
-def test_windows_are_data_by_the_words_of_the_system(kind: str) -> None:
+def test_the_system_message_declares_windows_as_data(kind: str) -> None:
     system, *turns = load_prompt(kind).turns
     assert system["role"] == "system"
     assert "between <text> and </text>" in system["content"]
@@ -99,7 +99,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_no_text_closes_what_it_stands_in(hostile: str) -> None:
+def test_no_text_closes_its_own_delimiters(hostile: str) -> None:
     shown = Shown(hostile, ((0, len(hostile)),))
     windows = [(shown, np.array([False]))] * 2
     notation = Notation.of(windows)
@@ -111,7 +111,7 @@ def test_no_text_closes_what_it_stands_in(hostile: str) -> None:
         f"Window {i}: {notation.opening}{one_line(hostile)}{notation.closing}" for i in (1, 2)
     ]
     assert messages[-1]["content"].count(notation.closing) == 2
-    # The instructions and the examples speak of the same signs.
+    # The instructions and the examples use the same signs.
     assert f"between {notation.opening} and {notation.closing}" in messages[0]["content"]
     assert f"Window 1: {notation.opening}the train" in messages[1]["content"]
 
@@ -125,7 +125,7 @@ def test_all_turns_use_the_marks_of_the_question() -> None:
     assert not any("<<" in message["content"] for message in messages)
 
 
-def test_a_prompt_of_the_users_own_is_read_and_hashed(tmp_path: Path) -> None:
+def test_a_users_own_prompt_is_read_and_hashed(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(
         "=== user\n{{ explanation }}: {{ windows | length }}\n=== again\n{{ attempt }}!"
@@ -148,7 +148,7 @@ def test_a_prompt_of_the_users_own_is_read_and_hashed(tmp_path: Path) -> None:
         ("=== user\n" + "x" * 1_000_000 + "\n=== again\nz", "more than 1,000,000 bytes"),
     ],
 )
-def test_a_file_that_is_no_prompt_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_prompt_is_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(text)
     said = refused(lambda: load_prompt("detection", str(file)).check(**VALUES))
@@ -161,7 +161,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_prompt("detection", str(tmp_path / "gone.txt"))
 
 
-def test_a_name_that_a_prompt_does_not_have_is_named_before_anything_is_sent(
+def test_an_unknown_value_in_a_prompt_is_named_before_anything_is_sent(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "mine.txt"
@@ -171,7 +171,7 @@ def test_a_name_that_a_prompt_does_not_have_is_named_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev", "pipe"])
-def test_what_is_no_file_is_never_read_as_a_prompt(tmp_path: Path, path: str) -> None:
+def test_only_regular_files_are_read_as_prompts(tmp_path: Path, path: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=r"cannot be read as a prompt: not a file$"):
         load_prompt("detection", str(tmp_path / path))
@@ -188,7 +188,7 @@ def check(folder: Path, question: str) -> None:
     of_question(folder, question).check(**VALUES)
 
 
-# Each runs a command in a plain environment of Jinja; `CMD` is the command, quoted.
+# Each runs a command in a plain environment of Jinja; `CMD` is the quoted command.
 WAYS_TO_THE_SHELL = [
     "{{ cycler.__init__.__globals__.os.popen(CMD).read() }}",
     "{{ lipsum.__globals__['os'].system(CMD) }}",
@@ -211,7 +211,7 @@ def test_a_prompt_file_runs_no_command(tmp_path: Path, way: str) -> None:
     assert said.startswith(f"{tmp_path / 'mine.txt'}: ")
 
 
-def test_the_process_of_templates_has_no_key_to_give_away(
+def test_the_template_process_has_no_key_to_give_away(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
@@ -242,7 +242,7 @@ def test_the_process_of_templates_has_no_key_to_give_away(
     ],
     ids=lambda question: question[:40],
 )
-def test_a_template_without_end_is_one_line(
+def test_an_endless_template_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, question: str
 ) -> None:
     began = time.monotonic()
@@ -251,11 +251,11 @@ def test_a_template_without_end_is_one_line(
         refused(check, tmp_path, question),
     )
     assert time.monotonic() - began < 60
-    # The next prompt is none the worse for it.
+    # The next prompt works as before.
     load_prompt("detection").check(**VALUES)
 
 
-def test_what_prompts_need_of_jinja_is_there(tmp_path: Path) -> None:
+def test_the_parts_of_jinja_that_prompts_need_work(tmp_path: Path) -> None:
     question = (
         "{% set n = windows | length %}{% macro of(i) %}({{ i }} of {{ n }}){% endmacro %}"
         "{{ explanation | upper | replace('AND', '&') }}|{{ windows | join('; ') }}|"
@@ -282,11 +282,11 @@ ORDINARY = [
 
 
 @pytest.mark.parametrize("text", ORDINARY)
-def test_a_judge_is_told_words_of_any_script_as_they_are(text: str) -> None:
+def test_a_judge_sees_words_of_any_script_unchanged(text: str) -> None:
     assert one_line(text) == text
 
 
-def test_a_judge_sees_what_a_text_hides() -> None:
+def test_a_judge_sees_hidden_characters() -> None:
     hidden = "a\u202eb\x1b[31mc\u200bd" + "".join(chr(0xE0000 + ord(c)) for c in "hi")
     shown = Shown(hidden, ((0, 1), (1, len(hidden))))
     window = USUAL.window(shown, np.array([True, False]))

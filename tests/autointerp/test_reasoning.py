@@ -1,4 +1,4 @@
-"""Reasoning in replies: whatever notation it comes in, and whatever of it is left."""
+"""Reasoning in replies, in any notation, complete or not."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def alone(content: str) -> str:
 
 
 @pytest.mark.parametrize(("opening", "closing"), THOUGHTS)
-def test_an_answer_is_what_follows_the_thought(opening: str, closing: str) -> None:
+def test_the_answer_is_what_follows_the_thought(opening: str, closing: str) -> None:
     assert alone(opening + DRAFT + closing + ANSWER) == ANSWER
-    # The template had opened it, or an opening tag came twice.
+    # The template had opened it, or an opening tag is repeated.
     assert alone(DRAFT + closing + ANSWER) == ANSWER
     assert alone(opening + "\n" + opening + DRAFT + closing + ANSWER) == ANSWER
-    # One thought in another.
+    # A thought inside another.
     assert alone(f"{opening}a\n{opening}{DRAFT}{closing}{DRAFT}{closing}{ANSWER}") == ANSWER
     # A second thought, and a second answer.
     assert alone(f"{opening}a{closing}{DRAFT}\n{opening}b{closing}{ANSWER}") == ANSWER
@@ -54,7 +54,7 @@ def test_an_answer_is_what_follows_the_thought(opening: str, closing: str) -> No
 
 
 @pytest.mark.parametrize(("opening", "closing"), THOUGHTS)
-def test_a_thought_that_was_cut_has_no_answer(opening: str, closing: str) -> None:
+def test_a_truncated_thought_has_no_answer(opening: str, closing: str) -> None:
     assert alone(opening + DRAFT) == ""
     assert alone(f"Sure. {opening}{DRAFT}") == ""
     assert alone(f"{opening}a{closing}{DRAFT}\n{opening}{DRAFT}") == ""
@@ -80,7 +80,7 @@ FINAL = "<|start|>assistant<|channel|>final<|message|>"
         ("analysis of poems and plays", "analysis of poems and plays"),
     ],
 )
-def test_of_channels_the_last_final_one_is_the_answer(content: str, answer: str) -> None:
+def test_the_last_final_channel_is_the_answer(content: str, answer: str) -> None:
     assert alone(content) == answer
 
 
@@ -116,13 +116,13 @@ def test_an_answer_has_no_marker_around_it(content: str, answer: str) -> None:
         "\n\n**Human:** Next\n\n**AI:** ",
     ],
 )
-def test_of_several_turns_the_first_one_is_the_answer(further: str) -> None:
+def test_the_first_of_several_turns_is_the_answer(further: str) -> None:
     assert alone(ANSWER + further + DRAFT) == ANSWER
     assert alone(f"<think>{DRAFT}</think>{ANSWER}{further}{DRAFT}") == ANSWER
-    if further.startswith("<"):  # special tokens, which no thought of this turn holds
+    if further.startswith("<"):  # special tokens, which the thought of this turn cannot contain
         assert alone(f"<think>{DRAFT}</think>{ANSWER}{further}<think>a</think>{DRAFT}") == ANSWER
     assert alone(f"{DRAFT}</think>{ANSWER}{further}{DRAFT}") == ANSWER
-    # A thought whose opening tag stands in the prompt may hold turns.
+    # A thought whose opening tag is in the prompt may contain turns.
     assert alone(f"{DRAFT}{further}{DRAFT}</think>{ANSWER}") == ANSWER
     assert alone(f"<think>{DRAFT}{further}{DRAFT}</think>{ANSWER}") == ANSWER
     assert alone(f"<think>{DRAFT}{further}{DRAFT}") == ""
@@ -147,7 +147,7 @@ def test_of_several_turns_the_first_one_is_the_answer(further: str) -> None:
 @pytest.mark.parametrize(
     "thought", ["", "<think>a\nb</think>\n", "<think>'</think>' ends it</think>"]
 )
-def test_a_tag_that_an_answer_speaks_of_ends_no_thought(answer: str, thought: str) -> None:
+def test_a_tag_mentioned_in_an_answer_ends_no_thought(answer: str, thought: str) -> None:
     assert alone(thought + answer) == answer
 
 

@@ -1,4 +1,4 @@
-"""Answers of judges: what is kept of good, odd and broken ones, and the probabilities in them."""
+"""Answers of judges: what is kept of good, odd and broken ones, and their probabilities."""
 
 from __future__ import annotations
 
@@ -51,28 +51,28 @@ WHOLE = {1: 1, 2: 0, 3: 1}
         '<think>Window 1: 0? Window 2: 1? No.</think>{"1": 1, "2": 0, "3": 1}',
     ],
 )
-def test_an_answer_is_read_in_whatever_form_it_comes(content: str) -> None:
+def test_an_answer_is_read_in_any_form(content: str) -> None:
     assert found(content, 3) == WHOLE
 
 
 @pytest.mark.parametrize(
     ("content", "kept"),
     [
-        ('{"1": 1, "2": 0', {1: 1, 2: 0}),  # cut
+        ('{"1": 1, "2": 0', {1: 1, 2: 0}),  # truncated
         ('{"1": 1, "3": 1}', {1: 1, 3: 1}),  # one forgotten
         ('{"1": 1, "2": 7, "3": 1}', {1: 1, 3: 1}),  # not a label
         ('{"1": 1, "2": 0.5, "3": 1}', {1: 1, 3: 1}),
         ('{"1": 1, "2": 0, "3": 1, "4": 0, "9": 1}', WHOLE),  # windows that do not exist
-        ('{"1": 1, "2": 0, "3": 1, "2": 1}', {1: 1, 3: 1}),  # said in two ways
-        ('{"1": 1, "2": 0, "3": 1, "2": 0}', WHOLE),  # said twice
-        ("[1, 0]", {}),  # nobody knows which one is missing
+        ('{"1": 1, "2": 0, "3": 1, "2": 1}', {1: 1, 3: 1}),  # contradictory
+        ('{"1": 1, "2": 0, "3": 1, "2": 0}', WHOLE),  # repeated
+        ("[1, 0]", {}),  # it is unknown which one is missing
         ("[1, 0, 1, 1]", {}),
         ("I am sorry, I cannot say.", {}),
         ("", {}),
-        ("<think>1: 1, 2: 0, 3: 1", {}),  # never came to its answer
+        ("<think>1: 1, 2: 0, 3: 1", {}),  # never reached its answer
     ],
 )
-def test_of_a_broken_answer_what_is_valid_is_kept(content: str, kept: dict[int, int]) -> None:
+def test_the_valid_parts_of_a_broken_answer_are_kept(content: str, kept: dict[int, int]) -> None:
     assert found(content, 3) == kept
 
 
@@ -96,7 +96,7 @@ def test_no_text_breaks_the_parser(content: str, n: int) -> None:
 def tokens_of(
     pieces: list[str], alternatives: dict[int, dict[str, float]]
 ) -> tuple[AnswerToken, ...]:
-    """Tokens with probabilities; others are certain."""
+    """Return tokens with probabilities; others are certain."""
     return tuple(
         AnswerToken(
             piece,
@@ -124,7 +124,7 @@ def test_a_label_whose_rival_is_not_among_the_likely_tokens_stays_a_label() -> N
     assert (said[2].probability, said[2].is_label) == (0.0, True)
 
 
-def test_content_that_a_server_stripped_is_found_among_its_tokens() -> None:
+def test_stripped_content_is_found_among_its_tokens() -> None:
     pieces = ["\n", " ", "1", ":", " ", "0"]
     tokens = tokens_of(pieces, {5: {"0": 0.8, "1": 0.2}})
     assert judgements(reply("1: 0", tokens), 1)[1].probability == pytest.approx(0.2)
@@ -166,7 +166,7 @@ def test_the_chosen_window_is_silent_and_the_others_are_active(content: str) -> 
         "window_3",
     ],
 )
-def test_the_window_that_is_named_last_as_the_intruder_is_chosen(content: str) -> None:
+def test_the_window_named_last_as_the_intruder_is_chosen(content: str) -> None:
     said = choice(reply(content), 4)
     assert said is not None
     assert [n for n in said if said[n].probability == 0] == [3]
@@ -185,7 +185,7 @@ def test_the_window_that_is_named_last_as_the_intruder_is_chosen(content: str) -
         *("1, 2 and 4 fit", '{"intruder": [2, 3]}', '{"intruder": "none"}'),
     ],
 )
-def test_a_choice_that_names_no_window_or_two_is_none(content: str) -> None:
+def test_a_choice_of_no_window_or_two_is_none(content: str) -> None:
     assert choice(reply(content), 4) is None
 
 
@@ -260,7 +260,7 @@ def test_the_probability_of_the_intruder_is_spread_over_the_windows() -> None:
         ("...", None),
     ],
 )
-def test_an_explanation_is_what_stands_last(content: str, text: str | None) -> None:
+def test_the_explanation_is_the_last_one_given(content: str, text: str | None) -> None:
     assert explanation(reply(content)) == text
 
 
@@ -283,9 +283,7 @@ THOUGHT_ONLY = [
 
 
 @pytest.mark.parametrize(("judged", "explained", "chosen"), CUT)
-def test_of_a_reply_that_was_cut_the_answer_counts(
-    judged: str, explained: str, chosen: str
-) -> None:
+def test_the_answer_in_a_truncated_reply_counts(judged: str, explained: str, chosen: str) -> None:
     said = judgements(Reply(judged, (), "length"), 3)
     assert {n: one.probability for n, one in said.items() if n < 3} == {1: 0, 2: 1}
     assert explanation(Reply(explained, (), "length")) == "boats on a"
@@ -295,7 +293,7 @@ def test_of_a_reply_that_was_cut_the_answer_counts(
 
 
 @pytest.mark.parametrize(("judged", "explained", "chosen"), THOUGHT_ONLY)
-def test_a_reply_that_was_cut_within_a_thought_without_tags_has_no_answer(
+def test_a_reply_truncated_within_an_untagged_thought_has_no_answer(
     judged: str, explained: str, chosen: str
 ) -> None:
     assert judgements(Reply(judged, (), "length"), 3) == {}
@@ -303,10 +301,10 @@ def test_a_reply_that_was_cut_within_a_thought_without_tags_has_no_answer(
     assert choice(Reply(chosen, (), "length"), 3) is None
 
 
-def test_probabilities_are_those_of_the_last_answer_and_not_of_a_draft() -> None:
+def test_probabilities_are_those_of_the_last_answer_not_of_a_draft() -> None:
     pieces = ["1", ":", " 0", "?", "</think>", "1", ":", " 0"]
     tokens = tokens_of(pieces, {2: {" 0": 0.55, " 1": 0.45}, 7: {" 0": 0.98, " 1": 0.02}})
-    for content in ("".join(pieces), "1: 0"):  # the server leaves the thought, or cuts it off
+    for content in ("".join(pieces), "1: 0"):  # the server keeps the thought, or removes it
         for some in (tokens, tokens[5:]):
             if len(some) == len(tokens) or content == "1: 0":
                 said = judgements(reply(content, some), 1)

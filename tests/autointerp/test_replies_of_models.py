@@ -1,4 +1,4 @@
-"""Answers as models of several makers write them: read rightly, or left out, and never misread."""
+"""Answers in the styles of many models: read correctly or left out, never misread."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_windows_may_be_answered_together_or_at_the_end_of_a_line(
         "\n\nWindow 1 is about trains instead of cups.",
     ],
 )
-def test_what_stands_beside_an_answer_does_not_change_it(beside: str) -> None:
+def test_text_next_to_an_answer_does_not_change_it(beside: str) -> None:
     for answer in ('{"1": 1, "2": 0, "3": 0}', "1: 1\n2: 0\n3: 0"):
         if "{" not in beside or "{" in answer or "..." in beside:
             assert found(answer + beside, 3) == {1: 1, 2: 0, 3: 0}
@@ -124,7 +124,7 @@ def test_what_stands_beside_an_answer_does_not_change_it(beside: str) -> None:
         ("1: yes (mugs), 2: no (trains), 3: yes", 3, {1: 1, 2: 0, 3: 1}),
     ],
 )
-def test_numbers_in_reasons_are_no_answers(content: str, n: int, kept: dict[int, int]) -> None:
+def test_numbers_in_reasons_are_not_answers(content: str, n: int, kept: dict[int, int]) -> None:
     assert found(content, n) == kept
 
 
@@ -141,7 +141,7 @@ def test_numbers_in_reasons_are_no_answers(content: str, n: int, kept: dict[int,
         ("1: 0 (changed from 1)\n2: 1", {1: 0, 2: 1}),
     ],
 )
-def test_what_is_taken_back_does_not_count(content: str, kept: dict[int, int]) -> None:
+def test_withdrawn_labels_do_not_count(content: str, kept: dict[int, int]) -> None:
     assert found(content, 2) == kept
 
 
@@ -154,7 +154,7 @@ def test_what_is_taken_back_does_not_count(content: str, kept: dict[int, int]) -
         ('{"1": 0, "2": 1, ...}', 2),
     ],
 )
-def test_lists_of_windows_and_forms_are_no_labels(content: str, n: int) -> None:
+def test_lists_of_windows_and_templates_are_not_labels(content: str, n: int) -> None:
     assert found(content, n) == {}
 
 
@@ -224,7 +224,7 @@ def test_a_number_beside_the_word_intruder_may_count_something_else(
         "Explanation: words for food\n\nWindow 1: <text>a <<pot>></text>\nExplanation: pots",
     ],
 )
-def test_an_explanation_is_freed_from_what_is_around_it(content: str) -> None:
+def test_an_explanation_is_stripped_of_its_surroundings(content: str) -> None:
     assert explanation(Reply(content, (), "stop")) == "words for food"
 
 
@@ -245,5 +245,5 @@ def test_an_explanation_is_freed_from_what_is_around_it(content: str) -> None:
         "shifts such as x << 2 and x >> 2",
     ],
 )
-def test_signs_that_an_explanation_speaks_of_stay(text: str) -> None:
+def test_signs_that_an_explanation_mentions_stay(text: str) -> None:
     assert explanation(Reply(f"Explanation: {text}", (), "stop")) == text

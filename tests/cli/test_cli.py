@@ -69,7 +69,7 @@ def test_a_full_disk_is_one_line_wherever_it_is_noticed(
         raise error
 
     monkeypatch.setattr("nullsae.cli.main.app", work)
-    said = "the disk is full; make room and run again, what is finished stays"
+    said = "the disk is full; free some space and run again: finished work is kept"
     assert failure(["aggregate"], monkeypatch, capsys) == (
         f"nullsae aggregate: error: {place}: {said}\n"
     )

@@ -219,8 +219,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "subjects/small/source",
         {"kind": "pretrained", "path": "a/b"},
-        "subjects.small.source.step0_revision: missing, and variants names step0; give the "
-        "revision of the untrained weights, or step0_path, or fresh_init instead of step0",
+        "subjects.small.source.step0_revision: missing, but variants names step0; give the "
+        "revision of the untrained weights, or step0_path, or use fresh_init instead of step0",
     ),
     (
         "explainers/gpt",

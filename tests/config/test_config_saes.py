@@ -99,7 +99,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"dictionary": "given", "n_latents": None},
-        "dictionary 'given' has neither from nor pretrained: which SAE is it?",
+        "dictionary 'given': from or pretrained is missing; name its SAE",
     ),
     (
         {"dictionary": "given", "n_latents": None, "from": "topk", "pretrained": "a/b"},

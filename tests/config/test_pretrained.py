@@ -260,7 +260,7 @@ def test_a_transcoder_is_known_as_such_when_a_config_is_parsed(tmp_path: Path) -
         ("attn.hook_z", {"fold_ln": True}, None),
         ("attn.hook_z", {"fold_value_biases": True}, "fold_value_biases is True: models with"),
         ("hook_resid_post", {"refactor_factored_attn_matrices": True}, "matrices is True: models"),
-        ("hook_resid_post", "no", "model_from_pretrained_kwargs: 'no' is no object"),
+        ("hook_resid_post", "no", "model_from_pretrained_kwargs: 'no' is not an object"),
     ],
 )
 def test_what_was_done_to_weights_is_refused_where_it_moves_activations(

@@ -1,4 +1,4 @@
-"""What a training leaves behind is written in pieces, and read into the tensors that are there."""
+"""Checkpoints are written in pieces, and read into existing tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def exotic() -> dict[str, Tensor]:
-    """Every dtype that a file can hold, and tensors that are no plain blocks of memory."""
+    """Return every dtype that a file can store, and tensors that are not contiguous."""
     base = numbers(6, 8)
     some = torch.arange(12).reshape(3, 4)
     found = {f"type.{name}": some.to(dtype) for name, dtype in TORCH_TYPES.items()}
@@ -45,7 +45,7 @@ def exotic() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("piece_bytes", [8, 40, 2**24])
-def test_the_bytes_are_those_of_the_safetensors_writer(
+def test_the_bytes_equal_those_of_the_safetensors_writer(
     tmp_path: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensor_pieces, "PIECE_BYTES", piece_bytes)
@@ -61,7 +61,7 @@ def test_the_bytes_are_those_of_the_safetensors_writer(
 
 
 @pytest.mark.parametrize("piece_bytes", [8, 40, 2**24])
-def test_what_was_saved_comes_back_into_the_tensors_that_are_there(
+def test_saved_tensors_are_read_into_existing_tensors(
     tmp_path: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensor_pieces, "PIECE_BYTES", piece_bytes)
@@ -70,7 +70,7 @@ def test_what_was_saved_comes_back_into_the_tensors_that_are_there(
     saved = SavedState.open(tmp_path / "state")
     assert saved.metadata == texts
     rooms = {name: saved.room(name, torch.device("cpu")) for name in tensors}
-    # Not every tensor to fill is a plain block of memory.
+    # Tensors to fill need not be contiguous.
     rooms["transposed"] = torch.zeros(6, 8).T
     rooms["every other"] = torch.zeros(9, 9)[::3, ::3]
     rooms["parameter"] = torch.nn.Parameter(torch.zeros(6, 8))
@@ -101,7 +101,7 @@ def test_a_flipped_byte_anywhere_is_found(tmp_path: Path, where: str) -> None:
         SavedState.open(path).read_into(state())
 
 
-def test_a_file_that_is_cut_or_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state"
     save_state(path, state(), {})
     whole = path.read_bytes()
@@ -135,7 +135,7 @@ def peak_bytes():
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 def growth(work):
-    # The peak so far becomes what is in memory now.
+    # Reset the peak to what is in memory now.
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_bytes()
     work()
@@ -154,14 +154,14 @@ assert [int(t[-1, -1]) for t in tensors.values()] == [1, 2]
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
-def test_neither_saving_nor_loading_takes_a_second_copy_in_memory(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak memory")
+def test_neither_saving_nor_loading_needs_a_second_copy_in_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURED, str(tmp_path / "state"), str(STATE_BYTES)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert (tmp_path / "state").stat().st_size > STATE_BYTES
     growths = [int(line) for line in done.stdout.split()]
     assert len(growths) == 2
-    # A copy of one of the two tensors would be half of it; one piece is a sixteenth.
+    # A copy of one of the two tensors would be half of it; a piece is a sixteenth.
     assert max(growths) < STATE_BYTES / 4, growths
 
 
@@ -185,7 +185,7 @@ save_state(Path(sys.argv[1]), {"x": torch.zeros(4096)}, {"step": "2"})
 """
 
 
-def test_a_kill_in_the_middle_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+def test_a_kill_while_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     before = numbers(4096)
     save_state(path, {"x": before}, {"step": "1"})

@@ -1,4 +1,4 @@
-"""Which GPU a job takes. PyTorch is told that there are some; locks and processes are real."""
+"""Which GPU a job takes. The GPUs are faked in PyTorch; locks and processes are real."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """A machine without grants, whose lock files are the test's own."""
+    """A machine without grants, with its own lock files."""
     for name in (*devices.GRANTS, *devices.JOBS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
@@ -35,7 +35,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.
 
 @pytest.fixture
 def gpus(machine: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Two GPUs, as far as PyTorch says."""
+    """Make PyTorch report two GPUs."""
     machine.setattr(torch.cuda, "is_available", lambda: True)
     machine.setattr(torch.cuda, "device_count", lambda: 2)
     machine.setattr(torch.cuda, "set_device", lambda index: None)
@@ -50,7 +50,7 @@ def job(name: str, parent: Any) -> None:
 
 
 def start(name: str) -> tuple[Any, Any]:
-    """A job that says which GPU it took, and ends when it is told to."""
+    """Start a job that reports which GPU it took, and ends on request."""
     own, other = FORK.Pipe()
     process = FORK.Process(target=job, args=(name, other))
     process.start()
@@ -70,7 +70,7 @@ def test_jobs_on_one_machine_take_different_gpus_and_wait_for_one(
     assert {told(first), told(second)} == {"cuda:0", "cuda:1"}
     third = start("auto")
     assert not third[1].poll(0.5), "both are taken"
-    # A job that is killed holds nothing.
+    # A killed job holds nothing.
     first[0].kill()
     first[0].join(30)
     assert told(third) in ("cuda:0", "cuda:1")
@@ -81,14 +81,14 @@ def test_jobs_on_one_machine_take_different_gpus_and_wait_for_one(
     assert str(devices.device_of("cuda:1")) == "cuda:1"
 
 
-def test_a_spread_subject_holds_the_gpus_that_it_asks_for_or_all_that_are_free(
+def test_a_spread_subject_holds_the_gpus_it_asks_for_or_all_free_ones(
     gpus: pytest.MonkeyPatch,
 ) -> None:
     gpus.setattr(torch.cuda, "device_count", lambda: 4)
     other = start("cuda:2")
     assert told(other) == "cuda:2"
     own = devices.device_of("cuda")
-    with pytest.raises(UserError, match=r"gpus: 4, but of the 4 GPUs here 3 are free.*gpu=4"):
+    with pytest.raises(UserError, match=r"gpus: 4, but only 3 of the 4 GPUs here are free.*gpu=4"):
         devices.hold_others(own, 4)
     devices._held.release()
     devices.device_of.cache_clear()
@@ -107,7 +107,7 @@ def test_a_spread_subject_holds_the_gpus_that_it_asks_for_or_all_that_are_free(
 def test_the_gpu_of_a_mac_is_held_by_one_job_and_refused_elsewhere(
     machine: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(UserError, match="'mps', but this is no Mac with a GPU"):
+    with pytest.raises(UserError, match="'mps', but this is not a Mac with a GPU"):
         devices.device_of("mps")
     machine.setattr(torch.backends.mps, "is_available", lambda: True)
     first = start("mps")
@@ -117,13 +117,13 @@ def test_the_gpu_of_a_mac_is_held_by_one_job_and_refused_elsewhere(
     first[1].send("end")
     assert told(second) == "mps"
     second[1].send("end")
-    # Others compute in float64 where they are, this one on the CPU.
+    # Other devices compute in float64 themselves, MPS on the CPU.
     assert devices.exact_device(torch.device("mps")) == torch.device("cpu")
     assert devices.exact_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
     assert devices.exact(torch.ones(2)).dtype == torch.float64
 
 
-def test_a_scheduler_that_calls_every_gpu_0_means_different_ones(
+def test_gpu_0_of_two_scheduler_jobs_counts_as_two_gpus(
     gpus: pytest.MonkeyPatch,
 ) -> None:
     gpus.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -138,7 +138,7 @@ def test_a_scheduler_that_calls_every_gpu_0_means_different_ones(
     assert {lock.name for lock in locks} == names
 
 
-def test_a_number_beyond_the_gpus_is_refused(gpus: pytest.MonkeyPatch) -> None:
+def test_an_index_beyond_the_last_gpu_is_refused(gpus: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"'cuda:2', but there are 2 GPUs here"):
         devices.device_of("cuda:2")
 
@@ -171,7 +171,7 @@ def test_a_granted_gpu_that_cannot_be_used_is_an_error_that_names_the_driver(
             devices.device_of(name)
         assert driver in str(caught.value)
         assert torch.__version__ in str(caught.value)
-    # A study that stays on the CPU does not ask, and a user who hides GPUs grants none.
+    # A study that stays on the CPU does not ask for a GPU; a user who hides GPUs grants none.
     assert devices.device_of("cpu") == torch.device("cpu")
     machine.delenv("SLURM_STEP_GPUS")
     machine.setenv("CUDA_VISIBLE_DEVICES", "-1")

@@ -47,7 +47,7 @@ def test_a_failed_write_leaves_no_half_file_and_keeps_the_old_one(tmp_path: Path
         assert names(path.parent) == ([] if old is None else ["table.parquet"])
 
 
-def test_a_reader_sees_the_file_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_reader_sees_the_file_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with atomic_path(path) as temporary:
         temporary.write_text("{}")
@@ -103,7 +103,7 @@ def test_the_rebuild_command_names_the_file() -> None:
     )
 
 
-def test_the_rebuild_command_finds_the_study_of_a_file_that_is_read_by_hand(
+def test_the_rebuild_command_finds_the_study_of_a_file_read_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(STARTED_WITH, raising=False)
@@ -136,7 +136,7 @@ def test_content_keys_do_not_depend_on_the_order_and_do_not_collide(
     assert len(key) == 16
 
 
-def test_a_private_file_is_for_nobody_else_to_read_also_where_it_was_not(tmp_path: Path) -> None:
+def test_a_private_file_is_for_its_owner_alone_even_if_it_was_public(tmp_path: Path) -> None:
     file = tmp_path / "run_config.yaml"
     for private in (False, True, True):
         write_text(file, "a: 1\n", private=private)
@@ -144,7 +144,7 @@ def test_a_private_file_is_for_nobody_else_to_read_also_where_it_was_not(tmp_pat
     assert file.read_text() == "a: 1\n"
 
 
-def test_a_file_that_cannot_be_written_is_named_by_its_own_name(tmp_path: Path) -> None:
+def test_an_error_names_the_unwritable_file_not_its_temporary_name(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 250)  # the temporary name is longer than a name may be
     with pytest.raises(OSError, match="too long") as caught:
         write_text(path, "")

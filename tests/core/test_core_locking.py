@@ -1,4 +1,4 @@
-"""Locks keep a second process out for as long as the first one lives, and no longer."""
+"""Locks keep a second process out exactly as long as the first one lives."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with alone_at([Path(sys.argv[1])]):
 
 @contextmanager
 def holder(file: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds a lock until it reads a line."""
+    """Start a process that holds a lock until it reads a line."""
     command = [sys.executable, "-c", HOLDER, str(file)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -43,7 +43,7 @@ def holder(file: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_second_process_ends_with_one_line_that_names_the_first(tmp_path: Path) -> None:
+def test_a_second_process_exits_with_one_line_that_names_the_first(tmp_path: Path) -> None:
     file = tmp_path / "work/train.lock"
     with holder(file) as process:
         start = time.monotonic()
@@ -53,8 +53,8 @@ def test_a_second_process_ends_with_one_line_that_names_the_first(tmp_path: Path
     said = str(error.value)
     assert said.startswith(f"{file}: process {process.pid} on {socket.gethostname()} (since 20")
     assert said.endswith(
-        f"is already at work on this; wait for its end, or end it with `kill {process.pid}` "
-        f"there, and run again: what it has done is kept"
+        f"is already working on this; wait for it to finish, or stop it with "
+        f"`kill {process.pid}` there, and run again: finished work is kept"
     )
     assert "\n" not in said
 
@@ -106,7 +106,7 @@ def test_a_failure_leaves_no_folders_that_were_made_for_the_lock(tmp_path: Path)
     assert list(tmp_path.rglob("*")) == [tmp_path / "deep", tmp_path / "deep/result"]
 
 
-def test_of_several_locks_none_is_kept_where_one_is_taken(tmp_path: Path) -> None:
+def test_no_lock_is_kept_if_one_of_several_is_taken(tmp_path: Path) -> None:
     files = [tmp_path / name for name in "abc"]
     with alone_at([files[1]]):
         with pytest.raises(UserError, match="/b: process"), alone_at(files, wait_seconds=0):
@@ -116,15 +116,15 @@ def test_of_several_locks_none_is_kept_where_one_is_taken(tmp_path: Path) -> Non
             pass
 
 
-def test_a_lock_file_without_words_keeps_out_as_well(tmp_path: Path) -> None:
-    """One whose holder has only just opened it, or which was damaged."""
+def test_an_unreadable_lock_file_still_locks(tmp_path: Path) -> None:
+    """Its holder has only just opened it, or it was damaged."""
     file = tmp_path / "lock"
     for text in ("", "[]", '{"pid": 1}'):
         with open(file, "w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             stream.write(text)
             stream.flush()
-            said = "another process is already at work on this; wait for its end, or end it, and"
+            said = "another process is already working on this; wait for it to finish, or stop it,"
             with pytest.raises(UserError, match=said), alone_at([file], wait_seconds=0):
                 raise AssertionError("two are in")
 
@@ -142,7 +142,7 @@ for i in range(int(sys.argv[2])):
 """
 
 
-def test_two_are_never_in_however_often_the_files_come_and_go(tmp_path: Path) -> None:
+def test_two_processes_never_hold_the_same_locks_at_once(tmp_path: Path) -> None:
     (tmp_path / "count").write_text("0")
     command = [sys.executable, "-c", COUNTER, str(tmp_path), "200"]
     processes = [subprocess.Popen(command) for _ in range(3)]
@@ -151,20 +151,20 @@ def test_two_are_never_in_however_often_the_files_come_and_go(tmp_path: Path) ->
     assert [file.name for file in tmp_path.iterdir()] == ["count"]
 
 
-def test_a_lock_that_was_deleted_deletes_nobody_elses(tmp_path: Path) -> None:
+def test_releasing_a_deleted_lock_leaves_the_lock_of_another_process(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     with alone_at([file]):
         file.unlink()
         other = holder(file)
         other.__enter__()
     assert file.exists()
-    with pytest.raises(UserError, match="is already at work"), alone_at([file], wait_seconds=0):
+    with pytest.raises(UserError, match="is already working"), alone_at([file], wait_seconds=0):
         raise AssertionError("two are in")
     other.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
-def test_without_locks_the_work_goes_on_with_one_warning(
+def test_without_file_locks_work_continues_with_one_warning(
     tmp_path: Path,
     number: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,7 +183,7 @@ def test_without_locks_the_work_goes_on_with_one_warning(
         assert alone.certain
 
 
-def test_a_folder_that_goes_meanwhile_is_made_again(tmp_path: Path) -> None:
+def test_a_folder_deleted_meanwhile_is_created_again(tmp_path: Path) -> None:
     file = tmp_path / "work/lock"
     with alone_at([file]):
         file.unlink()

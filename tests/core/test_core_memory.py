@@ -1,4 +1,4 @@
-"""What this process does with memory that it has freed."""
+"""What a process does with the memory that it freed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(given_back[-1] - given_back[0], kept[-1] - kept[0])
 """
 
 
-# Pieces that are freed below one that is not: none is given back by itself.
+# Pieces freed below one that is still in use, so that none is given back by itself.
 HELD = """
 from pathlib import Path
 import numpy as np
@@ -45,14 +45,14 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glib
 
 
 @glibc
-def test_a_block_that_is_freed_is_not_faulted_in_again() -> None:
+def test_a_freed_block_is_not_faulted_in_again() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     given_back, kept = map(int, done.stdout.split())
     assert kept * 100 < given_back
 
 
 @glibc
-def test_what_is_freed_is_held_until_it_is_given_back() -> None:
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
     full, kept, left = map(int, done.stdout.split())
     assert full - kept < 2**13 < full - left

@@ -29,7 +29,7 @@ def moments_of(x: Tensor, cuts: tuple[int, ...] = ()) -> Moments:
 
 
 def isotropic(d: int, scale: float = 1.0) -> Tensor:
-    """Points whose covariance is exactly scale^2 times the identity: +-scale * sqrt(d) * e_j."""
+    """Return points whose covariance is exactly scale^2 times the identity: +-scale sqrt(d) e_j."""
     axes = torch.eye(d, dtype=torch.float64) * scale * math.sqrt(d)
     return torch.cat([axes, -axes])
 
@@ -66,7 +66,7 @@ def test_the_batch_size_does_not_matter(cuts: list[int], seed: int) -> None:
         assert split.health()[name] == pytest.approx(value, rel=1e-11), name
 
 
-def test_single_vectors_are_added_rightly() -> None:
+def test_vectors_may_be_added_one_by_one() -> None:
     x = randn(40)
     one = moments_of(x, tuple(range(1, 40)))
     torch.testing.assert_close(one.covariance(), moments_of(x).covariance(), rtol=1e-12, atol=1e-12)
@@ -74,7 +74,7 @@ def test_single_vectors_are_added_rightly() -> None:
 
 @pytest.mark.parametrize("first", ["like the others", "massive"])
 def test_a_mean_far_from_zero_costs_no_digits(first: str) -> None:
-    """Sums of squares would keep 16 - 2 * 8 = no digits; nor may sums about the first token."""
+    """Sums of squares would keep 16 - 2 * 8 = 0 digits; so might sums about the first token."""
     x = torch.randint(-8, 9, (N, D), generator=torch.Generator().manual_seed(0)).double()
     expected = moments_of(x).covariance()
     shifted = x + 1e8  # exact in float64
@@ -116,7 +116,7 @@ def test_the_shares_follow_their_closed_form() -> None:
 
 
 def test_rotating_the_cloud_keeps_its_rank_and_hides_a_massive_dimension() -> None:
-    """The rank and the eigenvalue's share are the cloud's, the coordinate's share the axes'."""
+    """The rank and the eigenvalue share depend on the cloud, the coordinate share on the axes."""
     x = isotropic(4) * torch.tensor([10.0, 1.0, 1.0, 1.0], dtype=torch.float64)
     hadamard = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2.0
     plain, turned = moments_of(x).health(), moments_of(x @ hadamard.double()).health()

@@ -1,4 +1,4 @@
-"""What long work says of itself in a log."""
+"""What long work reports in a log."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_resumed_training_counts_only_its_own_steps_in_the_rate(
     assert told(caplog)[-1] == "train_sae: 961 of 1,000 steps, 0.5 steps/s, 78 s left, 0.2500"
 
 
-def test_a_second_phase_has_a_rate_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_phase_has_its_own_rate(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     lines = LogLines("train_sae", "steps", clock)
     for done in range(5_000):
@@ -69,7 +69,7 @@ def test_a_second_phase_has_a_rate_of_its_own(caplog: pytest.LogCaptureFixture) 
     ]
 
 
-def test_one_long_step_is_told_without_a_rate(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_long_step_is_logged_without_a_rate(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     lines = LogLines("explain_latents", "latents", clock)
     clock.now += 300
@@ -99,7 +99,7 @@ def test_short_work_logs_nothing_and_a_file_gets_no_bar(
         (187_200, "2 d 4 h"),
     ],
 )
-def test_a_duration_has_two_figures_at_most(seconds: float, text: str) -> None:
+def test_a_duration_has_at_most_two_figures(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

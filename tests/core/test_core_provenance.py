@@ -1,4 +1,4 @@
-"""Who made an artifact, over kills, shares, machines and checkouts."""
+"""Who made an artifact, across kills, shared work, machines and checkouts."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_a_job_names_its_versions_device_and_host(tmp_path: Path) -> None:
     )
     assert job.device_kind == "cpu"
     assert len(job.device) > 2
-    # Afterwards the process is another job.
+    # Afterwards the process runs another job.
     assert provenance.this_job().verb == ""
 
 
-def test_jobs_that_go_on_are_named_each_once_and_others_replaced(
+def test_resuming_jobs_are_listed_once_and_other_makers_are_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / provenance.FILE
@@ -66,7 +66,7 @@ def test_jobs_that_go_on_are_named_each_once_and_others_replaced(
         assert hosts(file) == wanted
 
 
-def test_who_only_joins_parts_names_those_who_made_them(
+def test_joining_parts_lists_the_makers_of_the_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = [tmp_path / name for name in ("0", "1", "2")]
@@ -83,7 +83,7 @@ def test_who_only_joins_parts_names_those_who_made_them(
     assert not (tmp_path / provenance.FILE).exists(), "the makers of earlier parts stay named"
 
 
-def test_a_file_of_before_precision_was_recorded_is_read(tmp_path: Path) -> None:
+def test_a_file_from_before_precision_was_recorded_is_read(tmp_path: Path) -> None:
     for precision in ("bfloat16", None):
         with provenance.at_work("train_sae", precision=precision):
             provenance.record(tmp_path, key=str(precision))
@@ -97,7 +97,7 @@ def test_a_file_of_before_precision_was_recorded_is_read(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"jobs": [{"host": "a"}]}', '{"jobs": 3}', "\0"])
-def test_a_damaged_file_says_nothing_and_stops_nothing(tmp_path: Path, text: str) -> None:
+def test_a_damaged_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / provenance.FILE).write_text(text)
     assert provenance.read(tmp_path / provenance.FILE) is None
     provenance.record(tmp_path, resumes=True)
@@ -123,7 +123,7 @@ def test_the_commit_is_the_last_one_of_the_package(
     git(tmp_path, "init", "-q")
     module = package / "module.py"
     module.write_text("a = 1\n")
-    # As pip installs it into an environment within somebody's study.
+    # As if pip had installed it into an environment inside another repository.
     assert commit() is None
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "package")

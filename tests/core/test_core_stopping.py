@@ -29,7 +29,7 @@ def leave() -> None:
     raise StoppedError("left")
 
 
-def test_an_end_that_is_asked_for_ends_the_block_only_where_it_says_so() -> None:
+def test_a_signal_stops_the_block_only_at_a_safe_point() -> None:
     passed = []
     with stoppable() as stop:
         stop.here(leave)
@@ -41,7 +41,7 @@ def test_an_end_that_is_asked_for_ends_the_block_only_where_it_says_so() -> None
     assert stop.signal == SENT.name
 
 
-def test_work_that_may_be_cut_off_is_not_waited_for() -> None:
+def test_interruptible_work_stops_at_once() -> None:
     begun, ended = [], []
 
     def work(stop: Stop) -> None:
@@ -55,14 +55,14 @@ def test_work_that_may_be_cut_off_is_not_waited_for() -> None:
     assert (begun, ended) == ([1], [])
 
 
-def test_work_does_not_begin_if_an_end_was_asked_for_before() -> None:
+def test_work_does_not_start_after_a_signal() -> None:
     with stoppable() as stop:
         terminate()
         with pytest.raises(StoppedError), stop.anywhere(leave):
             raise AssertionError("begun")
 
 
-def test_a_second_signal_does_not_cut_off_what_the_first_one_saves() -> None:
+def test_a_second_signal_does_not_interrupt_the_saving() -> None:
     saved = []
 
     def save() -> None:
@@ -75,7 +75,7 @@ def test_a_second_signal_does_not_cut_off_what_the_first_one_saves() -> None:
     assert saved == [1]
 
 
-def test_signals_outside_of_the_work_are_only_noted() -> None:
+def test_signals_outside_the_work_are_only_recorded() -> None:
     with stoppable() as stop:
         with stop.anywhere(leave):
             pass
@@ -83,7 +83,7 @@ def test_signals_outside_of_the_work_are_only_noted() -> None:
         assert stop.asked
 
 
-def test_the_handler_from_before_is_restored() -> None:
+def test_the_previous_handler_is_restored() -> None:
     seen: list[int] = []
     before = signal.signal(SENT, lambda number, _: seen.append(number))
     try:
@@ -109,5 +109,5 @@ def test_a_thread_can_use_it() -> None:
     assert not found[0].asked
 
 
-def test_being_stopped_is_a_line_for_the_user() -> None:
+def test_a_stopped_error_is_a_user_error() -> None:
     assert issubclass(StoppedError, UserError)

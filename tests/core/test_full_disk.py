@@ -1,4 +1,4 @@
-"""Writers on a real file system that has no room left."""
+"""Writers on a real file system that is full."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DISK_KIB = 40
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 40 KiB, empty."""
+    """An empty disk of 40 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(folder)]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs root, to mount a disk that is soon full")
+        pytest.skip("needs root, to mount a disk that soon is full")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -55,16 +55,16 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("write", [write_text_file, write_state, write_rows])
-def test_a_full_disk_gets_one_line_and_leaves_no_half_file(
+def test_a_full_disk_gets_one_line_and_leaves_no_partial_file(
     disk: Path, write: Callable[[Path], None]
 ) -> None:
     said = refused(write, disk / "folder/file.parquet")
-    expected = "the disk is full; make room and run again, what is finished stays"
+    expected = "the disk is full; free some space and run again: finished work is kept"
     assert said == f"{disk / 'folder/file.parquet'}: {expected}"
     assert files(disk) == []
 
 
-def test_the_file_from_before_survives_a_full_disk(disk: Path) -> None:
+def test_the_previous_file_survives_a_full_disk(disk: Path) -> None:
     write_json(disk / "kept.json", 1)
     with pytest.raises(UserError):
         write_text_file(disk / "kept.json")
@@ -72,7 +72,7 @@ def test_the_file_from_before_survives_a_full_disk(disk: Path) -> None:
 
 
 def stages(chain: Chain, root: Path) -> dict[str, Callable[[], Any]]:
-    """Stages that write more than the disk holds."""
+    """Return stages that write more than fits on the disk."""
     from nullsae.activations.capture import cache_activations
     from nullsae.subjects.publish import randomize_model
 
@@ -102,7 +102,7 @@ def stages(chain: Chain, root: Path) -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("stage", ["randomize_model", "cache_activations", "train_sae"])
-def test_a_stage_on_a_full_disk_keeps_what_is_whole(
+def test_a_stage_on_a_full_disk_keeps_finished_files(
     chain: Chain, disk: Path, tmp_path: Path, stage: str
 ) -> None:
     assert refused(stages(chain, disk)[stage]).startswith(str(disk))

@@ -1,4 +1,4 @@
-"""What of a text is spelled out, and what is not."""
+"""Which characters of a text are escaped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize(("text", "shown"), HIDDEN.items(), ids=map(ascii, HIDDEN))
-def test_what_a_text_hides_is_spelled_out(text: str, shown: str) -> None:
+def test_hidden_characters_are_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
     assert visible(shown) == shown
     assert visible(text).encode("utf-8").decode() == shown
@@ -52,11 +52,11 @@ def test_what_a_text_hides_is_spelled_out(text: str, shown: str) -> None:
     ],
     ids=ascii,
 )
-def test_words_of_any_script_stay_as_they_are(text: str) -> None:
+def test_words_of_any_script_stay_unchanged(text: str) -> None:
     assert visible(text) == text
 
 
-def test_no_control_character_of_unicode_is_forgotten() -> None:
+def test_every_control_character_of_unicode_is_escaped() -> None:
     every = [chr(code) for code in range(sys.maxunicode + 1)]
     controls = [c for c in every if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs")]
     assert [c for c in controls if visible(c) == c] == ["\t", "\n"]
@@ -67,7 +67,7 @@ def test_no_control_character_of_unicode_is_forgotten() -> None:
     assert [c for c in letters if visible(c) != c] == []
 
 
-def test_an_error_for_people_is_one_that_a_terminal_only_shows() -> None:
+def test_a_user_error_contains_no_control_characters() -> None:
     assert str(UserError("config: title: \x1b[2J\nnext")) == "config: title: \\x1b[2J\nnext"
 
 
@@ -82,7 +82,7 @@ raise ValueError("at last \\x07")
 """
 
 
-def test_logs_warnings_and_tracebacks_of_a_program_hold_no_control_characters() -> None:
+def test_logs_warnings_and_tracebacks_of_a_program_contain_no_control_characters() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, encoding="utf-8"
     )
@@ -92,7 +92,7 @@ def test_logs_warnings_and_tracebacks_of_a_program_hold_no_control_characters() 
     assert visible(done.stderr) == done.stderr
 
 
-def test_a_library_leaves_the_loggers_of_others_alone() -> None:
+def test_importing_the_library_leaves_other_loggers_alone() -> None:
     program = (
         "import logging, nullsae.core.visible, nullsae.sae.files; "
         "assert logging.getLogRecordFactory() is logging.LogRecord"

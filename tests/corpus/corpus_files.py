@@ -1,4 +1,4 @@
-"""Words to make texts of, and what a preparation leaves."""
+"""Words for making texts, and the files that a preparation leaves."""
 
 from __future__ import annotations
 

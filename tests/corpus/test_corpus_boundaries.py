@@ -31,7 +31,7 @@ ID = {token: len(ALPHABET) + i for i, token in enumerate(SPECIAL)}
 
 
 def byte_tokenizer(special: list[str] = SPECIAL) -> Tokenizer:
-    """One token per byte, and special ones behind."""
+    """Return a tokenizer with one token per byte, followed by special ones."""
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(ALPHABET)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -45,7 +45,7 @@ def template(single: str) -> processors.TemplateProcessing:
 
 
 def plain(backend: Tokenizer) -> None:
-    """No post-processor at all."""
+    """Add no post-processor."""
 
 
 def from_template(backend: Tokenizer) -> None:
@@ -84,12 +84,12 @@ def saved(
     added: dict[str, Any] | None = None,
     **keys: Any,
 ) -> Path:
-    """A tokenizer folder; `added` goes into its tokenizer_config.json as it is."""
+    """Write a tokenizer folder; `added` is merged into its tokenizer_config.json."""
     backend = backend or byte_tokenizer()
     post_process(backend)
     keys = {"bos_token": "<s>", "eos_token": "</s>", **keys}
     PreTrainedTokenizerFast(tokenizer_object=backend, **keys).save_pretrained(folder)
-    # Whatever transformers made of it, the files are those of the hub.
+    # transformers may have changed the files; restore those of the hub.
     backend.save(str(folder / "tokenizer.json"))
     file = folder / "tokenizer_config.json"
     kept = {k: v for k, v in json.loads(file.read_text()).items() if not k.startswith("add_")}
@@ -98,7 +98,7 @@ def saved(
 
 
 def made(root: Path, tokenizer: Path | None, texts: list[str] | None = None, **keys: Any) -> Path:
-    """Prepare a corpus; returns the root."""
+    """Prepare a corpus; return the root."""
     file = root / "data.jsonl"
     root.mkdir(exist_ok=True)
     texts = texts or [f"text {i} " + "abc " * (i % 7) for i in range(60)]
@@ -122,7 +122,7 @@ def tokens_of(root: Path, split: str = "sae_train") -> Tokens:
 
 
 def stream(tokens: Tokens) -> list[int]:
-    """The contexts in a row, without BOS."""
+    """Concatenate the contexts, without BOS."""
     flat: list[int] = tokens.input_ids[:, tokens.n_bos :].reshape(-1).tolist()
     return flat
 
@@ -155,7 +155,7 @@ def test_auto_puts_before_contexts_what_the_tokenizer_puts_before_texts(
         assert tokens.n_bos == len(ids)
         assert (tokens.input_ids[:, : len(ids)] == ids).all()
         assert ID["<s>"] not in stream(tokens)
-        # BOS takes no token of the text away, and belongs to the document that goes on behind it.
+        # BOS replaces no token of the text, and belongs to the document of the next token.
         assert (tokens.document_id[:, :1] == tokens.document_id[:, : len(ids) + 1]).all()
         assert (np.diff(tokens.document_id.reshape(-1)) >= 0).all()
 
@@ -188,19 +188,19 @@ def test_the_text_is_the_same_with_bos_and_without(tmp_path: Path) -> None:
     assert streams[True][:n] == streams[False][:n]
 
 
-def test_bos_may_be_asked_for_where_the_tokenizer_adds_none(tmp_path: Path) -> None:
+def test_bos_can_be_requested_if_the_tokenizer_adds_none(tmp_path: Path) -> None:
     folder = saved(tmp_path / "t", byte_level, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     tokens = tokens_of(made(tmp_path, folder, prepend_bos=True))
     assert (tokens.input_ids[:, 0] == ID["<|endoftext|>"]).all()
 
 
-def test_eos_stands_for_a_bos_that_is_asked_for_and_missing(tmp_path: Path) -> None:
+def test_eos_replaces_a_requested_bos_that_is_missing(tmp_path: Path) -> None:
     tokens = tokens_of(made(tmp_path, None, prepend_bos=True))
     assert (tokens.input_ids[:, 0] == tokens.manifest["eos_token_id"]).all()
     assert tokens.bos_token_ids == [tokens.manifest["eos_token_id"]]
 
 
-def test_asking_for_a_bos_of_a_tokenizer_without_any_is_one_line(tmp_path: Path) -> None:
+def test_requesting_bos_without_bos_or_eos_is_one_line(tmp_path: Path) -> None:
     folder = saved(tmp_path / "t", bos_token=None, eos_token=None)
     with pytest.raises(UserError, match=r"corpora\.c\.prepend_bos: true, .* neither a BOS nor an"):
         made(tmp_path, folder, prepend_bos=True)
@@ -220,7 +220,7 @@ SEPARATORS = [
     ("bos", "<s>"),
     ("none", None),
     ("<|endoftext|>", "<|endoftext|>"),
-    ("\n", "\u010a"),  # by its text; its name in a byte-level vocabulary is another
+    ("\n", "\u010a"),  # by its text, which differs from its name in a byte-level vocabulary
 ]
 
 
@@ -248,7 +248,7 @@ def test_documents_end_with_the_separator(
 
 CHAT = "{% for m in messages %}<|u|>{{ m.content }}<|stop|>{% endfor %}"
 ENDS = [
-    # SmolLM2 and Qwen made for chat, Pythia, Llama 2 (one token for both), Hermes, a new one.
+    # SmolLM2 and Qwen for chat, Pythia, Llama 2 (one token for both), Hermes, a made-up one.
     ("<|im_end|>", ["<|im_end|>", "<|endoftext|>"], None, "<|endoftext|>"),
     ("<|endoftext|>", ["<|im_end|>", "<|endoftext|>"], None, "<|endoftext|>"),
     ("</s>", ["</s>", "<|endoftext|>"], "{{ m }}</s>", "</s>"),
@@ -262,7 +262,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("eos", "special", "chat", "expected"), ENDS)
-def test_auto_ends_documents_with_the_end_of_a_text_not_of_a_turn(
+def test_auto_ends_documents_with_the_end_of_text_not_of_turn(
     tmp_path: Path, eos: str | None, special: list[str], chat: str | None, expected: str
 ) -> None:
     keys = {"bos_token": None, "eos_token": eos, "chat_template": chat}
@@ -276,16 +276,16 @@ def test_auto_ends_documents_with_the_end_of_a_text_not_of_a_turn(
 
 
 @pytest.mark.parametrize("separator", ["auto", "eos", "bos", "<nothing>", "two words"])
-def test_a_separator_that_is_not_there_is_one_line(tmp_path: Path, separator: str) -> None:
+def test_a_missing_separator_is_one_line(tmp_path: Path, separator: str) -> None:
     keys = {"bos_token": None, "eos_token": None}
     folder = saved(tmp_path / "t", backend=byte_tokenizer(["<x>"]), **keys)
     said = refused(made, tmp_path, folder, separator=separator)
-    assert said.startswith(f"config: corpora.c.separator: {separator}, and the tokenizer has no ")
+    assert said.startswith(f"config: corpora.c.separator: {separator}, but the tokenizer has no ")
     assert "'<x>'" in said
     assert tokens_of(made(tmp_path, folder, separator="none")).manifest["eos_token_id"] is None
 
 
-def test_baselines_are_of_the_tokens_that_a_model_predicts(tmp_path: Path) -> None:
+def test_baselines_cover_the_tokens_that_a_model_predicts(tmp_path: Path) -> None:
     root = made(tmp_path, saved(tmp_path / "t", from_two))
     train, heldout = tokens_of(root), tokens_of(root, "eval")
     ngram = fit_ngram(np.array(stream(train), dtype=np.int32), heldout.manifest["vocab_size"])
@@ -296,7 +296,7 @@ def test_baselines_are_of_the_tokens_that_a_model_predicts(tmp_path: Path) -> No
     assert heldout.manifest["bigram_loss_nats"] == ngram_losses(ngram, heldout.input_ids, 2)[1]
 
 
-def test_the_number_of_tokens_said_to_be_there_is_enough_with_bos(tmp_path: Path) -> None:
+def test_requesting_the_reported_number_of_tokens_works_with_bos(tmp_path: Path) -> None:
     folder = saved(tmp_path / "t", from_template)
     said = refused(made, tmp_path, folder, eval_tokens=10**6)
     there = int(said.split("eval has ")[1].split()[0])

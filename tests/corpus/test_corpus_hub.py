@@ -1,4 +1,4 @@
-"""Which commit of a repository a job reads, from a hub of this machine and from its cache."""
+"""Which commit of a repository a job reads, from a local hub and from its cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(json.dumps(provenance.read(folder / provenance.FILE).revisions))
 
 
 def noted(folder: Path, asked: list[Any], then: str, **environment: str) -> dict[str, str]:
-    """What is noted where these (kind, id, revision) are read."""
+    """Return the recorded revisions after reading these (kind, id, revision)."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
     done = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(asked), then, str(folder)],
@@ -41,7 +41,7 @@ def noted(folder: Path, asked: list[Any], then: str, **environment: str) -> dict
     return found
 
 
-def test_the_commit_behind_a_branch_is_noted_online_and_offline(tmp_path: Path) -> None:
+def test_the_commit_behind_a_branch_is_recorded_online_and_offline(tmp_path: Path) -> None:
     hub = TinyHub()
     try:
         model = hub.add("models", "some/model", {"config.json": b"{}"})

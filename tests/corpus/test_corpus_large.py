@@ -1,4 +1,4 @@
-"""Corpora larger than memory: what a preparation takes, and what a killed one leaves."""
+"""Corpora larger than memory: what a preparation needs, and what a killed one leaves."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def stream_of(root: Path) -> dict[str, Any]:
 
 
 def packed_in_memory(documents: list[Document], encoder: Encoder, split: str) -> Any:
-    """Contexts by joining everything at once."""
+    """Join everything in memory and cut it into contexts."""
     ids, index = [], []
     for i, document in enumerate(d for d in documents if d.split == split):
         mine = [*encoder.encode([document.text])[0].tolist(), encoder.eos_token_id]
@@ -79,7 +79,7 @@ def packed_in_memory(documents: list[Document], encoder: Encoder, split: str) ->
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_tokens_are_to_the_byte_those_of_a_sort_in_memory(
+def test_tokens_equal_those_of_a_sort_in_memory_byte_for_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setattr(preparation, "ENCODE_BATCH_DOCUMENTS", batch)
@@ -98,7 +98,7 @@ def test_tokens_are_to_the_byte_those_of_a_sort_in_memory(
         assert made.read_bytes() == (tmp_path / "wanted").read_bytes()
 
 
-def test_a_source_is_read_again_where_too_little_of_it_was_kept(
+def test_a_source_is_read_again_if_too_little_of_it_was_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "BUFFER_BYTES", 3000)
@@ -115,13 +115,13 @@ def test_a_source_is_read_again_where_too_little_of_it_was_kept(
 
 
 def run_until_killed(params: PrepareCorpusParams, root: Path, kind: str, at: int) -> int:
-    """Prepare in a process of its own, which ends by SIGKILL; returns its exit code."""
+    """Prepare in a separate process that is killed by SIGKILL; return its exit code."""
 
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     class Mortal(HubTexts):
-        """Texts of a stream, the last of which is deadly."""
+        """Texts of a stream that kills the process at the last one."""
 
         n_given = 0
 
@@ -165,7 +165,7 @@ KILLS = [("texts", 10), ("texts", 150), ("tokens", 200), ("tokens", 5000), ("wri
 
 @pytest.mark.parametrize("source", ["files", "stream"])
 @pytest.mark.parametrize("tokenizer", ["trained", "pretrained"])
-def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(
+def test_a_killed_preparation_resumes_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, tokenizer: str
 ) -> None:
     monkeypatch.setattr(preparation, "CHECKPOINT_TOKENS", 300)
@@ -188,7 +188,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(
 
     monkeypatch.setattr(Encoder, "encode", count)
     prepare_corpus(params, "c", killed)
-    # Everything was packed when the last run was killed; the last checkpoint is not far back.
+    # Everything was packed when the last run was killed; the last checkpoint is recent.
     assert sum(len(text.split()) for text in encoded) < 3000
     assert files_of(killed) == files_of(whole)
 
@@ -211,7 +211,7 @@ prepare.prepare_corpus(PrepareCorpusParams(corpus=corpus), "c", Path(sys.argv[1]
 """
 
 
-def test_a_killed_stream_goes_on_where_it_was_and_not_at_the_first_file(
+def test_a_killed_stream_resumes_where_it_was_not_at_the_first_file(
     tmp_path: Path,
 ) -> None:
     lines = [json.dumps({"text": text}) + "\n" for text in texts_of(900)]
@@ -258,12 +258,12 @@ def kilobytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
-# Smaller by as much as the corpus is smaller than a large one.
+# Scaled down like the corpus.
 prepare.MAX_NGRAM_FIT_TOKENS, ngram.PIECE_TOKENS, packing.BUFFER_TOKENS = 2**14, 2**14, 2**14
 spool.BUFFER_BYTES = 2**18
 for root, corpus in zip(sys.argv[1::2], sys.argv[2::2]):
     given = parse_section(Corpus, json.loads(corpus), where="test")
-    # Linux forgets the peak of the imports, which is larger than that of a small corpus.
+    # Reset the peak, because that of the imports exceeds that of a small corpus.
     Path("/proc/self/clear_refs").write_text("5")
     before = kilobytes("VmRSS")
     prepare.prepare_corpus(PrepareCorpusParams(corpus=given), "c", Path(root))
@@ -284,7 +284,7 @@ def test_memory_does_not_grow_with_a_corpus(tmp_path: Path) -> None:
     assert sizes[1] > 9 * sizes[0] > 10**6
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     _, large = map(int, result.stdout.split())
-    # Sorted and packed in memory, it takes 3.8 times the size of the file.
+    # Sorting and packing in memory takes 3.8 times the size of the file.
     assert large < sizes[1]
 
 
@@ -300,7 +300,7 @@ def test_a_corpus_is_prepared_by_one_process_at_a_time(
     def beside(done: int, _: int) -> None:
         if not tried:
             before = files_of(tmp_path)
-            with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+            with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already working"):
                 prepare_corpus(params, "c", tmp_path)
             assert files_of(tmp_path) == before
         tried.append(done)

@@ -13,7 +13,7 @@ from nullsae.corpus.ngram import fit_ngram, ngram_losses
 
 
 def slow_bigram(tokens: list[int], v: int, history: int, token: int) -> float:
-    """Interpolated Kneser-Ney by dictionaries and loops, straight from the formula."""
+    """Compute interpolated Kneser-Ney with dictionaries and loops, directly from the formula."""
 
     def discount(counts: list[int]) -> float:
         n1, n2 = counts.count(1), counts.count(2)
@@ -79,7 +79,7 @@ def test_losses_are_over_the_tokens_that_a_causal_model_predicts() -> None:
 
 
 def test_a_bigram_learns_a_deterministic_chain() -> None:
-    # 0 1 2 0 1 2 ...: the next token is certain but for the discount, 0.75 per seen pair.
+    # 0 1 2 0 1 2 ...: the next token is certain up to the discount, 0.75 per seen pair.
     tokens = np.tile([0, 1, 2], 1000)
     ngram = fit_ngram(tokens, 3)
     # c(0 1) = 1000 = c(0), Pc = 1/3 for all.

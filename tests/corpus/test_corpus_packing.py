@@ -28,7 +28,7 @@ lists = st.lists(st.lists(st.integers(0, 99), max_size=20), min_size=1, max_size
     st.integers(0, 2),
     st.sampled_from([1, 5, 2**20]),
 )
-@example([[0, 0]], 1, 2, False, 2, 2**20)  # one column is contiguous by columns
+@example([[0, 0]], 1, 2, False, 2, 2**20)  # one column is also contiguous in column order
 def test_packing_equals_joining_by_hand(
     documents: list[list[int]], room: int, n_contexts: int, ends: bool, n_bos: int, buffer: int
 ) -> None:
@@ -53,7 +53,7 @@ def test_packing_equals_joining_by_hand(
         packer.write(file)
         found = load_file(file)
         assert packer.last_document == found["document_id"].max()
-        # The format's own writer gives the same bytes.
+        # safetensors' own writer gives the same bytes.
         save_file(found, Path(name) / "again.safetensors")
         assert (Path(name) / "again.safetensors").read_bytes() == file.read_bytes()
     rows = [pairs[start : start + room] for start in range(0, size, room)]
@@ -66,7 +66,7 @@ def test_packing_equals_joining_by_hand(
 
 @settings(deadline=None)
 @given(lists, lists, st.integers(0, 12))
-def test_what_was_written_after_the_last_checkpoint_is_written_again(
+def test_tokens_after_the_last_checkpoint_are_written_again(
     first: list[list[int]], rest: list[list[int]], n_lost: int
 ) -> None:
     bounds = Boundaries(False, (), EOS, EOS)
@@ -95,7 +95,7 @@ def test_what_was_written_after_the_last_checkpoint_is_written_again(
         assert (Path(name) / "a").read_bytes() == (Path(name) / "b").read_bytes()
 
 
-def test_files_that_are_shorter_than_the_checkpoint_says_are_not_used(tmp_path: Path) -> None:
+def test_files_shorter_than_in_the_checkpoint_are_not_used(tmp_path: Path) -> None:
     packer = Packer(None, 1, Boundaries(False, (), EOS, EOS), tmp_path / "eval")
     packer.add(np.arange(5, dtype=np.int32))
     packer.flush()

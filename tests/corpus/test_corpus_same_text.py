@@ -48,14 +48,14 @@ def test_every_parquet_type_of_text_is_read_alike(kind: str, tmp_path: Path) -> 
     assert read(tmp_path / "a.parquet") == TEXTS
 
 
-def test_a_column_may_have_dots_in_its_name_or_lie_in_a_struct(tmp_path: Path) -> None:
+def test_a_column_may_have_dots_in_its_name_or_be_in_a_struct(tmp_path: Path) -> None:
     nested = pa.array([{"text": t, "n": 1} for t in TEXTS])
     pq.write_table(pa.table({"doc.text": TEXTS, "meta": nested}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet", "doc.text") == TEXTS
     assert read(tmp_path / "a.parquet", "meta.text") == TEXTS
     with pytest.raises(UserError, match=r"column: .*no column 'meta.other'; it has doc.text, meta"):
         read(tmp_path / "a.parquet", "meta.other")
-    with pytest.raises(UserError, match=r"'meta' in .* holds struct<.*>, not text"):
+    with pytest.raises(UserError, match=r"'meta' in .* is struct<.*>, not text"):
         read(tmp_path / "a.parquet", "meta")
     lines = "\n".join(json.dumps({"meta": {"text": t}}) for t in TEXTS)
     (tmp_path / "a.jsonl").write_text(lines)
@@ -63,17 +63,17 @@ def test_a_column_may_have_dots_in_its_name_or_lie_in_a_struct(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.string()])
-def test_bytes_that_are_no_text_are_refused_with_their_column(
+def test_bytes_that_are_not_text_are_refused_with_their_column(
     tmp_path: Path, kind: pa.DataType
 ) -> None:
-    # As text without a look at it, as a damaged file has it.
+    # Labelled as text without validation, as in a damaged file.
     column = pa.array([b"\xff\xfe"], pa.binary()).view(kind)
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"'text' in .* holds no UTF-8 text"):
+    with pytest.raises(UserError, match=r"'text' in .* is not UTF-8 text"):
         read(tmp_path / "a.parquet")
 
 
-def test_a_column_of_nulls_alone_holds_empty_documents(tmp_path: Path) -> None:
+def test_a_column_of_nulls_gives_empty_documents(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.nulls(2)}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == ["", ""]
 
@@ -81,7 +81,7 @@ def test_a_column_of_nulls_alone_holds_empty_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 )
-def test_a_byte_order_mark_says_the_encoding(encoding: str, tmp_path: Path) -> None:
+def test_a_byte_order_mark_determines_the_encoding(encoding: str, tmp_path: Path) -> None:
     mark = "\ufeff" if encoding.endswith(("-le", "-be")) else ""
     (tmp_path / "a.txt").write_bytes((mark + TEXTS[1]).encode(encoding))
     lines = mark + "".join(json.dumps({"text": t}, ensure_ascii=False) + "\r\n" for t in TEXTS)
@@ -92,7 +92,7 @@ def test_a_byte_order_mark_says_the_encoding(encoding: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("text", ["Two lines\nof ASCII.\n", "Привет, мир. Это текст.\n"])
-def test_the_places_of_zero_bytes_say_an_encoding_without_a_mark(
+def test_zero_bytes_reveal_the_encoding_without_a_mark(
     encoding: str, text: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
@@ -102,14 +102,14 @@ def test_the_places_of_zero_bytes_say_an_encoding_without_a_mark(
     assert read(tmp_path / "b.txt") == ["a few\0zero\0bytes in UTF-8\0"]
 
 
-def test_files_put_one_behind_another_are_read_as_one(tmp_path: Path) -> None:
+def test_concatenated_files_are_read_as_one(tmp_path: Path) -> None:
     part = '\ufeff{"text": "one"}\n'.encode()
     (tmp_path / "a.jsonl").write_bytes(part + part)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(part) + gzip.compress(part))
     assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.jsonl.gz") == ["one", "one"]
 
 
-def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_columns_with_the_same_name_are_refused(tmp_path: Path) -> None:
     both = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(both, tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"column: .*a.parquet has several columns 'text'"):
@@ -117,7 +117,7 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("n_bytes", "n_rows"), [(100, 1024), (1_000_000, 16)])
-def test_rows_of_parquet_that_are_held_at_once_are_no_large_text(n_bytes: int, n_rows: int) -> None:
+def test_parquet_rows_in_memory_at_once_are_limited_in_size(n_bytes: int, n_rows: int) -> None:
     texts = [random.Random(n).randbytes(n_bytes // 2).hex() for n in range(4)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": texts}), sink, compression="none")
@@ -125,7 +125,7 @@ def test_rows_of_parquet_that_are_held_at_once_are_no_large_text(n_bytes: int, n
     assert rows_at_once(file.metadata) == n_rows
 
 
-def test_text_in_an_encoding_without_a_mark_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_text_in_another_encoding_is_refused_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Grüße".encode("cp1252"))
     with pytest.raises(UserError, match=r"a.txt: not UTF-8 .*iconv -f windows-1252 -t utf-8"):
         read(tmp_path / "a.txt")
@@ -146,13 +146,13 @@ def test_compressed_text_is_read_as_if_it_were_not(suffix: str, tmp_path: Path) 
         read(tmp_path / "c.txt.gz")
 
 
-def test_deep_json_is_one_line_that_names_its_place(tmp_path: Path) -> None:
+def test_deep_json_is_one_line_that_names_its_position(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(UserError, match=r"a.jsonl, line 1: not JSON"):
         read(tmp_path / "a.jsonl")
 
 
-# --- what stands in the text
+# --- normalization
 
 
 def test_lone_surrogates_become_the_replacement_character_and_are_counted() -> None:
@@ -171,7 +171,7 @@ def test_line_ends_and_leading_marks_are_normalized_and_counted() -> None:
 
 
 @given(st.text(st.characters(codec=None)))
-def test_a_normalized_text_can_be_encoded_and_stays_as_it_is(text: str) -> None:
+def test_a_normalized_text_can_be_encoded_and_does_not_change_again(text: str) -> None:
     once = normalize(text, Replaced())
     once.encode()
     again = Replaced()
@@ -205,6 +205,6 @@ def test_each_script_is_read_in_each_encoding_without_a_mark(tmp_path: Path, enc
 
 
 @pytest.mark.parametrize("record", [b"abc\0", b"ab\0", "añejo\0".encode(), b"a longer text\0\0"])
-def test_zero_bytes_between_texts_make_no_other_encoding(tmp_path: Path, record: bytes) -> None:
+def test_zero_bytes_between_texts_do_not_change_the_encoding(tmp_path: Path, record: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(record * 100)
     assert read(tmp_path / "a.txt") == [record.decode() * 100]

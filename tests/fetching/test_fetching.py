@@ -44,7 +44,7 @@ class Tiny(LlamaForCausalLM):
     pass
 """
 
-# Everything that jobs read, by the code that they read it with; digests as JSON.
+# Reads everything that jobs read, with the code that jobs use; prints digests as JSON.
 READ_ALL = """
 import json, sys
 from hashlib import sha256
@@ -92,7 +92,7 @@ def texts_of(seed: int, n_documents: int) -> list[str]:
 
 
 def in_memory(write: Any, folder: Path) -> Files:
-    """What `write` puts into a folder."""
+    """Return the files that `write` puts into a folder."""
     folder.mkdir()
     write(folder)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -145,7 +145,7 @@ def parquet(texts: list[str]) -> bytes:
 
 @dataclass
 class Published:
-    """A hub, and what a study of it should find there."""
+    """A hub, and what a study should find there."""
 
     hub: TinyHub
     expected: dict[str, Any]
@@ -158,7 +158,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     encoder = train_tokenizer(texts_of(0, 50), TrainedTokenizer(kind="train", vocab_size=VOCAB))
     tokenizer = in_memory(lambda made: save_tokenizer(encoder.tokenizer, made / "t"), folder)
     tokenizer = {name.removeprefix("t/"): content for name, content in tokenizer.items()}
-    # None of this is read by anybody, and some of it could run code.
+    # Nothing reads these files, and some of them could run code.
     junk = {
         "pytorch_model.bin": b"pickle",
         "onnx/model.safetensors": b"another",
@@ -275,7 +275,7 @@ def write_study(folder: Path, config: dict[str, Any]) -> None:
 
 
 def corpora(root: Path) -> dict[str, Any]:
-    """Tokens and manifests below a folder, less what names the place of the source."""
+    """Read tokens and manifests below a folder, without the source's location."""
     found: dict[str, Any] = {}
     for file in sorted((root / "results/corpus").rglob("*")):
         name = str(file.relative_to(root))
@@ -288,16 +288,14 @@ def corpora(root: Path) -> dict[str, Any]:
 
 
 def fetch(folder: Path, home: Path, hub: TinyHub, *options: str) -> tuple[int, str, list[str]]:
-    """Exit code, standard output, and the lines of standard error."""
+    """Return exit code, standard output, and the lines of standard error."""
     env = environment(home, HF_ENDPOINT=hub.endpoint)
     result = run("-m", "nullsae.cli.main", "fetch", *options, cwd=folder, env=env)
     return result.returncode, result.stdout, result.stderr.splitlines()
 
 
 @pytest.mark.slow
-def test_a_study_that_was_fetched_runs_without_network(
-    published: Published, tmp_path: Path
-) -> None:
+def test_a_fetched_study_runs_without_network(published: Published, tmp_path: Path) -> None:
     hub = TinyHub(published.hub.repositories)
     connected, away = tmp_path / "connected", tmp_path / "away"
     write_study(connected, study())
@@ -318,7 +316,7 @@ def test_a_study_that_was_fetched_runs_without_network(
     there = run("-c", READ_ALL, ".", "config.yaml", cwd=connected, env=online)
     assert there.returncode == 0, there.stderr
     hub.stop()
-    # Another machine: other folders, no hub, no environment but what was printed.
+    # Another machine: other folders, no hub, and only the printed environment.
     away.mkdir()
     shutil.move(connected / "hub", away / "hub")
     shutil.copy(connected / "config.yaml", away)
@@ -336,13 +334,13 @@ def test_a_study_that_was_fetched_runs_without_network(
     assert found["sharded step0"] == found["sharded trained"] != found["pythia step0"]
     assert found["coded class"] == "Tiny"
     assert found["pythia sites"] == ["resid_post.0", "resid_post.1"]
-    # The streamed corpora too: the same documents in the same order, and the pinned revision.
+    # Streamed corpora too: the same documents in the same order, and the pinned revision.
     assert len(corpora(away)) == 3 * 4
     assert corpora(away) == corpora(connected)
 
 
 def small(**changes: Any) -> dict[str, Any]:
-    """A study of one model and one streamed corpus."""
+    """Return a study of one model and one streamed corpus."""
     config = study()
     del config["corpora"]["short"], config["corpora"]["long_own"]
     config |= {"variants": ["trained"], "saes": {"topk": {"k": 2, "n_latents": 8}}, "scorers": {}}
@@ -363,7 +361,7 @@ def subjects(**sources: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
+def test_one_failed_item_is_reported_and_does_not_stop_the_others(
     published: Published, tmp_path: Path
 ) -> None:
     hub = TinyHub(published.hub.repositories, busy={"someone/busy"})
@@ -388,7 +386,7 @@ def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
     write_study(tmp_path, config)
     home = tmp_path / "home"
     home.mkdir()
-    (home / "token").write_text(TOKEN)  # as `hf auth login` leaves it
+    (home / "token").write_text(TOKEN)  # as `hf auth login` stores it
     code, said, errors = fetch(tmp_path, home, hub, "--into", str(tmp_path / "cache"))
     hub.stop()
     assert code == 2, errors
@@ -409,7 +407,7 @@ def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
     lines = [line.removeprefix("failed").strip() for line in errors]
     assert len(lines) == len(starts), "\n".join(lines)
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
-    # The login was found although HF_HOME was another one, and it stays where it is.
+    # The login was found although HF_HOME was another folder, and stayed where it was.
     assert f"Bearer {TOKEN}" in hub.tokens
     assert TOKEN not in said + "".join(errors)
     assert "(token)" in lines[7]
@@ -420,7 +418,7 @@ def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
 
 
 @pytest.mark.slow
-def test_a_hub_that_cannot_be_reached_ends_in_one_line_each(tmp_path: Path) -> None:
+def test_an_unreachable_hub_gives_one_line_per_item(tmp_path: Path) -> None:
     hub = TinyHub()
     hub.stop()
     write_study(tmp_path, small())
@@ -436,7 +434,7 @@ def test_a_hub_that_cannot_be_reached_ends_in_one_line_each(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_second_fetch_reads_no_stream_again_and_mixes_no_versions(
+def test_a_second_fetch_reads_no_stream_again_and_mixes_no_versions(
     published: Published, tmp_path: Path
 ) -> None:
     hub = TinyHub(published.hub.repositories)
@@ -457,7 +455,7 @@ def test_the_second_fetch_reads_no_stream_again_and_mixes_no_versions(
     for name, revision in (("new", "main"), ("old", "v1")):
         source = {**whole, "revision": revision}
         config["corpora"][name] = {"source": source, "tokenizer": tokenizer, **counts}
-    # More tokens than the data set has: found here, not on the machine without network.
+    # More tokens than the data set has, which is noticed here, not on the offline machine.
     greedy = {**config["corpora"]["long"], "sae_train_tokens": 160_000}
     config["corpora"]["greedy"] = greedy
     write_study(tmp_path, config)
@@ -472,7 +470,7 @@ def test_the_second_fetch_reads_no_stream_again_and_mixes_no_versions(
     folder = home / "datasets/someone___short"
     assert errors[0] == (
         f"failed    config: corpora.old.source: {folder} holds 2 versions of the data set "
-        f"{WHOLE!r}, and without network the newest is read, whatever the config says; "
+        f"{WHOLE!r}; without network the newest is read, whichever the config names; "
         f"delete the folder, or give another one with --into"
     )
     assert errors[1].startswith(
@@ -483,7 +481,7 @@ def test_the_second_fetch_reads_no_stream_again_and_mixes_no_versions(
     assert len(list(home.glob("nullsae/stream-*"))) == 1
 
 
-def test_nothing_to_fetch_is_no_error(
+def test_having_nothing_to_fetch_is_no_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in OFFLINE:

@@ -1,4 +1,4 @@
-"""The documents of a stream, fetched as a file: a fetch goes on after a kill."""
+"""The documents of a stream, fetched as a file: a fetch resumes after a kill."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ streams.Stream(corpus, corpus.source, Path(sys.argv[1]), "c", "test").fetch()
 """
 
 
-def test_a_killed_fetch_goes_on_at_its_last_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_fetch_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 60))) for _ in range(N_TEXTS)]
     each = N_TEXTS // N_FILES
@@ -57,7 +57,7 @@ def test_a_killed_fetch_goes_on_at_its_last_checkpoint(tmp_path: Path) -> None:
     downloads_of_two_runs(FETCH, corpus, files, home, tmp_path / "hub")
     [file] = home.rglob("*.*")
     found = pq.read_table(file)["text"].to_pylist()
-    # All that were read, once and in order, and no more than what fills both splits.
+    # Each document once, in order, and no more than both splits need.
     assert found == texts[: len(found)]
     assert 19_000 < sum(len(text.split()) + 1 for text in found) < 24_000
 
@@ -82,7 +82,7 @@ class Texts:
         return True
 
 
-def test_what_was_recorded_after_the_last_checkpoint_is_recorded_anew(tmp_path: Path) -> None:
+def test_texts_after_the_last_checkpoint_are_recorded_again(tmp_path: Path) -> None:
     texts, file = ["a", "é", "\ud83d alone", "d"], tmp_path / "texts"
     once = Recorded(Texts(texts), file)
     read = [next(once), next(once)]
@@ -98,7 +98,7 @@ def test_what_was_recorded_after_the_last_checkpoint_is_recorded_anew(tmp_path: 
     assert list(whole) == texts
     whole.close()
     assert file.read_bytes() == (tmp_path / "whole").read_bytes()
-    # A file that was cut, or is of nothing, is written from its start.
+    # A truncated or unrelated file is written from its start.
     other = Recorded(Texts(texts), tmp_path / "other")
     assert not other.go_on(state)
     assert list(other) == texts

@@ -26,7 +26,7 @@ LENGTH, MIN_EXAMPLES = 4, 20
 
 
 def delphi_run(run: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Raw firings of each file, and the examples that the data set makes of them."""
+    """Return raw firings of each file, and the examples that the data set makes of them."""
     raw = run / "latents"
     seen: dict[str, Any] = {"firings": {}, "records": {}}
     modules = sorted(folder.name for folder in raw.iterdir())
@@ -81,7 +81,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def neuronpedia_features(source: Path) -> list[Feature]:
-    """All features of an exported source, as the client returns them."""
+    """Return all features of an exported source, as the client returns them."""
     answers = {}
     for file in (source / "features").iterdir():
         for row in lines(file):
@@ -90,7 +90,7 @@ def neuronpedia_features(source: Path) -> list[Feature]:
     for file in (source / "activations").iterdir():
         for row in lines(file):
             answer = answers[f"{row['modelId']}/{row['layer']}/{row['index']}"]
-            # The site's answers name the column `layer` of its database `source` here.
+            # The site's answers name its database column `layer` `source` here.
             answer["activations"].append({**row, "source": row["layer"]})
     client = Offline(answers)
     return [client.get(row["modelId"], row["layer"], int(row["index"])) for row in answers.values()]

@@ -1,9 +1,9 @@
-"""A language, models and dictionaries made by hand, so that all about them is known.
+"""A language, models and dictionaries made by hand, so that everything about them is known.
 
-In the text, token v is followed by `successor` of it in three of four cases, else by any. The
-blocks of the models add nothing: the residual stream is the embedding everywhere. Each token has a
-pair of dimensions of its own, with entries +-1, so that directions have mean 0 and share nothing,
-and those of different tokens have effects that are equal to the bit.
+In the text, token v is followed by its `successor` in three of four cases, else by any token. The
+blocks of the models add nothing, so the residual stream is the embedding everywhere. Each token
+has its own pair of dimensions, with entries +-1, so directions have mean 0 and share nothing, and
+different tokens have bit-identical effects.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from run_stages import collected
 from small_chain import capture_params, cell, model_params, write_corpus, write_sae
 
 N_TOKENS, N_ROWS = 24, 28
-"""The head has rows beyond the tokens, as checkpoints do."""
+"""The head has more rows than there are tokens, as in checkpoints."""
 WIDTH, CONTEXT, N_CONTEXTS = 2 * N_TOKENS, 16, 90
 EMBEDDED = READ = 0.4
-"""Sizes of the entries of embeddings and of an untied head: the models are about as sure as the
-text allows."""
+"""Sizes of the entries of embeddings and of an untied head, for which the models are about as sure
+as the text allows."""
 Array = np.ndarray[Any, Any]
 
 
@@ -93,12 +93,12 @@ FAMILIES = {
 
 
 def successor(tied: bool) -> Array:
-    """By token, what follows it: the next one in a circle. A tied head knows only repetition."""
+    """Return what follows each token: the next one in a circle; a tied head can only repeat."""
     return (np.arange(N_TOKENS) + (not tied)) % N_TOKENS
 
 
 def pairs_of(tokens: Array) -> Array:
-    """A direction for each token, float64 [n, WIDTH]."""
+    """Return a direction for each token, float64 [n, WIDTH]."""
     rows = np.zeros((len(tokens), WIDTH))
     rows[np.arange(len(tokens)), 2 * tokens] = 1
     rows[np.arange(len(tokens)), 2 * tokens + 1] = -1
@@ -106,7 +106,7 @@ def pairs_of(tokens: Array) -> Array:
 
 
 def text_of(follows: Array, n_contexts: int = N_CONTEXTS) -> tuple[Array, Array]:
-    """Token ids and documents, int32 [n_contexts, CONTEXT]; each context is a document."""
+    """Return token ids and documents, int32 [n_contexts, CONTEXT]; each context is a document."""
     rng = np.random.default_rng(5)
     ids = np.empty((n_contexts, CONTEXT), dtype=np.int32)
     ids[:, 0] = rng.integers(0, len(follows), n_contexts)
@@ -118,14 +118,14 @@ def text_of(follows: Array, n_contexts: int = N_CONTEXTS) -> tuple[Array, Array]
 
 
 def gains_of(centres: bool) -> tuple[Array, Array]:
-    """Gain and bias of the last norm, float64 [WIDTH]."""
+    """Return gain and bias of the last norm, float64 [WIDTH]."""
     rng = np.random.default_rng(8)
     gain = np.float32(rng.uniform(0.7, 1.4, WIDTH)).astype(np.float64)
     return gain, np.float32(rng.normal(0, 0.1, WIDTH)) * float(centres)
 
 
 def planted_model(family: Family) -> Any:
-    """A model whose last block hands on the embeddings."""
+    """Make a model whose last block passes on the embeddings."""
     plain = SHAPE if "hidden_size" not in family.keys and "n_embd" not in family.keys else {}
     plain = plain or {key: SHAPE[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")}
     config = getattr(transformers, family.config)(
@@ -136,7 +136,7 @@ def planted_model(family: Family) -> Any:
     norm, (gain, bias) = model.get_submodule(family.norm), gains_of(family.centres)
     head = torch.zeros(N_ROWS, WIDTH)
     with torch.no_grad():
-        # Positions, and all that blocks do.
+        # Positions, and everything that blocks do.
         for parameter in [*find_blocks(model).parameters(), *_positions(model)]:
             parameter.zero_()
         norm.weight.copy_(torch.from_numpy(gain - family.one_is_zero))
@@ -157,12 +157,12 @@ def _positions(model: Any) -> list[Tensor]:
 
 
 def stream(family: Family, tokens: Array) -> Array:
-    """What stands in the residual stream at tokens (integers [n]): float64 [n, WIDTH]."""
+    """Return the residual stream at tokens (integers [n]): float64 [n, WIDTH]."""
     return EMBEDDED * family.embedding_scale * pairs_of(successor(family.tied)[tokens])
 
 
 def log_p(family: Family, x: Array) -> Array:
-    """The next token's log-probabilities from x, float64 [n, WIDTH], by hand: [n, N_ROWS]."""
+    """Compute next-token log-probabilities of x, float64 [n, WIDTH], by hand: [n, N_ROWS]."""
     gain, bias = gains_of(family.centres)
     eps = 1e-6 if family.config in ("LlamaConfig", "GraniteConfig", "Gemma2Config") else 1e-5
     if family.centres:
@@ -180,7 +180,7 @@ def log_p(family: Family, x: Array) -> Array:
 
 
 def known_directions(tied: bool) -> Autoencoder:
-    """A latent for each token: it fires there alone, and its row is the successor's direction."""
+    """Return one latent per token that fires only there, with the successor's direction as row."""
     rows = torch.from_numpy(pairs_of(successor(tied))).float()
     zeros = torch.zeros(N_TOKENS), torch.zeros(WIDTH)
     return Autoencoder("topk", rows / 2, zeros[0], rows.clone(), zeros[1], k=1)
@@ -194,16 +194,16 @@ class Cell:
     coverage: dict[str, Any]
 
     def column(self, name: str) -> Array:
-        """float64 [n_latents]; NaN for null."""
+        """Return a column, float64 [n_latents], with NaN for null."""
         return np.array([row[name] for row in self.rows], dtype=np.float64)
 
     def metric(self, metric: Metric) -> Array:
-        """A metric of each latent, float64 [n_latents]."""
+        """Return a metric of each latent, float64 [n_latents]."""
         return np.asarray(metric.value({name: self.column(name) for name in metric.columns}))
 
 
 class Study:
-    """A model and its text on the disk, whose dictionaries are looked at."""
+    """A model and its text on disk, whose dictionaries are examined."""
 
     def __init__(
         self, root: Path, model: Any, ids: Array, documents: Array, vocab: int = N_TOKENS
@@ -218,7 +218,7 @@ class Study:
         )
 
     def activations(self, site: str) -> Path:
-        """The manifest of those of `eval` at a site."""
+        """Return the manifest of the `eval` activations at a site."""
         output = self.root / "activations" / site
         if not output.exists():
             cache_activations(
@@ -231,7 +231,7 @@ class Study:
         return output / "manifest.json"
 
     def cell(self, site: str, coder: Autoencoder, name: str, **keys: Any) -> Cell:
-        """Look at the latents of a dictionary; all that pass are sampled."""
+        """Collect the latents of a dictionary; all that pass are sampled."""
         folder = self.root / site / name
         sae = write_sae(coder, folder / "sae", site=site)
         found = collected(
@@ -258,12 +258,12 @@ SETTINGS = {
 
 
 def generator_of(site: str, purpose: str) -> Callable[[int], np.random.Generator]:
-    """What a latent of a cell draws from."""
+    """Return the generators that a cell's latents draw from."""
     return partial(numpy_generator, 0, purpose, *cell(site).parts())
 
 
 def another(site: str, purpose: str, n: int) -> Array:
-    """Whose row each of n latents is given as a placebo, as drawn."""
+    """Return whose row each of n latents gets as a placebo, as drawn."""
     turn = numpy_generator(0, purpose, *cell(site).parts()).permutation(n)
     other = np.empty(n, dtype=np.int64)
     other[turn] = np.roll(turn, 1)
@@ -271,9 +271,9 @@ def another(site: str, purpose: str, n: int) -> Array:
 
 
 def places_of(study: Study, site: str, codes: Array) -> tuple[Places, Places]:
-    """Where latents with these codes, [n_tokens, n_latents], are looked at, as drawn.
+    """Return the places where latents with these codes, [n_tokens, n_latents], are measured.
 
-    These are firings, and silent tokens.
+    They are firings and silent tokens, as drawn.
     """
     n_contexts, context = study.ids.shape
     document = np.arange(study.ids.size) // context
@@ -295,6 +295,6 @@ def places_of(study: Study, site: str, codes: Array) -> tuple[Places, Places]:
 
 
 def means_of(places: Places, values: Array, n_latents: int) -> Array:
-    """By latent, float64 [n_latents]."""
+    """Return means by latent, float64 [n_latents]."""
     sums: Array = np.bincount(places.of, values, n_latents)
     return sums / np.bincount(places.of, minlength=n_latents)

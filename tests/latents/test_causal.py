@@ -36,7 +36,7 @@ def subject_of(model: Any) -> Subject:
 
 
 def places_of(split: Split, n_latents: int, seed: int = 0) -> Places:
-    """Some tokens that another one follows, for each latent in other contexts."""
+    """Return tokens with a successor, in different contexts for each latent."""
     rng = np.random.default_rng(seed)
     each = [rng.choice(N_CONTEXTS, 5, replace=False) * CONTEXT for _ in range(n_latents)]
     position = np.concatenate([starts + rng.integers(0, CONTEXT - 1, 5) for starts in each])
@@ -103,9 +103,9 @@ def test_changes_are_those_of_whole_passes_one_after_the_other(site: str) -> Non
 
 
 def planted() -> tuple[Any, Tensor]:
-    """A Llama whose blocks add nothing and whose norm and head only scale and copy dimensions.
+    """Make a Llama whose blocks add nothing and whose norm and head only scale and copy dimensions.
 
-    So the next token's logits are 8 x / rms(x) in the first dimensions. Returns also the inputs'
+    So the next token's logits are 8 x / rms(x) in the first dimensions. Also returns the inputs'
     embeddings.
     """
     keys = {"rms_norm_eps": 1e-12, "tie_word_embeddings": False}
@@ -116,7 +116,7 @@ def planted() -> tuple[Any, Tensor]:
             layer.mlp.down_proj.weight.zero_()
         model.model.norm.weight.fill_(8.0)
         model.lm_head.weight.zero_()
-        # Of 16 dimensions 12 are read by a token each; the last 4 by none.
+        # Of 16 dimensions, a token reads each of the first 12; none reads the last 4.
         model.lm_head.weight[:12, :12] = torch.eye(12)
     return model, model.model.embed_tokens.weight
 
@@ -147,7 +147,7 @@ def test_a_planted_direction_changes_predictions_by_the_closed_form() -> None:
 def test_a_direction_that_is_read_has_a_large_ratio_and_one_that_is_not_has_none() -> None:
     split = split_of()
     subject, places = subject_of(tiny_model("gpt_neox")), places_of(split, 2)
-    # All norms of a GPT-NeoX take the mean away: what all dimensions share is read by nothing.
+    # All norms of a GPT-NeoX subtract the mean, so nothing reads what all dimensions share.
     alive, dead = rows_of(1)[0], ONES
 
     def log_ratio(found: Changes) -> np.ndarray:
@@ -195,7 +195,7 @@ def test_sign_and_order_of_latents_turn_the_values_with_them() -> None:
     directions = equal_norms([rows, rows.roll(1, dims=0)])
     looked_at = Tokens.of_places(split, places)
     here = changes_at(interventions, split, places, -places.value, directions, looked_at)
-    # A negative activation times the negative of a row is the same contribution.
+    # A negative activation times a negated row is the same contribution.
     turned = changes_at(interventions, split, places, places.value, -directions, looked_at)
     order = np.array([2, 0, 3, 1])
     moved = Places(np.argsort(order)[places.of], places.position, places.value)
@@ -249,7 +249,7 @@ def test_adding_the_direction_of_a_token_promotes_what_follows_firings() -> None
         assert dense_target[target] == 1
 
 
-def test_places_lie_at_firings_each_in_another_context() -> None:
+def test_places_are_at_firings_each_in_another_context() -> None:
     split = split_of(40)
     rng = np.random.default_rng(1)
     dense = np.maximum(rng.normal(-1, 1, (split.n_tokens, 3)), 0).astype(np.float32)
@@ -265,17 +265,17 @@ def test_places_lie_at_firings_each_in_another_context() -> None:
     assert (places.value > 0).all()
     assert (successors.pair[places.position] >= 0).all()
     assert np.array_equal(places.enough(2, 4), [True, False])
-    # The first contexts of the order in which there is a firing that a token follows.
+    # The first contexts of the order with a firing that a token follows.
     fires = (dense[:, 0] > 0) & (successors.pair >= 0)
     first = [c for c in order if fires.reshape(40, CONTEXT)[c].any()][:6]
     assert (places.position[places.of == 0] // CONTEXT).tolist() == first
 
 
-def test_silent_places_lie_in_silent_windows_on_tokens_that_count() -> None:
+def test_silent_places_are_in_silent_windows_on_tokens_that_count() -> None:
     split = split_of(40)
     grid = Grid.cut(split.document.reshape(-1, CONTEXT), 4)
     rng = np.random.default_rng(2)
-    # By window, where each of two latents fires; the second nearly everywhere.
+    # Where each of two latents fires, by window; the second fires nearly everywhere.
     fires = rng.random((grid.n_windows, 2)) < np.array([0.2, 0.97])
     cells = firings_of(fires.astype(np.float32))
     order = rng.permutation(40)

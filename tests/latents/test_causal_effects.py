@@ -45,7 +45,7 @@ def tables_of(
     activations: Path | None = None,
     **keys: Any,
 ) -> tuple[Rows, dict[str, Any]]:
-    """Sampled rows of `latents`, and `coverage`."""
+    """Return sampled rows of `latents`, and `coverage`."""
     found = collected(
         folder,
         **{"latents": settings(**keys), "sae": sae, "model": model, "tokens": chain.eval_tokens},
@@ -83,7 +83,7 @@ def test_each_sampled_latent_has_its_effects_and_two_placebos(
 def test_effects_are_recomputed_from_shards_weights_and_tokens(
     chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]]
 ) -> None:
-    """Where latents are looked at is as drawn; what comes out, by hooks and whole passes."""
+    """Places are as drawn; the effects there are computed by hooks and whole passes."""
     sae, _ = load_sae(tiny_sae)
     x, _ = all_rows(chain.eval_activations, SITE)
     top = ((x - sae.b_dec) @ sae.w_enc.T + sae.b_enc).topk(sae.k, dim=1)
@@ -259,6 +259,6 @@ def test_rates_of_written_tokens_are_near_those_of_writing_them_everywhere(
             reached[i] = hits / places
         wanted = shares @ reached / (shares @ rates)
         differences.append(row["token_injection_rate"] - wanted)
-    # Each is of 60 draws, and of a rate that may be small.
+    # Each is of 60 draws, and the rate may be small.
     assert max(np.abs(differences)) < 0.3
     assert abs(np.mean(differences)) < 0.1

@@ -67,7 +67,7 @@ def settings(**keys: Any) -> Latents:
 
 
 def described(config: SaeConfig) -> dict[str, Any]:
-    """What stands in `cfg.json` beside the weights' own numbers."""
+    """Return the keys of `cfg.json` that do not depend on the weights."""
     own = {"architecture", "d_model", "n_latents", "k", "weights_checksum", "keys"}
     return {**config.model_dump(exclude=own), "keys": config.keys}
 
@@ -94,7 +94,7 @@ def collect(
 
 
 def in_pools(found: dict[str, Rows]) -> Rows:
-    """The windows that explainers and scorers see."""
+    """Return the windows that explainers and scorers see."""
     return [row for row in found["windows"] if row["pool"] != "top"]
 
 
@@ -107,7 +107,7 @@ def tables_of_chain(
 
 @pytest.fixture(scope="module")
 def dense(chain: Chain, tiny_sae: Path) -> NDArray[np.float64]:
-    """Activations [tokens, n_latents] by a dense scatter."""
+    """Return activations [tokens, n_latents] by a dense scatter."""
     sae, _ = load_sae(tiny_sae)
     x, _ = all_rows(chain.eval_activations, SITE)
     pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
@@ -221,7 +221,7 @@ def test_other_kinds_of_silent_windows_are_silent_and_move_nothing_drawn(
         assert not any(row["activations"])
         assert (row["pool"], row["active"], row["quantile"]) == ("score", False, None)
         assert row["document"] not in explain
-    # Latents with few silent windows share them out among the kinds; of others nothing moves.
+    # Latents with few silent windows divide them among the kinds; for others nothing changes.
     grid = Grid.cut(load_tokens(chain.eval_tokens).document_id, LENGTH)
     n_windows = int((pool_of_cells(grid, numpy_generator(0, "pools")) == 1).sum())
     ample = {
@@ -245,7 +245,7 @@ def test_the_filter_and_the_coverage_are_counted_right(
     assert coverage["n_tokens"] == len(dense)
     assert (coverage["n_latents"], coverage["n_alive"]) == (48, int((dense > 0).any(axis=0).sum()))
     rows = tables_of_chain["latents"]
-    # The pools are disjoint sets of whole windows: their active windows add up.
+    # The pools are disjoint sets of whole windows, so their active windows add up.
     active = (dense.reshape(-1, LENGTH, 48).max(axis=1) > 0)[whole].sum(axis=0)
     for row in rows:
         both = row["explain_pool_active_windows"] + row["score_pool_active_windows"]
@@ -333,7 +333,7 @@ def test_batches_pieces_and_the_order_of_tokens_do_not_change_the_tables(
     for name in FILES:
         one, two = (tmp_path / folder / name for folder in ("one", "two"))
         assert one.read_bytes() == two.read_bytes(), name
-    # Pieces add up in another order, so that last bits may differ.
+    # Pieces add up in another order, so the last bits may differ.
     monkeypatch.setattr("nullsae.latents.store.PIECE_FIRINGS", 40)
     found = collect(chain, tmp_path / "sae/cfg.json", tmp_path / "two", **kinds)
     for name in ("windows", "coverage", "latents"):
@@ -346,7 +346,7 @@ def test_batches_pieces_and_the_order_of_tokens_do_not_change_the_tables(
 
 
 def test_a_code_holds_at_most_k_latents(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
-    """In delphi PR#131 the forward output was cached in place of the latents."""
+    """In delphi PR#131 the forward output was cached instead of the latents."""
     sae, _ = load_sae(tiny_sae)
     reader = SiteReader.open(chain.eval_activations, SITE)
     split = Split.open(chain.eval_tokens)
@@ -370,7 +370,7 @@ def test_an_architecture_fires_as_a_dense_recomputation_does(
     monkeypatch: pytest.MonkeyPatch,
     architecture: str,
 ) -> None:
-    """Codes of these are padded with zeros, or do not look at the activations at all."""
+    """These codes are padded with zeros, or do not depend on the activations at all."""
     monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 100)
     plain, config = load_sae(tiny_sae)
     x, _ = all_rows(chain.eval_activations, SITE)
@@ -406,7 +406,7 @@ def test_sampled_latents_are_drawn_evenly_from_those_that_pass(
     n_runs, size = 40, 8
     counts = np.zeros(48)
     for seed in range(n_runs):
-        # Windows cost most of the time and do not matter here.
+        # Windows take most of the time and do not matter here.
         rows = collect(
             chain,
             tiny_sae,
@@ -441,7 +441,7 @@ def test_the_windows_of_a_latent_do_not_depend_on_which_others_are_sampled(
 def test_latents_that_fire_together_are_shown_different_windows(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
-    """In delphi the generator is seeded anew, with one seed, for each latent."""
+    """delphi seeds the generator again, with the same seed, for each latent."""
     sae, config = load_sae(tiny_sae)
     w_enc, b_enc, w_dec = (torch.cat([t, t]) for t in (sae.w_enc, sae.b_enc, sae.w_dec))
     assert sae.k is not None
@@ -463,7 +463,7 @@ def test_latents_that_fire_together_are_shown_different_windows(
 def test_another_sae_does_not_move_the_pools(
     chain: Chain, tiny_sae: Path, tmp_path: Path, tables_of_chain: dict[str, Rows]
 ) -> None:
-    """Pools depend on the corpus and the seed alone, so variants are judged on the same text."""
+    """Pools depend only on the corpus and the seed, so variants are judged on the same text."""
     other = save_tiny_sae(chain, tmp_path / "sae", n_latents=32, k=3)
     found = collect(chain, other, tmp_path)
     pool_of: dict[int, str] = {}
@@ -593,7 +593,7 @@ def test_skipped_tokens_do_not_fire_and_are_counted(
 @pytest.mark.parametrize(
     ("said", "is_bos"),
     [
-        # Before each context; in the place of a separator; a token that also ends documents.
+        # Before each context; in place of a separator; a token that also ends documents.
         ({"prepend_bos": True, "bos_token_ids": [3]}, lambda at, ids: (at < 1) | (ids == 3)),
         (
             {"prepend_bos": False, "bos_token_ids": [2], "separator_token_id": 2},
@@ -719,7 +719,7 @@ def test_activations_of_another_number_of_tokens_are_refused(
 ) -> None:
     x, _ = all_rows(chain.eval_activations, SITE)
     short = write_site(tmp_path / "activations", x[:944], [944])
-    with pytest.raises(UserError, match=r"activations of 944 tokens, and .* has 960"):
+    with pytest.raises(UserError, match=r"activations of 944 tokens, but .* has 960"):
         collect(chain, tiny_sae, tmp_path, activations=short)
 
 
@@ -727,7 +727,7 @@ def test_documents_in_pieces_are_refused(chain: Chain, tiny_sae: Path, tmp_path:
     ids = load_tokens(chain.eval_tokens).input_ids
     documents = (np.arange(ids.size) // 50 % 3).astype(np.int32).reshape(ids.shape)
     tokens = write_corpus(tmp_path / "corpus", ids, documents)
-    with pytest.raises(UserError, match="the tokens of a document are not in a row"):
+    with pytest.raises(UserError, match="the tokens of a document are not contiguous"):
         collect(chain, tiny_sae, tmp_path / "out", tokens=tokens)
 
 

@@ -1,4 +1,4 @@
-"""The latents of several SAEs collected by one job, and none of them twice."""
+"""The latents of several SAEs collected by one job, none of them twice."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def params(n_seeds: int) -> CollectLatentsParams:
 
 @pytest.fixture
 def folder(tiny_sae: Path, tmp_path: Path) -> Path:
-    """Three SAEs that differ in the threshold of their encoder."""
+    """Return three SAEs that differ in their encoder threshold."""
     for seed in range(3):
         coder, config = load_sae(tiny_sae)
         own = tmp_path / "saes" / PLACE.format(sae="topk", seed=seed)
@@ -52,7 +52,7 @@ def folder(tiny_sae: Path, tmp_path: Path) -> Path:
 
 
 def run(chain: Chain, folder: Path, n_seeds: int, to: str, code: str = "code") -> dict[str, bytes]:
-    """The files that a job leaves."""
+    """Return the files that a job leaves."""
     module.collect_all(
         params(n_seeds),
         sae=folder / "saes" / PLACE / "cfg.json",

@@ -24,7 +24,7 @@ Rows = list[dict[str, Any]]
 def tables_of(
     chain: Chain, sae: Path, folder: Path, *, model: Path | None, site: str = SITE
 ) -> tuple[Rows, dict[str, Any]]:
-    """Tables `latents` and `coverage`."""
+    """Return the tables `latents` and `coverage`."""
     found = collected(
         folder,
         **{"keys": cell(site), "latents": settings(), "sae": sae, "model": model},
@@ -41,7 +41,7 @@ def of_chain(
 
 
 def effects_by_hand(chain: Chain, sae: Path) -> Any:
-    """Direct effects on the logits, float32 [n_latents, vocab]: centring, gain, unembedding."""
+    """Return effects on logits, float32 [n_latents, vocab]: centring, gain, unembedding."""
     rows = load_sae(sae)[0].w_dec
     model = load_subject(chain.recipe, CPU).model
     norm = model.gpt_neox.final_layer_norm.weight
@@ -122,7 +122,7 @@ def test_activations_without_a_model_have_a_reason_in_place_of_effects(
     assert coverage["no_effects"] == "no model"
     lacking = (*COLUMNS, *promoted.COLUMNS)
     assert all(row[name] is None for row in rows for name in lacking)
-    # Nothing else is touched by whether there is one.
+    # Nothing else depends on whether there is a model.
     own = {*lacking, *causal_effects.COLUMNS, causal_effects.N_FIRINGS}
     without = [{k: v for k, v in row.items() if k not in own} for row in rows]
     assert without == [{k: v for k, v in row.items() if k not in own} for row in of_chain[0]]

@@ -40,7 +40,7 @@ def folder_of(root: Path, site: str) -> Path:
 
 @pytest.fixture(scope="module")
 def root(chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study's results: latents of one SAE on two sites, the corpus, the merged config."""
+    """Return a study's results: latents of an SAE at two sites, corpus, merged config."""
     root = tmp_path_factory.mktemp("study")
     tokens = load_tokens(chain.eval_tokens)
     manifest = root / paths.CORPUS_MANIFEST.format(corpus="c", split="eval")
@@ -82,7 +82,7 @@ def export(root: Path, layout: str, output: Path, *more: str) -> Any:
 
 @pytest.fixture(scope="module")
 def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What delphi and Neuronpedia's client make of the exports."""
+    """Return what delphi and Neuronpedia's client read from the exports."""
     need_peers("delphi and Neuronpedia's client")
     folder = tmp_path_factory.mktemp("exports")
     for layout in ("delphi", "neuronpedia"):
@@ -257,7 +257,7 @@ def test_a_mistake_is_refused_without_half_an_export(root: Path, tmp_path: Path)
     assert not output.exists()
     output.mkdir()
     (output / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="out exists already; name a new folder"):
+    with pytest.raises(UserError, match="out already exists; name a new folder"):
         export(root, "delphi", output)
     assert [file.name for file in output.iterdir()] == ["mine.txt"]
 
@@ -271,7 +271,7 @@ def test_a_corpus_that_the_config_does_not_name_is_not_guessed(root: Path, tmp_p
     text = config.read_text()
     try:
         config.unlink()
-        with pytest.raises(UserError, match=r"does not say which corpus .* give --tokens"):
+        with pytest.raises(UserError, match=r"does not name the corpus of .* give --tokens"):
             corpus_files(cells)
     finally:
         config.write_text(text)
@@ -288,7 +288,7 @@ def test_delphi_is_told_a_folder_and_no_name_that_is_an_id_of_the_hub(
     manifest = root / paths.CORPUS_MANIFEST.format(corpus="c", split="eval")
     split, cell = Split.open(manifest), LatentFolder.open(folder_of(root, SITES[0]))
     corpus = str(root / paths.TOKENIZER.format(corpus="c"))
-    # Nothing but latents and tokens, as of activations that were sampled.
+    # Only latents and tokens, as for sampled activations.
     gaussian = replace(cell, keys={**cell.keys, "variant": "gaussian"})
     assert model_place(gaussian, split) == corpus
     for variant in ("trained", "noise_embeddings"):

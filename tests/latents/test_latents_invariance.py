@@ -1,4 +1,4 @@
-"""What the choice of a basis, of signs and of an order of latents may not change."""
+"""What the choice of a basis, of signs and of an order of latents must not change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from small_chain import D_MODEL, VOCAB, tiny_model, tokens_of
 SITE = "resid_post.1"
 N_DIRECTIONS = 24
 SETTINGS = {"n_sampled": 200, "causal_places": 8, "min_firings": 10}
-# Parameters that read the residual stream, and those that write to it or live in it.
+# Parameters that read the residual stream, and those that write to it or are in it.
 READING = (
     *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
     *("query_key_value", "dense_h_to_4h", "embed_out", "lm_head"),
@@ -33,7 +33,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 
 def rotation(*, keeps_ones: bool) -> Tensor:
-    """A random orthogonal matrix, float64; one that LayerNorms let pass keeps (1, ..., 1)."""
+    """Return a random rotation, float64; LayerNorms only allow one that keeps (1, ..., 1)."""
     if not keeps_ones:
         return torch.linalg.qr(drawn(D_MODEL, D_MODEL, seed=1)).Q
     ones = torch.ones(D_MODEL, 1, dtype=torch.float64)
@@ -44,7 +44,7 @@ def rotation(*, keeps_ones: bool) -> Tensor:
 
 
 def model_of(family: str, turn: Tensor | None = None) -> Any:
-    """A random model whose norms have gain 1, with its residual stream x replaced by `turn` x."""
+    """Return a random model with norm gains 1 and its residual stream x replaced by `turn` x."""
     model = tiny_model(family, tie_word_embeddings=family == "llama")
     turn = torch.eye(D_MODEL, dtype=torch.float64) if turn is None else turn
     with torch.no_grad():
@@ -62,7 +62,7 @@ def model_of(family: str, turn: Tensor | None = None) -> Any:
 
 
 def signed(turn: Tensor | None = None, signs: Tensor | None = None) -> Autoencoder:
-    """Random directions, plus and minus, in a turned basis, with signs of one's own."""
+    """Return random directions, plus and minus, in a rotated basis, with the given signs."""
     directions = drawn(N_DIRECTIONS, D_MODEL, seed=4)
     mean = drawn(D_MODEL, seed=5)
     if signs is not None:
@@ -98,7 +98,7 @@ def plain(study_of: Callable[..., Study]) -> tuple[Study, Cell]:
 
 
 def assert_same(found: Cell, wanted: Cell, names: list[str], order: Array | None = None) -> None:
-    """Columns agree to float32's rounding; `order` says where each latent of `wanted` went."""
+    """Check that columns agree to float32's rounding; `order` maps latents of `wanted`."""
     order = np.arange(len(wanted.rows)) if order is None else order
     for name in names:
         if name in promoted.COLUMNS:
@@ -114,7 +114,7 @@ def assert_same(found: Cell, wanted: Cell, names: list[str], order: Array | None
 
 
 def columns(cell: Cell) -> list[str]:
-    """All but random directions: they are drawn in whatever basis there is."""
+    """Return all columns except random directions, which do not follow the basis."""
     return [name for name in cell.rows[0] if not name.endswith("_random")]
 
 
@@ -132,9 +132,9 @@ def test_another_basis_of_the_residual_stream_changes_no_column(
 
 
 def test_the_sign_of_directions_moves_latents_and_changes_none(plain: tuple[Study, Cell]) -> None:
-    """A signed dictionary has each direction both ways: another sign exchanges the two.
+    """A signed dictionary has each direction both ways, so a sign change swaps the two.
 
-    Placebos, windows and the places of causal effects are drawn anew, by a latent's number.
+    Placebos, windows and the places of causal effects are drawn again, by a latent's number.
     """
     study, cell = plain
     flipped = np.arange(N_DIRECTIONS) % 3 == 0
@@ -151,7 +151,7 @@ def test_the_sign_of_directions_moves_latents_and_changes_none(plain: tuple[Stud
 def test_what_layer_norms_take_away_is_no_part_of_a_row(
     family: str, plain: tuple[Study, Cell]
 ) -> None:
-    """All norms of a GPT-NeoX take the mean away, and none of a Llama does."""
+    """All norms of a GPT-NeoX subtract the mean, and none of a Llama does."""
     study, cell = plain
     coder = signed()
     moved = replace(coder, w_dec=coder.w_dec + 0.5)

@@ -1,4 +1,4 @@
-"""Collection in a process of its own, whose memory is watched: it must not grow with the tokens."""
+"""Collection in a separate process, whose memory must not grow with the number of tokens."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ print(json.dumps([highest - before, tracemalloc.get_traced_memory()[1]]))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SAE, and activations of 1/16, 1 and 4 times `TOKENS` tokens."""
+    """Return an SAE, and activations of 1/16, 1 and 4 times `TOKENS` tokens."""
     folder = tmp_path_factory.mktemp("memory")
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(N_LATENTS, D, generator=generator)
@@ -91,10 +91,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_four_times_the_tokens_take_no_more_memory(folder: Path) -> None:
-    """In memory, the firings alone would take 8 MiB once and 32 MiB with four times the tokens.
+    """In memory, the firings alone would take 8 MiB, and 32 MiB with four times the tokens.
 
-    What Python and NumPy allocate is counted exactly; what the process holds, torch included, also
-    moves with the allocator's mood.
+    Allocations of Python and NumPy are counted exactly. The memory of the process, including
+    torch, also varies with the allocator.
     """
     status = Path("/proc/self/status")
     if not status.exists() or "RssAnon" not in status.read_text():

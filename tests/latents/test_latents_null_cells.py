@@ -1,4 +1,4 @@
-"""Null cells lie at the floor, as far from it as their standard errors say."""
+"""Null cells are at the floor, as far from it as their standard errors say."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A model on a text in which tokens follow each other, and an SAE of what it makes of it."""
+    """A model on a text in which tokens follow each other, and an SAE of its activations."""
 
     subject: Subject
     firings: Firings
@@ -48,7 +48,7 @@ class Case:
 
     @classmethod
     def of(cls, split: Split, seed: int) -> Case:
-        """A model whose weights are drawn anew for each seed."""
+        """Make a model whose weights are drawn by the seed."""
         model = tiny_model("gpt_neox")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -66,7 +66,7 @@ class Case:
         return cls(subject, firings, np.flatnonzero(firings.counts >= 20), sae.w_dec)
 
     def errors(self, split: Split, seed: int, rows: Tensor) -> dict[str, float]:
-        """By column, how many standard errors its mean lies from a half."""
+        """Return, by column, how many standard errors its mean is from a half."""
         found = effect_columns(
             *(params(seed), self.subject, rows, self.firings, split, self.passing),
             *(self.passing[:0],),
@@ -80,14 +80,14 @@ def params(seed: int) -> CollectLatentsParams:
 
 
 def errors_from(values: Array, floor: float) -> float:
-    """How many standard errors the mean of latents [n] lies from the floor, as tables have them."""
+    """Return how many standard errors the mean of latents [n] is from the floor, as in tables."""
     error = Spread.of([mean_of_units(values)]).standard_error
     assert error == pytest.approx(scipy.stats.sem(values), rel=1e-12)
     return float((values.mean() - floor) / error)
 
 
 def assert_null(found: list[dict[str, float]]) -> None:
-    """Of 100 cells at least 95 lie within three standard errors."""
+    """Check that at least 95 of 100 cells are within three standard errors."""
     assert len(found) == len(SEEDS)
     for name in found[0]:
         z = np.array([one[name] for one in found])
@@ -100,8 +100,8 @@ def split() -> Split:
     return Split(ids.reshape(-1), documents.reshape(-1), CONTEXT, None, Path("manifest.json"))
 
 
-def test_random_directions_lie_within_three_standard_errors_of_a_half(split: Split) -> None:
-    """The firings of an SAE, with rows that have nothing to do with them."""
+def test_random_directions_are_within_three_standard_errors_of_a_half(split: Split) -> None:
+    """The firings of an SAE, with rows that are unrelated to them."""
     case, found = Case.of(split, 0), []
     for seed in SEEDS:
         generator = torch_generator(seed, "null_rows")
@@ -114,8 +114,8 @@ def test_random_directions_lie_within_three_standard_errors_of_a_half(split: Spl
         assert np.std([one[name] for one in found]) == pytest.approx(1, abs=0.25), name
 
 
-def test_random_models_lie_within_three_standard_errors_of_a_half(split: Split) -> None:
-    """The whole cell is null: weights drawn anew, and rows that lie in their activations.
+def test_random_models_are_within_three_standard_errors_of_a_half(split: Split) -> None:
+    """The whole cell is null: weights are drawn, and rows are in the span of their activations.
 
     All latents of a cell share one unembedding, whose part in the error their spread does not show:
     z spreads by 1.4 over draws. Verdicts on more than "this randomization" rest on draws.
@@ -128,7 +128,7 @@ def test_random_models_lie_within_three_standard_errors_of_a_half(split: Split) 
 
 
 def test_random_directions_matter_as_little_as_each_other(split: Split) -> None:
-    """Own against foreign, by passes of the subject: 0, where both are random."""
+    """Own against foreign, by passes of the subject: 0 if both are random."""
     case = Case.of(split, 0)
     latents = case.passing[:12]
     interventions, successors = Interventions(case.subject, SITE), Successors.of(split)

@@ -1,9 +1,9 @@
-"""Each site of a Llama whose attention and MLP were set by hand, against a forward pass of NumPy.
+"""Each site of a Llama with handmade attention and MLP, compared with a forward pass in NumPy.
 
-A context begins with the token of its mode; then neutral tokens and others take turns, the others
-of one class in either mode. The attention of the first block writes the mode to all tokens, and its
-MLP, where a neutral token stands, raises the logits of the class that is due. So the next token
-depends on known directions at each site, beyond the current token.
+A context begins with the token of its mode; then neutral tokens alternate with others of the
+mode's class. The attention of the first block writes the mode to all tokens, and at a neutral
+token its MLP raises the logits of the class that is due. So the next token depends on known
+directions at each site, beyond the current token.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from small_chain import CPU
 VOCAB, WIDTH, CONTEXT, N_CONTEXTS = 14, 48, 16, 80
 MODES, NEUTRAL = np.arange(2), np.arange(2, 6)
 CLASSES = np.arange(6, 14).reshape(2, 4)
-# Dimensions: 0 to 13 are read by the head, one for each token.
+# Dimensions: the head reads 0 to 13, one for each token.
 MARKED, WRITTEN, IS_NEUTRAL, ALWAYS, ID = 14, 16, 18, 19, 20
 EPS = 1e-6
 
 
 def weights() -> dict[str, Array]:
-    """By names of a Llama, float64: all that is not 0 or 1."""
+    """Return a Llama's parameters by name, float64: all that are not 0 or 1."""
     embedding = np.zeros((VOCAB, WIDTH))
     embedding[:, ALWAYS] = 1
     embedding[np.arange(VOCAB), ID + np.arange(VOCAB)] = 1
@@ -67,9 +67,9 @@ def normed(x: Array) -> Array:
 
 
 def passed(ids: Array, site: str = "", added: Array | float = 0.0) -> dict[str, Array]:
-    """What stands at each site of contexts, and logits: float64 [n, tokens, ...].
+    """Return each site of contexts, and logits: float64 [n, tokens, ...].
 
-    `added`, [n, tokens, WIDTH], is added at a site. Attention is uniform over what came before.
+    `added`, [n, tokens, WIDTH], is added at a site. Attention is uniform over previous tokens.
     """
     w = {name.rpartition(".")[2]: matrix for name, matrix in weights().items()}
     found: dict[str, Array] = {}
@@ -139,7 +139,7 @@ BY_CLASS = [one_hot(*tokens) for tokens in CLASSES.tolist()]
 BY_MODE = [one_hot(WRITTEN + mode) for mode in MODES.tolist()]
 # By site: what each latent reads, its row, and the tokens whose logits that raises.
 DICTIONARIES: dict[str, tuple[list[Array], list[Array], Sequence[Any]]] = {
-    # Tokens by name: a neutral one, whose row is read by the MLP alone, and two others.
+    # Tokens by name: a neutral one, whose row only the MLP reads, and two others.
     "resid_pre.0": (
         [one_hot(ID + token) for token in (2, 6, 10)],
         [one_hot(IS_NEUTRAL), *[one_hot(*NEUTRAL.tolist())] * 2],
@@ -154,7 +154,7 @@ DICTIONARIES: dict[str, tuple[list[Array], list[Array], Sequence[Any]]] = {
 
 
 def dictionary(site: str) -> Autoencoder:
-    """Latents fire where what they read is more than nearly nothing."""
+    """Make latents that fire where what they read is clearly above 0."""
     read, rows, _ = DICTIONARIES[site]
     encoder, decoder = (torch.tensor(np.array(part), dtype=torch.float32) for part in (read, rows))
     return Autoencoder("topk", encoder, torch.zeros(len(read)), decoder, torch.zeros(WIDTH), k=2)
@@ -162,7 +162,7 @@ def dictionary(site: str) -> Autoencoder:
 
 @pytest.fixture(scope="module", params=sorted(DICTIONARIES))
 def at_site(request: pytest.FixtureRequest, study: Study) -> tuple[str, Array, Cell]:
-    """A site, the codes of its dictionary by hand, [n_tokens, n_latents], and its tables."""
+    """Return a site, its dictionary's codes by hand, [n_tokens, n_latents], and its tables."""
     site = request.param
     x = passed(study.ids)[site].reshape(-1, WIDTH)
     codes = np.maximum(x @ np.array(DICTIONARIES[site][0]).T, 0)
@@ -185,7 +185,7 @@ def test_aurocs_are_those_of_the_closed_form_at_each_site(
 ) -> None:
     """With p of a latent's firings followed by tokens that its row raises: (1 + p - q) / 2.
 
-    q is their share of all next tokens, or, for each firing, of those after the same token.
+    q is their share of all next tokens or, for each firing, of those after the same token.
     """
     site, codes, cell = at_site
     assert cell.coverage["no_effects"] is None
@@ -201,7 +201,7 @@ def test_aurocs_are_those_of_the_closed_form_at_each_site(
         assert row["next_token_auroc_bigram"] == pytest.approx(wanted.mean(), abs=1e-12)
     unigram, bigram = (cell.column(f"next_token_auroc{form}") for form in ("", "_bigram"))
     if site in ("attn_out.0", "resid_pre.0"):
-        # The first row is read by the MLP alone: no direct path tells of it.
+        # Only the MLP reads the first row, so no direct path shows it.
         assert unigram[0] == 0.5
         assert (bigram == 0.5).all()
     else:
@@ -250,7 +250,7 @@ def test_changes_are_those_of_a_forward_pass_by_hand_at_each_site(
             for name, wanted in zip(names, (kl, other), strict=True):
                 found = cell.column(name + of)
                 np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5, err_msg=name)
-    # Also where no direct path leads to the logits.
+    # Even if no direct path leads to the logits.
     assert cell.metric(AblationKlLogRatio())[0] > 1
 
 
@@ -277,10 +277,10 @@ def test_injection_rates_are_those_of_tokens_written_by_hand(
         assert cell.rows[latent]["token_injection_rate"] == pytest.approx(wanted, abs=1e-12)
     rates = cell.column("token_injection_rate")
     if site == "resid_pre.0":
-        # The token's own embedding is all that these latents read.
+        # These latents only read the token's own embedding.
         assert (rates == 1).all()
     elif site != "attn_out.0":
-        # A neutral token and a mode make them fire: the token alone never does.
+        # A neutral token and a mode make them fire; the token alone never does.
         assert (rates == 0).all()
     else:
         # The token of the mode does.
@@ -293,7 +293,7 @@ def test_a_dictionary_of_the_other_class_is_as_far_below_a_half(study: Study) ->
     found = study.cell(site, crossed, "crossed")
     following = study.ids[:, 1:].ravel()
     shares = [np.isin(following, tokens).mean() for tokens in CLASSES]
-    # After its firings none of these tokens ever comes.
+    # None of these tokens ever follows its firings.
     np.testing.assert_allclose(
         found.column("next_token_auroc"), (1 - np.array(shares[::-1])) / 2, atol=1e-12
     )

@@ -1,4 +1,4 @@
-"""Metrics of effects on the next token where it is known what they must be."""
+"""Metrics of effects on the next token in cases where their values are known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAUSAL = (AblationKlLogRatio(), AblationCeGain(), AdditionGain())
 
 
 class Planted:
-    """A family's study, and what its text says."""
+    """A family's study, and the statistics of its text."""
 
     def __init__(self, family: Family, study: Study) -> None:
         self.family, self.study = family, study
@@ -40,10 +40,10 @@ class Planted:
         self.q = counts.sum(axis=0) / counts.sum()
 
     def auroc(self, named: Array) -> Array:
-        """Of latents that fire on one token each and promote one, [n_latents], alone.
+        """Return it for latents that fire on one token each and promote one, [n_latents].
 
-        That one is above all others, which are equal: with p its share after firings and q that
-        among all next tokens, p (1 - q / 2) + (1 - p) (1 - q) / 2 = (1 + p - q) / 2.
+        The promoted token is above all others, which are equal. With p its share after firings and
+        q its share of all next tokens, p (1 - q / 2) + (1 - p) (1 - q) / 2 = (1 + p - q) / 2.
         """
         found: Array = (1 + self.given[TOKENS, named] - self.q[named]) / 2
         return found
@@ -53,7 +53,7 @@ class Planted:
         return np.full(len(named), 0.5)
 
     def causal(self, named: Array) -> dict[str, Array]:
-        """The four columns of changes with the directions of `named` tokens, by hand."""
+        """Compute the four columns of changes with the directions of `named` tokens, by hand."""
         codes = self.study.ids.reshape(-1, 1) == TOKENS
         fired, silent = planted.places_of(self.study, SITE, codes)
         ids, by = self.study.ids.reshape(-1), planted.pairs_of(named)
@@ -89,7 +89,7 @@ def truth(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def known(truth: Planted) -> Cell:
-    """A latent for each token, whose row is the direction of what follows it."""
+    """Return one latent per token, whose row is the direction of what follows it."""
     return truth.study.cell(SITE, planted.known_directions(truth.family.tied), "known")
 
 
@@ -100,7 +100,7 @@ def test_the_model_predicts_as_computed_by_hand(truth: Planted) -> None:
     by_hand = planted.log_p(truth.family, planted.stream(truth.family, truth.study.ids[:3].ravel()))
     found = logits.double().log_softmax(dim=2).numpy().reshape(by_hand.shape)
     np.testing.assert_allclose(found, by_hand, atol=1e-5)
-    # The planted successor is what the model expects.
+    # The model expects the planted successor.
     assert (found.argmax(axis=1) == truth.follows[truth.study.ids[:3].ravel()]).all()
 
 
@@ -120,7 +120,7 @@ def test_known_directions_have_the_auroc_of_the_closed_form(truth: Planted, know
 def test_the_planted_successor_is_the_promoted_token(truth: Planted, known: Cell) -> None:
     for row, token in zip(known.rows, truth.follows, strict=True):
         assert row["promoted_tokens"][0] == token
-        # One effect of 24 is not 0: its z-score is the root of 23.
+        # One of 24 effects is not 0: its z-score is the root of 23.
         assert row["promoted_effects"][0] == pytest.approx((N_TOKENS - 1) ** 0.5, rel=1e-5)
         assert row["suppressed_effects"] == pytest.approx(
             [-1 / (N_TOKENS - 1) ** 0.5] * len(row["suppressed_effects"]), rel=1e-5
@@ -147,7 +147,7 @@ def test_known_directions_change_predictions_by_the_closed_form(
 
 @pytest.mark.parametrize("truth", ["gpt_neox", "llama"], indirect=True)
 def test_the_shuffled_dictionary_is_its_own_placebo(truth: Planted, known: Cell) -> None:
-    """Rows moved as the placebo moves them give the placebo's values, and nothing above them."""
+    """Rows permuted like the placebo's give the placebo's values, and no more."""
     honest = planted.known_directions(truth.family.tied)
     for purpose, names in (
         ("another_latent", ("next_token_auroc", "next_token_auroc_bigram")),
@@ -176,7 +176,7 @@ def of_neox(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def nulls(found: Cell, names: Sequence[str]) -> set[bool]:
-    """Whether the columns are null for latents that pass."""
+    """Return whether the columns are null for latents that pass."""
     return {row[name] is None for row in found.rows if row["passes_filter"] for name in names}
 
 

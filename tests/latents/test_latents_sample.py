@@ -71,7 +71,7 @@ def test_no_sampled_latent_gives_a_file_without_firings(tmp_path: Path) -> None:
     write_firings(tmp_path / "firings.safetensors", np.zeros(0, np.int64), some_firings())
     reader = FiringReader.open(tmp_path / "firings.safetensors")
     assert reader.latents.tolist() == []
-    with pytest.raises(UserError, match="no firings of latent 5; it has those of the 0 sampled"):
+    with pytest.raises(UserError, match="no firings of latent 5; it contains only those of the 0"):
         reader.of(5)
 
 
@@ -92,7 +92,7 @@ print(json.dumps([len(position), float(value.sum()), peak, resident() - before])
 
 
 def test_the_firings_of_other_latents_are_not_read(tmp_path: Path) -> None:
-    """Two latents in a file of 8 GiB, nearly all of it holes of the rare one's neighbour."""
+    """Two latents in a file of 8 GiB that consists mostly of holes in the rare one's neighbour."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
     path = tmp_path / "firings.safetensors"
@@ -163,7 +163,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the firings of latent 4 are not in order"):
         FiringReader.open(path).of(4)
     path.write_bytes(whole)
-    with pytest.raises(UserError, match="no firings of latent 3; it has those of the 2 sampled"):
+    with pytest.raises(UserError, match="no firings of latent 3; it contains only those of the 2"):
         FiringReader.open(path).of(3)
 
 

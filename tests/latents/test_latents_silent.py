@@ -34,7 +34,7 @@ def sizes(**keys: Any) -> Latents:
 def silence_of(
     fires: list[list[int]], pools: list[int], tokens: np.ndarray | None = None
 ) -> HardSilence:
-    """Windows of LENGTH tokens, one document each; `fires` has each latent's active windows."""
+    """Return windows of LENGTH tokens, one document each; `fires` lists the active ones."""
     n = len(pools)
     grid = Grid.cut(np.repeat(np.arange(n), LENGTH).reshape(n, LENGTH), LENGTH)
     latent = np.repeat(np.arange(len(fires)), [len(windows) for windows in fires])
@@ -68,7 +68,7 @@ def drawn(
 
 
 def case(seed: int, share: float, n_windows: int = 80) -> tuple[HardSilence, np.ndarray]:
-    """Firings at random, more in the windows' first halves; activations [n_tokens, n_latents]."""
+    """Return random firings, more in first halves of windows; activations [n_tokens, n_latents]."""
     rng = np.random.default_rng(seed)
     shares = share * rng.random(N_LATENTS)
     dense = rng.random((n_windows * LENGTH, N_LATENTS)).astype(np.float32)
@@ -136,8 +136,8 @@ def test_random_windows_are_drawn_for_scoring_only_when_asked_for() -> None:
 
 
 def test_a_latent_that_is_rarely_silent_gives_each_kind_its_share() -> None:
-    # Silent in 7 windows of the scoring pool. Another one fires in most of its windows, in all of
-    # those 7, and seldom elsewhere.
+    # Silent in 7 windows of the scoring pool. Another latent fires in most of its windows, in all
+    # of those 7, and seldom elsewhere.
     pools = [0] * 20 + [1] * 20
     silence = silence_of([[*range(10), *range(20, 33)], [*range(20, 40)]], pools)
     dense = np.isin(np.repeat(np.arange(40), LENGTH), [*range(10), *range(20, 33)])
@@ -199,7 +199,7 @@ def test_companions_equal_those_of_a_matrix_of_all_pairs(seed: int, share: float
         )
         expected = [(j, -minus) for minus, j in ranked if minus < -1e-12][:N_COMPANIONS]
         np.testing.assert_allclose(association, [value for _, value in expected], atol=1e-12)
-        # Which of two equal ones comes first is decided by the last bit of either side.
+        # The last bit of either side decides which of two equal ones comes first.
         assert (association > 0).all()
         for j, value in zip(others.tolist(), association.tolist(), strict=True):
             exact = both[latent, j] / both[latent, latent] - on[:, j].mean()
@@ -223,7 +223,7 @@ def test_similarity_equals_that_by_hand() -> None:
     rare = np.array([2 * ln(4 / 3), ln(2), ln(2)]) / (2 * ln(4 / 3) + 2 * ln(2))
     one, two, three = (np.array([1 / 4, 0, 3 / 4]) + rare) / 2
     np.testing.assert_allclose(found, [0, 0, 1, one + two, 0, three, one, 0])
-    # Types that no indexed window holds, as a window across cells may have.
+    # Types that no indexed window contains, which windows across cells may have.
     half = index.similarity(np.array([1, 8]), np.array([1.0, 0]))
     np.testing.assert_allclose(half, [0, 0, 1, 1, 0, 0, 1, 0])
 
@@ -249,7 +249,7 @@ def test_similarity_equals_a_loop_over_windows(seed: int) -> None:
 
 
 def test_the_same_tokens_without_the_latent_are_the_nearest() -> None:
-    """Each active window has a silent double; the rest shares no token with any."""
+    """Each active window has a silent double; the others share no token with any."""
     active = np.arange(12).reshape(3, 4)
     other = 100 + np.arange(60).reshape(15, 4)
     tokens = np.concatenate([active, other, active[:, ::-1]])
@@ -260,7 +260,7 @@ def test_the_same_tokens_without_the_latent_are_the_nearest() -> None:
     for seed in range(5):
         found = drawn(silence, dense, 0, seed, sizes(score_silent_windows=3, **kinds))
         assert found[3].window.tolist() == [18, 19, 20]
-    # A second round goes on with what is left.
+    # A second round continues with the rest.
     found = drawn(silence, dense, 0, 0, sizes(score_silent_windows=7, **kinds))
     assert set(found[3].window.tolist()) > {18, 19, 20}
     assert len(found[3].window) == 7

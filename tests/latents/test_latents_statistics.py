@@ -22,11 +22,11 @@ from nullsae.latents.store import Firings
 
 N_LATENTS, CONTEXT = 6, 20
 SOME = 7
-"""A latent of `random_case` may have this many tokens in a row, to have lags of every length."""
+"""A latent of `random_case` may have this many consecutive tokens, for lags of every length."""
 
 
 def random_case(seed: int, n_contexts: int = 5) -> tuple[np.ndarray, Split]:
-    """Activations float32 [n_tokens, n_latents], mostly 0, and their tokens.
+    """Return activations float32 [n_tokens, n_latents], mostly 0, and their tokens.
 
     The last latent never fires, the one before it always and equally, the first on stretches.
     """
@@ -41,7 +41,7 @@ def random_case(seed: int, n_contexts: int = 5) -> tuple[np.ndarray, Split]:
 
 
 def firings_of(dense: np.ndarray, seed: int = 0) -> Firings:
-    """The same firings, handed over in a random order."""
+    """Return the same firings in a random order."""
     position, latent = np.nonzero(dense)
     order = np.random.default_rng(seed).permutation(len(position))
     return sort_firings(
@@ -53,7 +53,7 @@ def firings_of(dense: np.ndarray, seed: int = 0) -> Firings:
 
 
 def dense_autocorrelation(column: np.ndarray, split: Split, lag: int) -> float:
-    """By a loop over all pairs of tokens; NaN without any, or without variance."""
+    """Compute it by a loop over all pairs of tokens; NaN without pairs or variance."""
     values = column.astype(np.float64)
     products = [
         values[t] * values[t + lag]
@@ -66,7 +66,7 @@ def dense_autocorrelation(column: np.ndarray, split: Split, lag: int) -> float:
 
 
 def expected_columns(column: np.ndarray, split: Split) -> dict[str, float]:
-    """One latent's statistics from its activations [n_tokens], by other means."""
+    """Compute one latent's statistics from its activations [n_tokens] by other means."""
     on = column > 0
     n, n_on = len(column), int(on.sum())
     r = [dense_autocorrelation(column, split, lag) for lag in range(1, LAGS + 1)]

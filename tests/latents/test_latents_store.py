@@ -17,7 +17,7 @@ from nullsae.latents.store import Firings, FiringSorter, order_by, ranges
 def some_firings(
     seed: int, n_latents: int, n_tokens: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Firings in the order of tokens: latents, positions, values. One latent fires always."""
+    """Return latents, positions and values in token order; one latent always fires."""
     rng = np.random.default_rng(seed)
     dense = rng.random((n_tokens, n_latents), dtype=np.float32) + 0.01
     dense[rng.random(dense.shape) > 0.3 * rng.random(n_latents)] = 0
@@ -49,8 +49,7 @@ def test_firings_come_back_in_order(
     batch: int,
     shuffled: bool,
 ) -> None:
-    """Whatever is sorted at a time, handed over at a time or put together at a time; also where
-    tokens come in no order."""
+    """For any number sorted, added or assembled at a time, and for tokens in any order."""
     folder = tmp_path_factory.mktemp("sorter")
     latent, position, value = some_firings(seed, 9, 60)
     given_order = np.arange(len(latent))
@@ -81,7 +80,7 @@ def test_firings_come_back_in_order(
         value,
     )
     for (first, part), (later, _) in pairwise(pieces):
-        if first == later:  # the latent goes on: no context is in both
+        if first == later:  # the same latent continues, in other contexts
             assert part.position[-1] // 20 < found.position[found.of(first)][-1] // 20
 
 

@@ -95,7 +95,7 @@ def test_the_pool_of_a_document_without_a_whole_cell_is_known() -> None:
 
 
 def random_activations(seed: int, context: int, length: int) -> tuple[np.ndarray, Split, Grid]:
-    """Activations [n_tokens, 3], few levels so that there are ties; documents of any length."""
+    """Return activations [n_tokens, 3] with few levels, so ties, and documents of any length."""
     rng = np.random.default_rng(seed)
     documents = documents_of(seed, 8, context)
     dense = np.ceil(rng.random((documents.size, 3)) * 5).astype(np.float32)
@@ -138,7 +138,7 @@ def test_cells_equal_those_of_the_dense_matrix(seed: int, context: int, length: 
 def centred_by_hand(
     column: np.ndarray, split: Split, context: int, length: int
 ) -> tuple[list[tuple[int, int, float]], int]:
-    """One latent's centred windows by loops: (cell, start, peak), and how many had no room."""
+    """Return a latent's centred windows by loops (cell, start, peak), and how many had no room."""
     per_context, spans, n_too_short = context // length, [], 0
     for cell in range(len(column) // context * per_context):
         at = cell // per_context * context + cell % per_context * length
@@ -219,7 +219,7 @@ def test_pools_depend_on_documents_and_generator_alone() -> None:
     one, same, other = (pool_of_cells(grid, np.random.default_rng(s)) for s in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
-    # Which pool a document lands in is chance: neither the first nor the longest is fixed.
+    # Chance decides which pool a document gets; neither the first nor the longest is fixed.
     first = [int(pool_of_cells(grid, np.random.default_rng(s))[0]) for s in range(40)]
     assert 8 <= sum(first) <= 32
 
@@ -299,7 +299,7 @@ def test_windows_are_drawn_once_from_their_pool_and_are_what_they_say(
         mine = np.flatnonzero(case["pools"] == ("explain", "score").index(pool)).tolist()
         candidates = {window for window in mine if (window in active) == fires}
         assert set(windows) <= candidates
-        # Scoring takes at most 2 of each of 5 quantiles.
+        # Scoring takes at most 2 from each of 5 quantiles.
         enough = len(candidates) >= (5 * limits[pool, fires] if pool == "score" else 0)
         if enough or not fires:
             assert len(windows) == min(limits[pool, fires], len(candidates))

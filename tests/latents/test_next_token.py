@@ -15,7 +15,7 @@ VOCAB, WIDTH = 9, 4
 
 
 def effects(seed: int, n: int, *, ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [n, WIDTH] and a path [VOCAB, WIDTH], whole numbers where effects are to be equal."""
+    """Return rows [n, WIDTH] and a path [VOCAB, WIDTH], whole numbers if effects should tie."""
     rng = np.random.default_rng(seed)
     drawn = [
         rng.integers(-1, 2, (k, WIDTH)) if ties else rng.normal(size=(k, WIDTH)) for k in (n, VOCAB)
@@ -27,7 +27,7 @@ def effects(seed: int, n: int, *, ties: bool) -> tuple[torch.Tensor, torch.Tenso
 def by_loops(
     dense: np.ndarray, split: Split, effect: np.ndarray, latent: int, *, same_token: bool
 ) -> float:
-    """The definition, word for word: over firings, the share of next tokens below."""
+    """Apply the definition literally: over firings, the share of next tokens below."""
     followed = [
         t
         for t in range(split.n_tokens - 1)
@@ -67,7 +67,7 @@ def test_aurocs_are_those_of_loops_whatever_is_computed_together(
 
 
 def test_a_row_that_knows_the_next_token_has_one_and_its_negative_nought() -> None:
-    # Tokens 0 to 4 in turn: whoever fires on 3 is followed by 4, on 4 by 0.
+    # Tokens 0 to 4 in turn: firings on 3 are followed by 4, those on 4 by 0.
     ids = np.tile(np.arange(5, dtype=np.int32), 40)
     split = Split(ids, np.zeros(200, np.int32), 50, None, Path("manifest.json"))
     dense = np.zeros((200, 2), np.float32)
@@ -77,17 +77,17 @@ def test_a_row_that_knows_the_next_token_has_one_and_its_negative_nought() -> No
         *([path[[4, 0]], -path[[4, 0]]], path, firings_of(dense), np.arange(2)),
         Successors.of(split),
     )
-    # The next token itself is a fifth of q, nearly, and counts for a half.
+    # The next token itself is nearly a fifth of q, and counts half.
     following = ids[1:][np.arange(199) % 50 != 49]
     for latent, token in enumerate((4, 0)):
         half = (following == token).mean() / 2
         assert up.unigram[latent] == pytest.approx(1 - half)
         assert down.unigram[latent] == pytest.approx(half)
-    # After the same token there is only one: nothing to tell.
+    # Only one token follows the same token, so there is nothing to tell.
     assert up.bigram.tolist() == [0.5, 0.5]
 
 
-def test_random_rows_lie_within_three_standard_errors_of_a_half() -> None:
+def test_random_rows_are_within_three_standard_errors_of_a_half() -> None:
     rng = np.random.default_rng(0)
     ids = rng.choice(50, 20_000, p=rng.dirichlet(np.ones(50))).astype(np.int32)
     split = Split(ids, np.zeros(len(ids), np.int32), 100, None, Path("manifest.json"))
@@ -123,7 +123,7 @@ def test_sign_and_order_of_latents_turn_the_values_with_them() -> None:
 
 
 def test_a_direction_that_nothing_reads_says_nothing() -> None:
-    """What the final norm's centring takes away, but for rounding, makes no token more likely."""
+    """What the final norm's centring subtracts, up to rounding, makes no token more likely."""
     dense, split = random_case(2)
     _, path = effects(5, 5, ties=False)
     rows = torch.tensor([[0.3] * WIDTH, [0.0] * WIDTH, [1.0, -1.0, 0.0, 0.0]])

@@ -27,7 +27,7 @@ def test_the_negative_row_promotes_what_the_row_suppresses() -> None:
     assert own["suppressed_tokens"] == other["promoted_tokens"]
 
 
-def test_rows_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_processed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = promoted_tokens(ROWS, PATH, 5)
     monkeypatch.setattr(promoted, "PIECE", 2 * len(PATH))
     pieces = promoted_tokens(ROWS, PATH, 5)
@@ -48,7 +48,7 @@ def test_a_token_is_at_one_end_only_and_the_strongest_come_first() -> None:
 
 
 def test_rows_without_effects_have_no_tokens() -> None:
-    """Zeros, and what the final norm's centring takes away but for rounding."""
+    """Zeros, and what the final norm's centring subtracts, up to rounding."""
     rows = torch.stack([ROWS[0], torch.zeros(8), 0.3 * torch.ones(8)])
     found = promoted_tokens(rows, PATH - PATH.mean(dim=1, keepdim=True), 5)
     for name in COLUMNS:

@@ -30,7 +30,7 @@ class Kurtosis(Metric):
     reading = "0 is a normal distribution; a few strong firings among many weak ones raise it."
 
     def latent_sums(self, firings: Firings, split: Split) -> dict[str, Numbers]:
-        """Sums of the first four powers."""
+        """Return sums of the first four powers."""
         value = firings.value.astype(np.float64)
         return {
             str(power): np.bincount(firings.latent, value**power, minlength=firings.n_latents)
@@ -40,7 +40,7 @@ class Kurtosis(Metric):
     def latent_column(
         self, sums: Mapping[str, Numbers], counts: NDArray[np.int64], split: Split
     ) -> Numbers:
-        """From moments about 0 to those about the mean."""
+        """Turn moments about 0 into moments about the mean."""
         with np.errstate(divide="ignore", invalid="ignore"):
             a, b, c, d = (sums[str(power)] / counts for power in (1, 2, 3, 4))
             spread = b - a**2
@@ -50,7 +50,7 @@ class Kurtosis(Metric):
 
 
 class PositionShare(Metric):
-    """Where in its contexts a latent fires: from columns that are there."""
+    """Where in its contexts a latent fires, computed from existing columns."""
 
     name = "position_share"
     title = "Mean position over its spread"
@@ -61,12 +61,12 @@ class PositionShare(Metric):
     reading = "√3 is a latent that fires anywhere."
 
     def value(self, columns: Mapping[str, Numbers]) -> Numbers:
-        """One number for each latent."""
+        """Return one number per latent."""
         return columns["mean_position_tokens"] / columns["sd_position_tokens"]
 
 
 class EffectiveRank(Metric):
-    """Of a whole SAE, so that draws and seeds alone are resampled."""
+    """One number per SAE, so only draws and seeds are resampled."""
 
     name = "decoder_rank"
     title = "Effective rank of the decoder"

@@ -59,7 +59,7 @@ def test_the_column_ends_the_table_and_may_be_null(tmp_path: Path) -> None:
 
 
 def aggregated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
-    """A study of which latents have kurtosis 1, 3 and 8, and those of the null 2 more per draw."""
+    """Write a study with latents of kurtosis 1, 3 and 8, and 2 more per draw in the null."""
     before = study_of.rows_of
 
     def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
@@ -93,9 +93,9 @@ def test_metrics_of_others_have_contrasts_and_verdicts(
     assert kurtosis["difference"] == pytest.approx(2.5)
     assert kurtosis["margin"] == 0.75
     assert kurtosis["p_value"] is not None
-    # Computed from two columns that are there.
+    # Computed from two existing columns.
     assert share["value"] == pytest.approx((3 + 2 + 1.5) / 3)
-    # One number for each cell: draws alone can vary.
+    # One number per cell, so only draws can vary.
     assert rank["unit"] == "cell"
     assert rank["value"] == pytest.approx(30.5)
     assert rank["n_units"] == 2

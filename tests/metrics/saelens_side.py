@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 
 class Tokens:
-    """Stands where SAELens has a data set: the same contexts from their start, in batches."""
+    """Replaces SAELens' data set: the same contexts from their start, in batches."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens

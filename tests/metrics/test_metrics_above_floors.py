@@ -1,8 +1,8 @@
-"""The share explained above both floors, of activations and dictionaries that were made by hand.
+"""The share explained above both floors, of activations and dictionaries made by hand.
 
-The activation of token v is a direction of v, and another one twice or not at all: that is what
-the token does not tell. By token, the squared deviation from the mean is 7/8 + 1, and that from the
-mean of the same token 1.
+The activation of token v is a direction of v plus, by chance, twice another direction or nothing,
+which the token does not determine. The squared deviation from the mean is 7/8 + 1, and that from
+the mean of the same token 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEVIATION, LOOKED_UP = 7 / 8 + 1, 1.0
 
 
 def activations(*, beyond: float) -> Tensor:
-    """Float32 [N, D_MODEL]; in each document, each token has what lies beyond it once of twice."""
+    """Return float32 [N, D_MODEL]; each token has the extra part every other time in a document."""
     x = torch.zeros(N, D_MODEL)
     x[torch.arange(N), torch.arange(N) % N_TOKENS] = 1
     x[:, BEYOND] = 2 * beyond * (torch.arange(N) // N_TOKENS % 2)
@@ -40,40 +40,40 @@ def activations(*, beyond: float) -> Tensor:
 
 
 def copying() -> Autoencoder:
-    """Latents 0 to 7 are the tokens, latent 8 what is beyond."""
+    """Return an SAE whose latents 0 to 7 are the tokens and whose latent 8 is the extra part."""
     rows = torch.eye(N_TOKENS + 1, D_MODEL)
     b_enc, b_dec = torch.zeros(len(rows)), torch.zeros(D_MODEL)
     return Autoencoder("topk", rows, b_enc, rows.clone(), b_dec, k=2)
 
 
 def naming() -> Autoencoder:
-    """The tokens, and the mean of what is beyond."""
+    """Return an SAE with the tokens, and the mean of the extra part."""
     own = copying()
     mean = torch.eye(D_MODEL)[BEYOND]
     return replace(own, w_enc=own.w_enc[:8], b_enc=own.b_enc[:8], w_dec=own.w_dec[:8], b_dec=mean)
 
 
 def silent() -> Autoencoder:
-    """The mean, whatever comes."""
+    """Return an SAE that always outputs the mean."""
     own = copying()
     return replace(own, w_enc=0 * own.w_enc, b_dec=activations(beyond=1.0).mean(dim=0))
 
 
 def shuffled() -> Autoencoder:
-    """Another token's row for each token."""
+    """Return an SAE with another token's row for each token."""
     own = copying()
     return replace(own, w_dec=torch.cat([own.w_dec[:8].roll(1, dims=0), own.w_dec[8:]]))
 
 
 def measured(folder: Path, x: Tensor, coder: Autoencoder, gaussian_error: float = 1.5) -> Estimate:
-    """As `aggregate` has it, with a Gaussian floor whose SAE leaves so much of each token."""
+    """Estimate like `aggregate`, with a Gaussian floor of the given error per token."""
     ids = np.arange(N, dtype=np.int32).reshape(N_CONTEXTS, CONTEXT) % N_TOKENS
     documents = np.repeat(np.arange(N_CONTEXTS, dtype=np.int32)[:, None], CONTEXT, axis=1)
     given: dict[str, Any] = {}
     for split in ("train", "eval"):
         given[f"{split}_tokens"] = write_corpus(folder / f"corpus/{split}", ids, documents)
         manifest = write_site(folder / split, x, [N], site=SITE)
-        # Evaluated without a model, as what is sampled.
+        # Evaluated without a model, like sampled activations.
         own = manifest.parent / f"site={SITE}/manifest.json"
         write_json(own, {**read_json(own, rebuild=""), "fitted": {"key": "other"}})
         given[f"{split}_activations"] = manifest
@@ -96,11 +96,11 @@ def measured(folder: Path, x: Tensor, coder: Autoencoder, gaussian_error: float 
 def test_known_dictionaries_reach_one_and_nought_and_fall_below(
     coder: Autoencoder, error: float, tmp_path: Path
 ) -> None:
-    """FVU over the smaller floor is the error over the smaller of the errors of the two floors."""
+    """FVU over the smaller floor is the error over the smaller error of the two floors."""
     x = activations(beyond=1.0)
     found = measured(tmp_path / "token", x, coder)
     assert found.value == pytest.approx(1 - error / LOOKED_UP, abs=1e-9)
-    # Now the covariance allows more than the token.
+    # Here the covariance allows more than the token.
     found = measured(tmp_path / "gaussian", x, coder, gaussian_error=0.5)
     assert found.value == pytest.approx(1 - error / 0.5, abs=1e-9)
 

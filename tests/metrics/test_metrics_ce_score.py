@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 
 def score(clean: list[float], sae: list[float], zero: list[float]) -> float | None:
-    """Of units of one token."""
+    """Score units of one token."""
     parts = {"clean": clean, "sae": sae, "zero": zero, "tokens": [1.0] * len(clean)}
     return ce_score(**{name: np.array(values) for name, values in parts.items()})
 
@@ -52,13 +52,13 @@ def test_three_standard_errors_are_the_limit() -> None:
 
 
 def units(rng: np.random.Generator, n: int) -> tuple[Floats, Floats]:
-    """Documents of different lengths with a harm of 0.5 per token, more or less."""
+    """Return documents of different lengths with a mean harm of about 0.5 per token."""
     tokens = rng.integers(5, 60, n).astype(float)
     return tokens * (0.5 + 0.3 * rng.standard_normal(n)), tokens
 
 
 def test_the_limit_for_documents_is_three_standard_errors_of_their_ratio() -> None:
-    """Against the spread of the ratio over samples of documents, drawn again and again."""
+    """Compared with the spread of the ratio over repeated samples of documents."""
     rng = numpy_generator(0, "test_ce_score")
     ratios = []
     for _ in range(4000):
@@ -75,7 +75,7 @@ def test_the_limit_for_documents_is_three_standard_errors_of_their_ratio() -> No
 
 
 def test_harm_is_judged_by_the_tokens_of_each_unit() -> None:
-    """Per-token means of units of one length are the plain mean; of others they are not."""
+    """Per-token means equal the plain mean only for units of one length."""
     harm, tokens = np.array([30.0, 1.0, 1.0]), np.array([10.0, 10.0, 10.0])
     assert not is_clear(harm, tokens)
     assert is_clear(np.array([30.0, 3.0, 3.0]), np.array([10.0, 1.0, 1.0]))

@@ -1,6 +1,6 @@
-"""A site where nothing happens: from its activations to every table of its SAE.
+"""A site where nothing happens, from its activations to every table of its SAE.
 
-After SAEBench 54: many recipes start with the projection back into the residual stream at zero.
+See SAEBench 54: many recipes initialize the projection back into the residual stream to zero.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def train(study: Path, folder: Path, **recipe: Any) -> Path:
 
 
 def evaluate(study: Path, sae: Path, folder: Path) -> dict[str, Any]:
-    """Rows of the tables of one SAE, each by its table's name."""
+    """Return the rows of one SAE by the table's name."""
     return evaluated(
         folder,
         **{"fidelity_tokens": 256, "keys": KEYS, "sae": sae},

@@ -40,7 +40,7 @@ INPUT_NORM = 5.0
 
 @dataclass(frozen=True)
 class Study:
-    """The chain's trained activations, and a null's that are three times as long and shuffled."""
+    """The chain's trained activations, and a null's that are shuffled and three times as long."""
 
     chain: Chain
     sae: Path
@@ -85,7 +85,7 @@ def cross(study: Study, output: Path, **keys: Any) -> list[dict[str, Any]]:
 
 
 def dense(sae: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and reconstructions, float64."""
+    """Return codes and reconstructions, float64."""
     assert sae.k is not None
     pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
     top = pre.topk(sae.k, dim=1)
@@ -182,7 +182,7 @@ def test_keys_are_not_asked_for_by_hand(study: Study, tmp_path: Path) -> None:
         ({"variants": (model("trained"),)}, "2 manifests, but --params names 1 variants and 2 ke"),
         (
             {"wide": D_MODEL + 1},
-            r"activations of 17 dimensions, but the SAE .* is for 16; evaluate",
+            r"activations of 17 dimensions, but the SAE .* has 16; evaluate",
         ),
         (
             {"activations": [Path("a"), Path("b")]},

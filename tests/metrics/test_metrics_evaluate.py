@@ -42,12 +42,12 @@ SITE = "resid_post.1"
 
 
 def run(chain: Chain, sae: Path, folder: Path, **keys: Any) -> tuple[Any, Any]:
-    """The rows of `reconstruction` and `documents`."""
+    """Return the rows of `reconstruction` and `documents`."""
     return measure(sae, folder, **{**chain.inputs, **keys})
 
 
 def measure(sae: Path, folder: Path, **arguments: Any) -> tuple[Any, Any]:
-    """The same, all arguments given."""
+    """Return the same rows, with all arguments given."""
     plain = {"seed": 3, "fidelity_tokens": 20 * CONTEXT + 3, "activations_key": "key"}
     found = evaluated(folder, sae=sae, **{**plain, **arguments})
     assert found["geometry"] == [decoder_geometry(load_sae(sae)[0], 3)]
@@ -55,7 +55,7 @@ def measure(sae: Path, folder: Path, **arguments: Any) -> tuple[Any, Any]:
 
 
 def sampled(chain: Chain, folder: Path) -> Path:
-    """The chain's `eval` activations, as if they were fitted to others."""
+    """Return the chain's `eval` activations as if they had been sampled from a fit."""
     shutil.copytree(chain.eval_activations.parent, folder)
     manifest = folder / f"site={SITE}/manifest.json"
     write_json(manifest, {**read_json(manifest, rebuild=""), "fitted": {"key": "other"}})
@@ -145,7 +145,7 @@ def test_every_table_equals_a_dense_recomputation(
 
 
 def test_excluded_tokens_enter_no_metric(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
-    """Against a subject with a hook of the test's own: all but the first token of each context."""
+    """Compared with the test's own hook; all but the first token of each context count."""
     exclude = Exclude(start_tokens=1, norm_above_median=None)
     activations = {}
     for split, tokens in (("sae_train", chain.train_tokens), ("eval", chain.eval_tokens)):
@@ -205,7 +205,7 @@ def test_excluded_tokens_enter_no_metric(chain: Chain, tiny_sae: Path, tmp_path:
 
 
 def effective_rank(x: Tensor) -> float:
-    """From singular values, without a covariance."""
+    """Compute it from singular values, without a covariance."""
     share = torch.linalg.svdvals(x - x.mean(dim=0)).square()
     share = share / share.sum()
     return float((-(share * share.log()).sum()).exp())
@@ -261,7 +261,7 @@ def test_a_model_that_is_missing_or_too_many_is_refused(
 def test_a_lookup_by_token_sees_the_tokens(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dictionary of the token means explains what the floor `token_lookup_r2` says."""
+    """A dictionary of the token means explains as much as the floor `token_lookup_r2`."""
     monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 300)
     x, at = all_rows(chain.train_activations, SITE)
     ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids).flatten().long()[at]
@@ -278,13 +278,13 @@ def test_a_lookup_by_token_sees_the_tokens(
 
 def test_an_sae_of_another_width_is_refused(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
     wide = write_site(tmp_path / "wide", torch.randn(40, D_MODEL + 1), [40], site=SITE)
-    message = rf"site={SITE}: activations of 17 dimensions, but the SAE {tiny_sae} is for 16"
+    message = rf"site={SITE}: activations of 17 dimensions, but the SAE {tiny_sae} has 16"
     with pytest.raises(UserError, match=message):
         run(chain, tiny_sae, tmp_path, eval_activations=wide)
 
 
 def test_other_shards_give_the_same_table(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
-    """Same batches of the forward pass, other shards: the numbers must agree to the bit."""
+    """With other shards but the same batches of the forward pass, numbers agree to the bit."""
     captured = {}
     for split, tokens in (("sae_train", chain.train_tokens), ("eval", chain.eval_tokens)):
         cache_activations(
@@ -329,14 +329,14 @@ def test_foreign_or_damaged_activations_are_refused(
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file stands behind."""
+    """Return this process' memory that is not backed by a file."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' /proc")
 def test_memory_does_not_grow_with_the_tokens(tiny_sae: Path, tmp_path: Path) -> None:
-    """Of both splits: two numbers of 4 bytes per token would be 32 MB more at 8 times as many."""
+    """Two numbers of 4 bytes per token of both splits would be 32 MB more at 8 times the tokens."""
     peaks = {}
     for n_contexts in (2**15, 2**18):
         folder = tmp_path / str(n_contexts)

@@ -35,7 +35,7 @@ def params(seeds: tuple[int, ...] = (0, 1), **changes: Any) -> EvaluateSaesParam
 
 @pytest.fixture
 def folder(tiny_sae: Path, tmp_path: Path) -> Path:
-    """Three SAEs: one, the same turned round, and one with a lower threshold of its encoder."""
+    """Return three SAEs: one, its negative, and one with a lower encoder threshold."""
     for seed in range(3):
         coder, config = load_sae(tiny_sae)
         own = tmp_path / "saes" / PLACE.format(variant="trained", sae="topk", seed=seed)
@@ -49,7 +49,7 @@ def folder(tiny_sae: Path, tmp_path: Path) -> Path:
 def run(
     chain: Chain, folder: Path, given: EvaluateSaesParams, code: str | None = "code"
 ) -> dict[str, bytes]:
-    """The tables that a job leaves in a new folder `metrics`."""
+    """Return the tables that a job leaves in a new folder `metrics`."""
     metrics = folder / "metrics"
     shutil.rmtree(metrics, ignore_errors=True)
     evaluate_saes(
@@ -68,7 +68,7 @@ def run(
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The seeds of SAEs that were evaluated, as they come."""
+    """Return the list of seeds of evaluated SAEs, in order."""
     seeds: list[int] = []
 
     def counted(saes: Any, **files: Any) -> None:
@@ -124,7 +124,7 @@ def test_an_sae_is_evaluated_again_when_anything_that_counts_is_another(
     assert evaluated == 2 * [0, 1]
     run(chain, folder, params((0, 1), seed=4), code="other")
     assert evaluated == 3 * [0, 1]
-    # Of another training: other weights, whatever the time of the file.
+    # Retrained: other weights, whatever the file's time.
     evaluated.clear()
     config = folder / "saes" / PLACE.format(variant="trained", sae="topk", seed=1) / "cfg.json"
     coder, described = load_sae(config)

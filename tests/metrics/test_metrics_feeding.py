@@ -63,20 +63,20 @@ def fed() -> Fed:
         Sample(subject, heldout, n_tokens=2048),
         Sample(other, heldout, n_tokens=2048),
         sae,
-        # As it was in training, its factor forgotten.
+        # As in training, with its factor forgotten.
         sae.scaled(scale_of_training(x)),
         sae.scaled(11.3),
         trained_on(activations(subject_of(centred(subject.model)))),
     )
 
 
-# Per case: whose weights, on which model, fed how, and what the line must say helps.
+# For each case: whose weights, on which model, the feeding, and what the line must suggest.
 WRONG: dict[str, tuple[str, str, Feeding, str]] = {
     "bos": ("sae", "sample", replace(GOOD, prepend_bos=False), "it fits with BOS before each"),
     "site": ("sae", "sample", replace(GOOD, site="resid_post.0"), f"it fits at {SITE} ("),
     "scaling": ("unscaled", "sample", GOOD, "scaled to a mean norm of sqrt(d_model)"),
     "constant": ("constant", "sample", GOOD, "it fits on activations scaled by a constant that"),
-    "model": ("sae", "other", GOOD, "it is of another model or revision"),
+    "model": ("sae", "other", GOOD, "it belongs to another model or revision"),
     "weights": ("of_centred", "sample", GOOD, "center_writing_weights"),
     "bos and site": (
         *("sae", "sample", Feeding("resid_post.2", False)),
@@ -86,11 +86,11 @@ WRONG: dict[str, tuple[str, str, Feeding, str]] = {
 
 
 @pytest.mark.parametrize("expect", [PUBLISHED, Expect(l0=K), Expect()], ids=["both", "l0", "none"])
-def test_an_sae_that_is_fed_with_what_it_knows_fits(fed: Fed, expect: Expect) -> None:
+def test_an_sae_that_is_fed_with_what_it_was_trained_on_fits(fed: Fed, expect: Expect) -> None:
     found = check_feeding(fed.sample, fed.sae, GOOD, expect)
     assert found.fits
     assert found.remedy is None
-    # Where the published figure is reached, nothing else has to be tried.
+    # If the published figure is reached, nothing else is tried.
     assert (len(found.tried) == 1) == (expect is PUBLISHED)
 
 
@@ -111,7 +111,10 @@ def test_what_is_wrong_is_found_with_and_without_published_figures(
 
 def test_eos_is_tried_where_the_tokenizer_has_no_bos(fed: Fed) -> None:
     heldout, without = tokens(128, seed=2, prepend_bos=False), replace(GOOD, prepend_bos=False)
-    for eos, said in ((BOS, "it fits with EOS, for want of a BOS, before each"), (None, "neither")):
+    for eos, said in (
+        (BOS, "it fits with EOS, for want of a BOS, before each"),
+        (None, "no change of BOS"),
+    ):
         manifest = {"prepend_bos": False, "bos_token_ids": [], "eos_token_id": eos}
         own = replace(heldout, manifest=manifest)
         sample = Sample(fed.subject, own, n_tokens=2048)
@@ -144,7 +147,7 @@ def test_a_feeding_that_is_better_but_not_clearly_is_named_of_an_sae_that_fits()
     assert doubt(Checked(given, (given, one(2, 0.9)), nothing)) is None  # that is a remedy
 
 
-def test_a_factor_that_was_forgotten_is_given(fed: Fed) -> None:
+def test_a_forgotten_factor_is_given(fed: Fed) -> None:
     found = check_feeding(fed.sample, fed.unscaled, GOOD, Expect())
     assert found.remedy is not None
     factor = scale_of_training(fed.sample.activations(GOOD))
@@ -158,7 +161,7 @@ def test_any_constant_factor_is_found(fed: Fed) -> None:
     assert found.remedy.factor == pytest.approx(11.3, rel=0.1)
 
 
-def test_a_site_far_off_is_found_and_its_activations_are_not_kept() -> None:
+def test_a_distant_site_is_found_and_its_activations_are_not_kept() -> None:
     subject = subject_of(sink_model(n_layer=5))
     sample = Sample(subject, tokens(64, seed=2), n_tokens=1024)
     found = check_feeding(sample, trained_on(activations(subject)), Feeding("resid_post.4", True),
@@ -225,14 +228,14 @@ def test_near_sites_have_one_name_each() -> None:
     near = near_sites("resid_post.1", 3)
     assert {"resid_post.0", "resid_post.2", "attn_out.1", "mlp_out.1"} <= set(near)
     assert len(near) == len(set(near))
-    # The input of block 2 is what block 1 puts out; that of block 1 is resid_post.0.
+    # The input of block 2 is the output of block 1; that of block 1 is resid_post.0.
     assert not {"resid_post.1", "resid_pre.1", "resid_pre.2", "mlp_out.2"} & set(near)
     assert not {"resid_post.1", "resid_pre.2"} & set(near_sites("resid_pre.2", 3))
 
 
 def test_an_sae_of_another_width_is_refused(fed: Fed) -> None:
     sae = Autoencoder("topk", torch.eye(8), torch.zeros(8), torch.eye(8), torch.zeros(8), k=1)
-    with pytest.raises(UserError, match=r"resid_post\.1 has 16 dimensions, and the SAE is for 8"):
+    with pytest.raises(UserError, match=r"resid_post\.1 has 16 dimensions, but the SAE has 8"):
         check_feeding(fed.sample, sae, GOOD, Expect())
 
 
@@ -241,14 +244,14 @@ def test_an_sae_of_another_width_is_refused(fed: Fed) -> None:
 
 @dataclass(frozen=True)
 class Files:
-    """A study up to its activations, for contexts with BOS or without."""
+    """A study up to its activations, for contexts with or without BOS."""
 
     root: Path
 
     def evaluate(
         self, sae: Path, *, expect: Expect | None = None, variant: str = "trained"
     ) -> None:
-        """As the rule does."""
+        """Evaluate like the rule."""
         keys = cell(SITE).model_copy(update={"variant": variant})
         evaluated(
             self.root,
@@ -296,7 +299,7 @@ def test_the_workflow_stops_where_a_given_sae_is_fed_wrongly(
     assert not (study.root / "reconstruction.parquet").exists()
 
 
-def test_the_workflow_goes_on_with_a_given_sae_that_fits(fed: Fed, tmp_path: Path) -> None:
+def test_the_workflow_continues_with_a_given_sae_that_fits(fed: Fed, tmp_path: Path) -> None:
     study = files(tmp_path / "study", fed.subject.model, prepend_bos=True)
     study.evaluate(write_sae(fed.sae, tmp_path / "given", dictionary="pretrained"))
     assert (study.root / "reconstruction.parquet").exists()

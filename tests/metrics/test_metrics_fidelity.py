@@ -30,7 +30,7 @@ def subject(chain: Chain) -> Subject:
 
 @pytest.fixture(scope="module")
 def ids(chain: Chain) -> Tensor:
-    """20 contexts: one full batch and a shorter one."""
+    """Return 20 contexts: one full batch and a shorter one."""
     return torch.from_numpy(load_tokens(chain.eval_tokens).input_ids[:20])
 
 
@@ -45,7 +45,7 @@ def mean(chain: Chain) -> Tensor:
 
 
 def identity() -> Autoencoder:
-    """Rectified halves of every coordinate: an exact copy."""
+    """Return an SAE of rectified halves of every coordinate, an exact copy."""
     rows = torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)])
     zero = torch.zeros(2 * D_MODEL)
     return Autoencoder("topk", rows, zero, rows.clone(), torch.zeros(D_MODEL), k=2 * D_MODEL)
@@ -59,7 +59,7 @@ def zeros() -> Autoencoder:
 def row_of(
     subject: Subject, sae: Autoencoder, site: str, ids: Tensor, mean: Tensor
 ) -> dict[str, Any]:
-    """The totals, with all tokens in one document."""
+    """Return the totals, with all tokens in one document."""
     documents = np.zeros(ids.shape, dtype=np.int32)
     contexts = range(len(ids))
     return fidelity(subject, sae, site, ids, documents, mean, contexts=contexts).totals()
@@ -71,7 +71,7 @@ def by_hand(
     replace: Callable[[Tensor], Tensor] | None,
     module: str = "layers.1",
 ) -> tuple[float, Tensor]:
-    """Loss with a module's output replaced, and log-probabilities, outside the package's code."""
+    """Compute loss and log-probabilities with a module's output replaced, without nullsae."""
 
     def hook(_module: object, _inputs: object, output: object) -> object:
         if isinstance(output, tuple):
@@ -152,7 +152,7 @@ def test_the_batch_does_not_change_the_losses(
 def test_a_lookup_by_token_is_spliced_in_at_its_tokens_and_site(
     subject: Subject, ids: Tensor, mean: Tensor, site: str, module: str
 ) -> None:
-    """The dictionary that sees ids alone, at any site, over a full batch and a shorter one."""
+    """The dictionary sees only ids, at any site, over a full batch and a shorter one."""
     table = torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(0))
     row = row_of(subject, lookup_sae(table), site, ids, mean)
     loss, _ = by_hand(subject, ids, lambda _: table[ids.long()], module)
@@ -166,7 +166,7 @@ def test_a_lookup_by_token_is_spliced_in_at_its_tokens_and_site(
 def test_a_loss_counts_for_the_document_of_the_predicted_token(
     subject: Subject, ids: Tensor, documents: NDArray[np.int32], mean: Tensor, tiny_sae: Path
 ) -> None:
-    """Token by token, against the losses of a splice by hand."""
+    """Token by token, compared with the losses of a splice by hand."""
     sae, _ = load_sae(tiny_sae)
     found = fidelity(subject, sae, SITE, ids, documents, mean, contexts=range(20))
 
@@ -192,7 +192,7 @@ def test_a_loss_counts_for_the_document_of_the_predicted_token(
     assert len(expected) > 5
     for document, row in expected.items():
         assert found.of_document(document) == pytest.approx(row, rel=1e-5, abs=1e-5)
-    # Contexts cut documents, so that the two are no regrouping of each other.
+    # Contexts cut documents, so neither sum is a regrouping of the other.
     assert any(len(set(context.tolist())) > 1 for context in documents)
 
 
@@ -200,7 +200,7 @@ def test_documents_add_up_to_the_totals(
     subject: Subject, ids: Tensor, documents: NDArray[np.int32], mean: Tensor, tiny_sae: Path
 ) -> None:
     sae, _ = load_sae(tiny_sae)
-    # What the subject itself would write, from the first tokens on: zeroing does clear harm.
+    # Text that the subject itself would write from the first tokens on, so zeroing does clear harm.
     written = ids[:, :1]
     while written.shape[1] < ids.shape[1]:
         logits = subject.logits(written, split="eval", contexts=range(len(ids)))

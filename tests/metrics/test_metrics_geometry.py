@@ -33,7 +33,7 @@ def sae(w_dec: Tensor, w_enc: Tensor | None = None) -> Autoencoder:
 
 
 def clustered(n: int, d: int) -> Tensor:
-    """Rows of different norms that share a direction and lie in bundles."""
+    """Return rows of different norms that share a direction and form bundles."""
     g = torch.Generator().manual_seed(n)
     bundles = torch.randn(max(1, n // 5), d, generator=g)
     picked = bundles[torch.randint(len(bundles), (n,), generator=g)]
@@ -46,7 +46,7 @@ def test_every_figure_equals_that_of_scikit_learn() -> None:
     row = decoder_geometry(sae(decoder, encoder), 0)
     exact, other = decoder.double().numpy(), encoder.double().numpy()
     norms = np.linalg.norm(exact, axis=1)
-    # Two neighbours, of which the nearest is the row itself.
+    # Two neighbours, the nearest of which is the row itself.
     search = NearestNeighbors(n_neighbors=2, metric="cosine", algorithm="brute").fit(exact)
     nearest = 1 - search.kneighbors(exact)[0][:, 1]
     expected = {
@@ -104,7 +104,7 @@ def test_the_neuron_basis_and_its_opposites_have_their_known_geometry(d: int) ->
 
 
 def test_a_line_fills_one_dimension() -> None:
-    """Not about the mean: all rows alike have a spectrum of one, not of none."""
+    """The mean is not subtracted: equal rows have a spectrum of one, not none."""
     row = decoder_geometry(sae(torch.rand(20, 1) @ torch.randn(1, 6)), 0)
     assert row["effective_rank"] == pytest.approx(1.0, abs=1e-5)
     assert row["nearest_cosine_median"] == pytest.approx(1.0, abs=1e-6)
@@ -120,7 +120,7 @@ def test_the_norm_of_a_row_changes_the_norms_alone() -> None:
 
 
 def expected_nearest(n: int, d: int) -> float:
-    """The mean of the largest of n - 1 cosines, each with density c (1 - t^2)^((d - 3) / 2).
+    """Compute the mean of the largest of n - 1 cosines with density c (1 - t^2)^((d - 3) / 2).
 
     E[max] = 1 - integral of F(t)^(n - 1) over [-1, 1]; given one direction, the others are
     independent.

@@ -1,4 +1,4 @@
-"""A metric is one file, also that of another package with a column of its own."""
+"""A metric is one file, even in another package and with its own column."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_one_null_may_have_a_direction_of_its_own() -> None:
     without_tokens = {"noise_embeddings", "gaussian"}
     for variant in VARIANTS:
         expected = 1 if variant in without_tokens else -1
-        # No side is expected of a retrained model.
+        # A retrained model has no expected side.
         found = metric.direction_against(variant)
         assert found == (0 if is_positive_control(variant) else expected)
 

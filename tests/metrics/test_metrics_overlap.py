@@ -32,7 +32,7 @@ def random_rows(n: int, d: int, seed: int) -> Tensor:
 
 
 def write_saes(root: Path, decoders: dict[Cell, Tensor]) -> str:
-    """SAEs with these decoders; returns the pattern of their configs."""
+    """Write SAEs with these decoders; return the pattern of their configs."""
     for (variant, draw, seed), rows in decoders.items():
         own: dict[str, Any] = {"variant": variant, "draw": draw, "seed": seed}
         keys = CellKeys(subject="s", site="embed", sae="topk", **own)
@@ -43,7 +43,7 @@ def write_saes(root: Path, decoders: dict[Cell, Tensor]) -> str:
 
 
 def run(root: Path, decoders: dict[Cell, Tensor], **keys: Any) -> list[dict[str, Any]]:
-    """The rows of `overlap`; SAEs come in the order of `decoders`."""
+    """Return the rows of `overlap`; SAEs come in the order of `decoders`."""
     pattern = write_saes(root, decoders)
     cells = tuple(MatchedSae(variant=v, draw=d, seed=s) for v, d, s in decoders)  # type: ignore[arg-type]
     plain: dict[str, Any] = {"seed": 0, "matching_latents": 2048, "cells": cells}
@@ -59,7 +59,7 @@ def run(root: Path, decoders: dict[Cell, Tensor], **keys: Any) -> list[dict[str,
 
 
 def two(root: Path, a: Tensor, b: Tensor, **keys: Any) -> dict[str, Any]:
-    """The row of two seeds."""
+    """Return the row of two seeds."""
     (row,) = run(root, {("trained", 0, 0): a, ("trained", 0, 1): b}, **keys)
     return row
 
@@ -69,7 +69,7 @@ def two(root: Path, a: Tensor, b: Tensor, **keys: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("n_a", "n_b"), [(4, 4), (3, 6), (6, 3), (1, 1)])
 def test_no_other_matching_has_a_larger_sum(n_a: int, n_b: int) -> None:
-    """Against all one-to-one matchings there are."""
+    """Compared with all one-to-one matchings."""
     a, b = unit_rows(random_rows(n_a, 5, 1)), unit_rows(random_rows(n_b, 5, 2))
     cosines = cosine_similarity(a.double().numpy(), b.double().numpy())
     few, many = min(n_a, n_b), max(n_a, n_b)
@@ -79,7 +79,7 @@ def test_no_other_matching_has_a_larger_sum(n_a: int, n_b: int) -> None:
 
 
 def test_networkx_finds_the_same_matching(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Edmonds' blossom algorithm, of which SciPy's knows nothing."""
+    """Edmonds' blossom algorithm, which is independent of SciPy's."""
     monkeypatch.setattr("nullsae.metrics.overlap.BLOCK_COLUMNS", 7)
     a, b = unit_rows(random_rows(25, 6, 3)), unit_rows(random_rows(40, 6, 4))
     cosines = cosine_similarity(a.double().numpy(), b.double().numpy())
@@ -93,7 +93,7 @@ def test_networkx_finds_the_same_matching(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_two_latents_share_one_counterpart() -> None:
-    """The nearest neighbour of both is the same row: only one of them gets it."""
+    """The nearest neighbour of both is the same row, which only one of them gets."""
     a = F.normalize(torch.tensor([[1.0, 0.1, 0], [1.0, 0, 0]]), dim=1)
     b = F.normalize(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]), dim=1)
     assert matched_cosines(a, b).tolist() == pytest.approx([0.0, 1.0], abs=2e-3)
@@ -115,13 +115,13 @@ def test_a_dictionary_is_found_in_its_own_shuffled_copy(tmp_path: Path) -> None:
 
 def test_an_opposite_direction_is_no_match(tmp_path: Path) -> None:
     row = two(tmp_path, torch.eye(D), -torch.eye(D))
-    # With more than two dimensions there is a matching of orthogonal ones.
+    # In more than two dimensions there is a matching of orthogonal rows.
     assert row["mean_cosine"] == 0.0
 
 
 def test_a_known_share_is_found(tmp_path: Path) -> None:
     a, b = random_rows(40, 512, 1), random_rows(40, 512, 2)
-    # Ten of the forty again, with a cosine of 0.9, ten more with a cosine of 0.6.
+    # Ten of the forty rows again, with a cosine of 0.9, and ten more with a cosine of 0.6.
     for rows, cosine in ((slice(0, 10), 0.9), (slice(10, 20), 0.6)):
         unit = F.normalize(a[rows], dim=1)
         across = F.normalize(b[rows] - (b[rows] * unit).sum(1, keepdim=True) * unit, dim=1)
@@ -162,7 +162,7 @@ def test_the_rest_of_a_study_does_not_change_a_row(tmp_path: Path) -> None:
     assert again == all_rows
     other_seed = run(tmp_path / "seed", decoders, matching_latents=10, seed=1)
     assert [row["mean_cosine"] for row in other_seed] != [row["mean_cosine"] for row in all_rows]
-    # Which of two seeds comes first is the config's order; against trained it is always trained.
+    # The config's order decides which of two seeds comes first; trained always comes second.
     turned = run(tmp_path / "turned", backwards, matching_latents=10)
     variants = [row for row in all_rows if row["kind"] == "variants"]
     assert all(row in turned for row in variants)
@@ -174,7 +174,7 @@ def test_rows_without_a_direction_are_not_matched(tmp_path: Path) -> None:
     row = two(tmp_path, a, b)
     assert (row["n_latents_a"], row["n_matched"]) == (12, 8)
     assert row["mean_cosine"] == pytest.approx(1.0, abs=1e-6)
-    # The floor is of as many rows.
+    # The floor has as many rows.
     padded = two(tmp_path / "padded", a[4:], b)
     assert padded["mean_cosine_random"] == row["mean_cosine_random"]
 
@@ -190,7 +190,7 @@ def test_a_dictionary_of_zeros_gives_nulls(tmp_path: Path) -> None:
 
 
 def test_all_comparable_pairs_are_there_and_no_others() -> None:
-    """Against every pair of a study, sorted by what differs."""
+    """Compared with every pair of a study, sorted by what differs."""
     config = parse_config(
         {
             "corpora": {

@@ -18,7 +18,7 @@ N, D, WIDTH, K = 60, 7, 25, 4
 
 
 def data(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
-    """x, reconstruction, values, indices, documents."""
+    """Return x, reconstruction, values, indices, documents."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(N, D, generator=g) * 2 + 3
     output = x + torch.randn(N, D, generator=g)

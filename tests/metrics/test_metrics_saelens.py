@@ -28,10 +28,10 @@ N_CONTEXTS = 30
 def sides(
     chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our row of `reconstruction` with the sums of `documents`, and SAELens' metrics."""
+    """Return our row of `reconstruction` with the sums of `documents`, and SAELens' metrics."""
     need_peers("SAELens")
     folder = tmp_path_factory.mktemp("saelens")
-    # What the subject itself would write: there, zeroing does clear harm, and ce_score exists.
+    # Text that the subject itself would write, so that zeroing does clear harm and ce_score exists.
     subject = load_subject(chain.recipe, CPU)
     heldout = load_tokens(chain.eval_tokens)
     ids = torch.from_numpy(heldout.input_ids[:N_CONTEXTS, :1])
@@ -100,7 +100,7 @@ def test_saelens_l2_ratio_is_not_ours(sides: Sides) -> None:
 
 
 def test_saelens_divergence_includes_the_last_token_of_a_context(sides: Sides) -> None:
-    """Theirs is over all positions, ours over those whose prediction has a token to be compared."""
+    """Theirs is over all positions, ours over those whose next token is known."""
     ours, saelens = sides
     for name, theirs in (("kl_sae", "kl_div_with_sae"), ("kl_zero", "kl_div_with_ablation")):
         assert ours[name] == pytest.approx(saelens[f"{theirs}_where_predicted"], rel=2e-5)

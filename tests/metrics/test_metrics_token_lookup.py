@@ -27,7 +27,7 @@ def split(x: Tensor, ids: Tensor, size: int = 70) -> list[tuple[Tensor, Tensor]]
 
 
 def errors(means: Tensor, x: Tensor, ids: Tensor, size: int = 70, n_documents: int = 1) -> Any:
-    """Of documents that take turns."""
+    """Return errors for documents that alternate."""
     documents = np.array_split(np.arange(len(x)) % n_documents, range(size, len(x), size))
     found = np.zeros(n_documents)
     for (part, own), of in zip(split(x, ids, size), documents, strict=True):
@@ -60,12 +60,12 @@ def test_a_function_of_the_token_is_explained_by_the_token() -> None:
 
 
 def test_noise_is_not_explained_by_the_token_on_another_split() -> None:
-    """On its own split a lookup explains types / tokens of pure noise: R2 must be held out."""
+    """On its own split a lookup explains types / tokens of pure noise, so R2 must be held out."""
     n = 4000
     fit_ids, ids = ids_of(n, 5), ids_of(n, 6)
     fit_x, x = randn(n, 7), randn(n, 8)
     means, _ = fit_token_means(split(fit_x, fit_ids), VOCAB, D)
-    # The fitted means carry noise of variance VOCAB / n, which the other split pays for.
+    # The fitted means have noise of variance VOCAB / n, which the other split pays for.
     assert r2(means, x, ids) == pytest.approx(-VOCAB / n, abs=0.005)
     assert r2(means, fit_x, fit_ids) == pytest.approx(VOCAB / n, abs=0.005)
     few = slice(0, 100)

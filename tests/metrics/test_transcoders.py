@@ -51,7 +51,7 @@ def drawn(*shape: int, name: str) -> Tensor:
 
 
 def opt() -> Any:
-    """A model whose MLP is fc2(relu(fc1(x))): two matrices and nothing else."""
+    """Return a model whose MLP is fc2(relu(fc1(x))), only two matrices."""
     config = transformers.OPTConfig(
         vocab_size=VOCAB,
         hidden_size=D_MODEL,
@@ -79,7 +79,7 @@ def block_of(model: Any) -> Any:
 
 
 def mlp_as_transcoder(model: Any) -> Transcoder:
-    """The MLP of a block: its neurons are the latents."""
+    """Return the MLP of a block as a transcoder with its neurons as latents."""
     first, second = block_of(model).fc1, block_of(model).fc2
     weights = (first.weight, first.bias, second.weight.t().contiguous(), second.bias)
     return Transcoder("standard", *(w.clone() for w in weights), output_site=WRITTEN)
@@ -99,7 +99,7 @@ def random_transcoder(*, skip: bool) -> Transcoder:
 
 
 def by_hand(transcoder: Transcoder, x: Tensor) -> Tensor:
-    """What a TopK transcoder makes of x [n, d_model], from dense codes."""
+    """Compute a TopK transcoder's output for x [n, d_model] from dense codes."""
     pre = x @ transcoder.w_enc.t() + transcoder.b_enc
     top = pre.topk(3, dim=1)
     codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
@@ -116,7 +116,7 @@ class Opt:
     activations: dict[str, Path]
 
     def row_of(self, sae: Path, folder: Path) -> dict[str, Any]:
-        """The row of `reconstruction`."""
+        """Return the row of `reconstruction`."""
         found = evaluated(
             folder,
             **{"seed": 3, "fidelity_tokens": None, "keys": cell(READ), "activations_key": "key"},
@@ -163,16 +163,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Opt:
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Opt:
-    """Without the first tokens, and without those that are large at a site: others at each."""
+    """Exclude the first tokens, and those that are large at a site, which differ between sites."""
     return captured(tmp_path_factory.mktemp("cut"), Exclude(start_tokens=1, norm_above_median=1.2))
 
 
 def kept_rows(study: Opt, site: str) -> Tensor:
-    """Which tokens count by the rule of one site, bool [n], by hand."""
+    """Return which tokens count by the rule of one site, bool [n], computed by hand."""
     x, position = all_rows(study.activations["eval"], site)
     late = position % CONTEXT >= 1
     norms = x.norm(dim=1)
-    # The lower median of the tokens that are not at the start.
+    # The lower median of the tokens after the start.
     median = norms[late].sort().values[(int(late.sum()) - 1) // 2]
     return late & (norms <= 1.2 * median)
 
@@ -285,12 +285,12 @@ def test_a_skip_connection_that_is_missing_is_named(tmp_path: Path) -> None:
     write_json(file, {**read_json(file, rebuild=""), "weights_checksum": checksum(weights)})
     with pytest.raises(UserError, match=r"W_skip is None, should be \(16, 16\)"):
         load_sae(file)
-    with pytest.raises(ValueError, match="decodes with what it encoded"):
+    with pytest.raises(ValueError, match="needs the encoded activations"):
         random_transcoder(skip=True).decode(*random_transcoder(skip=True).encode(torch.ones(1, 16)))
 
 
 def test_latents_act_on_predictions_at_the_output_site() -> None:
-    """All contexts are the same, so that a latent that fires once in each has one kind of place."""
+    """All contexts are equal, so a latent that fires once in each has one kind of place."""
     model, transcoder = opt(), random_transcoder(skip=True)
     row = torch.from_numpy(tokens_of(1, seed=5)[0]).long()
     settings: dict[str, Any] = {"min_firings": 1, "min_pool_windows": 1, "window_tokens": 4}
@@ -329,7 +329,7 @@ def test_latents_act_on_predictions_at_the_output_site() -> None:
         handle.remove()
         kl = (clean[at].exp() * (clean[at] - edited[at])).sum()
         assert table.ablation_kl_nats[latent] == pytest.approx(float(kl), rel=1e-3, abs=1e-6)
-        # The share of next tokens of the text that its row promotes less than this one.
+        # The share of the text's next tokens that its row promotes less than this one.
         effects = path @ transcoder.w_dec[latent]
         following = row[0, 1:]
         own = effects[row[0, at + 1]]

@@ -357,7 +357,7 @@ def test_nothing_is_deleted_beside_snakemake(
 def test_nothing_is_deleted_under_a_job_that_snakemake_left_behind(study: Path) -> None:
     before = tree(study)
     with alone_at([study / "results/work/train_sae-0123456789abcdef.lock"]):
-        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is already at work"):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is already working"):
             prune(study, [study / "more.yaml"], yes=True)
         assert {path for path in before if not path.endswith(".lock")} <= tree(study)
     prune(study, [study / "more.yaml"], yes=True)

@@ -1,4 +1,4 @@
-"""The page of a made-up study; each file of tests has a `config` of its own."""
+"""The page of a made-up study; each test file has its own `config`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nullsae.report.build import build_report
 
 @pytest.fixture(scope="module")
 def built(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the study, with its report."""
+    """Return the folder of the study with its report."""
     root = tmp_path_factory.mktemp("study")
     write_study(root, config)
     build_report(config, root)

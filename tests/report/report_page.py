@@ -1,4 +1,4 @@
-"""What tests ask of a page: its elements, and what a browser makes of it."""
+"""What tests ask of a page: its elements, and how a browser renders it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ VOID = ("meta", "br", "wbr", "link", "img", "hr", "input")
 
 
 class Elements(HTMLParser):
-    """Every start tag with its attributes, the text but for scripts, and whether tags are balanced.
+    """Every start tag with its attributes, the text outside scripts, and whether tags are balanced.
 
-    The end tag of a `td` may be left out, as HTML allows.
+    The end tag of a `td` may be missing, as HTML allows.
     """
 
     def __init__(self, page: str) -> None:
@@ -54,16 +54,16 @@ class Elements(HTMLParser):
 
 
 def ask(page: str, width: int, folder: Path, javascript: str) -> Any:
-    """What a function of these statements returns in a window of `width` by 800 pixels.
+    """Return the result of a function with these statements in a window of `width` by 800 pixels.
 
-    `d` is the document of the page, `w` its window. Skips the test where there is no Chromium.
+    `d` is the page's document, `w` its window. Skips the test without Chromium.
     """
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no chromium on PATH")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     flags += "--disable-background-networking --disable-component-update --disable-sync"
-    # A window cannot be as narrow as a phone; a frame can, and srcdoc lets the script look inside.
+    # A window cannot be as narrow as a phone, but a frame can, and srcdoc gives the script access.
     wrapper = folder / "wrapper.html"
     wrapper.write_text(
         '<meta charset="utf-8">'
@@ -84,7 +84,7 @@ def ask(page: str, width: int, folder: Path, javascript: str) -> Any:
 
 
 def scroll_width(page: str, width: int, folder: Path) -> int:
-    """The width in pixels that a page needs in a window of `width`, with everything unfolded."""
+    """Return the width in pixels that an unfolded page needs in a window of `width`."""
     unfold = "d.querySelectorAll('details').forEach(one => one.open = true);"
     found = ask(page, width, folder, f"{unfold} return d.documentElement.scrollWidth")
     assert isinstance(found, int), found
@@ -92,7 +92,7 @@ def scroll_width(page: str, width: int, folder: Path) -> int:
 
 
 def height_in_screens(page: str, folder: Path) -> float:
-    """The height of a page in screens of 1280 by 800 pixels, as it opens."""
+    """Return the height of a page, as it opens, in screens of 1280 by 800 pixels."""
     found = ask(page, 1280, folder, "return d.documentElement.scrollHeight")
     assert isinstance(found, int), found
     return found / 800

@@ -28,12 +28,12 @@ from nullsae.report.study import COLUMNS
 DEFAULT = Path(__file__).parents[2] / "config.yaml"
 EOS = "<|endoftext|>"
 N_LATENTS = 40
-"""Of each cell; one in four is sampled."""
+"""Per cell; one in four is sampled."""
 EVIL = "<script>alert('nullsae')</script>"
 ODD_TEXT = "café naïve 東京 🙂 \x07 " + EVIL
-# What contrasts say of accepted code, by the name `code`.
+# What contrasts say about accepted code, by the name `code`.
 OLDER: dict[str, str] = {}
-# Subjects whose trained form predicts no better than bigrams, and what tables then say.
+# Subjects whose trained variant predicts no better than bigrams, and the warning in tables.
 WARNED: dict[str, str] = {}
 LEVEL = {
     "trained": 0.0,
@@ -90,12 +90,12 @@ CENTRE = {
 
 
 def default_config(**sections: Any) -> Config:
-    """The config of the repository, with some top-level sections replaced."""
+    """Return the repository's config with some top-level sections replaced."""
     return parse_config(yaml.safe_load(DEFAULT.read_text(encoding="utf-8")) | sections)
 
 
 def all_controls_config(**sections: Any) -> Config:
-    """Every variant, dictionary, explainer and scorer: 13 x 8 x 3 x 2, at sites of two kinds."""
+    """Return all variants, dictionaries, explainers, scorers: 13 x 8 x 3 x 2, two site kinds."""
     subject = default_config().model_dump(mode="json")["subjects"]["small"]
     wanted = {
         "subjects": {"small": subject | {"sites": ["resid_post.1", "mlp_out.1"]}},
@@ -108,7 +108,7 @@ def all_controls_config(**sections: Any) -> Config:
 
 
 def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE too small for its text: most characters beyond ASCII split into bytes."""
+    """Train a byte-level BPE too small for its text: most non-ASCII characters split into bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -244,7 +244,7 @@ def _geometry(cell: dict[str, Any]) -> dict[str, Any]:
 def _add_floors(
     rows: dict[str, list[dict[str, Any]]], config: Config, rng: np.random.Generator
 ) -> None:
-    """What a Gaussian floor has: reconstruction, and no other table that the page reads."""
+    """Add what Gaussian floors have: among the tables that the page reads, only reconstruction."""
     for keys in cells.floor_cells(config):
         cell = _typed(keys)
         like = cell | {"variant": "gaussian"}
@@ -268,13 +268,13 @@ def _add_overlap(rows: dict[str, list[dict[str, Any]]], config: Config) -> None:
 
 
 def _level(cell: dict[str, Any]) -> float:
-    """How far a cell is from trained with the first dictionary."""
+    """Return how far a cell is from trained with the first dictionary."""
     names, recipe = list(SAES), recipe_name(cell["sae"])
     return LEVEL[cell["variant"]] + 0.4 * (names.index(recipe) if recipe in names else 0)
 
 
 def _share(cell: dict[str, Any]) -> float:
-    """The share of its training after which an SAE is looked at."""
+    """Return the share of its training after which an SAE was saved."""
     return float(cell["sae"].partition("@")[2] or 1)
 
 
@@ -329,7 +329,7 @@ def _latents(
     rows = []
     for latent in range(N_LATENTS):
         sampled = latent % 4 == 0
-        # One in ten passes the filter without being sampled; one of those sampled has no value.
+        # One in ten passes the filter without being sampled; one sampled latent has no value.
         passes = sampled or latent % 10 == 1
         next_token = 0.5 + latent * 37 % 40 / 100 if passes and latent != 8 else None
         entropy = float(abs(3.9 - 1.9 * LEVEL[cell["variant"]] + rng.standard_normal()))
@@ -378,7 +378,7 @@ def _latents(
 def _ranked(
     cell: dict[str, Any], latents: list[dict[str, Any]], config: Config
 ) -> list[dict[str, Any]]:
-    """Latents with a value, by two metrics, against each null and all of them."""
+    """Return latents with a value, by two metrics, against each null and all of them."""
     nulls = [*filter(is_null, config.variants), "all"]
     return [
         cell
@@ -393,7 +393,7 @@ def _ranked(
 
 
 def _beating(cell: dict[str, Any], ranked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What these come to; by the second metric nothing could be tested against all nulls."""
+    """Count these; by the second metric nothing could be tested against all nulls."""
     rows = []
     for metric, null in dict.fromkeys((row["metric"], row["null"]) for row in ranked):
         own = [row["q"] for row in ranked if (row["metric"], row["null"]) == (metric, null)]
@@ -407,7 +407,7 @@ def _beating(cell: dict[str, Any], ranked: list[dict[str, Any]]) -> list[dict[st
 
 
 def _effects(cell: dict[str, Any], odd: list[int] | None) -> dict[str, Any]:
-    """Some tokens of `ODD_TEXT`, ten at each end as by default; none of data without a model."""
+    """Return some tokens of `ODD_TEXT`, ten at each end; none for data without a model."""
     if odd is None or cell["variant"] == "gaussian":
         names = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
         return dict.fromkeys(names)
@@ -443,7 +443,7 @@ def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, 
 def _windows(
     latent: dict[str, Any], ids: list[int], odd: list[int], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Seven windows; the strongest is `ODD_TEXT`, active on all of its tokens."""
+    """Return seven windows; the strongest is `ODD_TEXT`, active on all of its tokens."""
     rows = []
     for window in range(7):
         start = int(rng.integers(0, len(ids) - 32))
@@ -623,7 +623,7 @@ def _add_metric(
 
 
 def _of_other_stages(row: dict[str, Any], config: Config) -> Iterator[dict[str, Any]]:
-    """Rows within the trained subject: those of one variant once more, under other names."""
+    """Yield rows within the trained subject: copies of one variant's under other names."""
     if row["variant"] != config.variants[-1]:
         return
     metric = METRICS[row["metric"]]
@@ -638,21 +638,21 @@ def _of_other_stages(row: dict[str, Any], config: Config) -> Iterator[dict[str, 
 
 
 def scope(variant: str, config: Config) -> str:
-    """What verdicts about a variant are about."""
+    """Return what verdicts about a variant apply to."""
     if is_positive_control(variant):
         return "this retraining"
     return "this randomization" if config.draws == 1 else "randomizations of this kind"
 
 
 def _answers(keys: dict[str, Any], variant: str) -> tuple[int | None, float | None]:
-    """Windows of 100 without an answer, and the share of the others: some of rerandomized."""
+    """Return unanswered windows of 100, and the share answered, below 1 for rerandomized."""
     if keys["scorer"] is None:
         return None, None
     return (17, 0.83) if variant == "rerandomized" else (0, 1.0)
 
 
 def _matched(unit: str, gap: float, width: float) -> dict[str, Any]:
-    """The columns about latents of equal firing rates: null for documents."""
+    """Return the columns about latents of equal firing rates, null for documents."""
     names = ("real_value", "value", "difference", "difference_low", "difference_high", "p_value")
     if unit != "latent":
         return {"n_matched": None, "matched_reason": None} | {f"matched_{n}": None for n in names}
@@ -662,7 +662,7 @@ def _matched(unit: str, gap: float, width: float) -> dict[str, Any]:
 
 
 def style_of(row: dict[str, Any]) -> str:
-    """The colours of a verdict: with a positive control, equivalence speaks for a metric."""
+    """Return a verdict's colours; for a positive control, equivalence counts for a metric."""
     against = {"separates": "reversed", "reversed": "reversed", "equivalent": "separates"}
     own = str(row["verdict"])
     return against.get(own, own) if is_positive_control(row["variant"]) else own

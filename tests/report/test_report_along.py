@@ -1,4 +1,4 @@
-"""The figure of metrics along training, and the rest of the page, which it must leave alone."""
+"""The figure of metrics along training, and the rest of the page, which it must not change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHOLE = ("contrasts", "verdicts", "geometry", "overlap", "latents_ranked", "beat
 
 
 def along(**sections: Any) -> Config:
-    """The default study with two checkpoints, three variants and two explainers."""
+    """Return the default study with two checkpoints, three variants and two explainers."""
     saes = default_config().model_dump(mode="json")["saes"]
     saes["topk"]["checkpoints"] = SHARES
     saes["plain"] = {"n_latents": 256}
@@ -52,7 +52,7 @@ def figure(root: Path, name: str) -> str:
 
 
 def panels(svg: str) -> list[list[tuple[float, float, str]]]:
-    """x, y and colour of the marks of each panel, in drawing order."""
+    """Return x, y and colour of the marks of each panel, in drawing order."""
     groups = re.findall(r'<g class="mark-symbol role-mark[^"]*"[^>]*>(.*?)</g>', svg, re.DOTALL)
     mark = r'<path[^>]*translate\(([\d.]+),([\d.]+)\)[^>]*fill="(#\w+)"'
     return [[(float(x), float(y), c) for x, y, c in re.findall(mark, group)] for group in groups]
@@ -69,7 +69,7 @@ def test_the_figure_is_promised_with_checkpoints_alone() -> None:
     assert NAME not in figure_names(default_config())
 
 
-def test_marks_stand_where_the_summaries_say(built: Path, config: Config) -> None:
+def test_marks_are_where_the_summaries_say(built: Path, config: Config) -> None:
     found = panels(figure(built, NAME))
     shown = [
         ("explained_variance", None, None),
@@ -95,7 +95,7 @@ def test_marks_stand_where_the_summaries_say(built: Path, config: Config) -> Non
         slope, intercept = np.polyfit(values, heights, 1)
         assert slope < 0  # up is more
         np.testing.assert_allclose(slope * np.array(values) + intercept, heights, atol=0.02)
-        # 500 steps of 1024 tokens: tokens stand where they were seen, on a linear axis.
+        # 500 steps of 1024 tokens, at their positions on a linear axis.
         tokens = np.array([51_200, 153_600, 512_000])
         for points in by_variant.values():
             x = [x for x, _ in points]
@@ -150,7 +150,7 @@ def test_checkpoints_change_no_other_figure_or_table_of_the_page(
         assert figure(built, name) == figure(tmp_path, name), name
     pages = [(root / paths.REPORT).read_text(encoding="utf-8") for root in (built, tmp_path)]
     assert "topk@" in pages[0][pages[0].index('id="small.training"') :] or "topk@" not in pages[0]
-    # All that differs is the figure, how many there are, and the config, at the end of the page.
+    # Only the figure, the number of figures, and the config at the end of the page differ.
     kept = [
         re.sub(r'<figure id="small\.training">.*?</figure>\n', "", p, flags=re.S) for p in pages
     ]

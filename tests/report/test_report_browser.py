@@ -1,4 +1,4 @@
-"""The page's browser of latents, in a real browser, against the tables it was made from."""
+"""The page's latent browser, in a real browser, compared with the tables it was made from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEFT = "d.querySelector(\"[data-side='0']\")"
 SHOWN = "[...{side}.querySelectorAll('tbody button')].map(b => Number(b.textContent))"
 """The latents of a side, top to bottom."""
 ALL = "d.querySelector('[name=windows]').click();"
-"""Shows the latents without windows, too."""
+"""Also shows the latents without windows."""
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +40,19 @@ def rows_of(root: Path, name: str, **keys: Any) -> list[dict[str, Any]]:
 
 
 def passing(root: Path, variant: str = "trained") -> list[dict[str, Any]]:
-    """The rows of `latents` of the cell that the page opens with."""
+    """Return the rows of `latents` of the cell that the page opens with."""
     keys = {"variant": variant, "site": "resid_post.1", "passes_filter": True}
     return rows_of(root, "latents", **keys)
 
 
 def order(values: dict[int, float | None], *, down: bool) -> list[int]:
-    """Latents by their values, those without one last, ties by index."""
+    """Sort latents by their values, those without one last, ties by index."""
     has = [latent for latent, value in values.items() if value is not None]
     found = sorted(has, key=lambda latent: ((-1 if down else 1) * values[latent], latent))  # type: ignore[operator]
     return found + sorted(set(values) - set(has))
 
 
-def test_a_click_on_a_column_sorts_both_sides_and_another_turns_the_order_round(
+def test_a_click_on_a_column_sorts_both_sides_and_a_second_one_reverses_the_order(
     built: Path, page: str, tmp_path: Path
 ) -> None:
     keys = {"explainer": "lexical", "scorer": "fuzzing", "site": "resid_post.1"}
@@ -75,7 +75,7 @@ def test_a_click_on_a_column_sorts_both_sides_and_another_turns_the_order_round(
     wanted = (("firing_share", True), ("fuzzing", True), ("fuzzing", False))
     for (left, right, sort), (key, down) in zip(found, wanted, strict=True):
         assert sort == ("descending" if down else "ascending")
-        # Numbers have four digits on the page, so that ties may differ there.
+        # Numbers have four digits on the page, so ties may differ there.
         for shown, values in zip((left, right), expected[key], strict=True):
             rounded = {k: None if v is None else float(f"{v:.4g}") for k, v in values.items()}
             assert shown == order(rounded, down=down)
@@ -91,7 +91,7 @@ def test_the_page_opens_with_the_best_of_the_sampled_latents(
     assert found[-1] == 8  # the one without a value
 
 
-def test_filters_leave_what_was_asked_for(built: Path, page: str, tmp_path: Path) -> None:
+def test_filters_leave_only_what_was_requested(built: Path, page: str, tmp_path: Path) -> None:
     ranked = rows_of(
         built, "latents_ranked", site="resid_post.1", metric="next_token_auroc", null="step0"
     )
@@ -115,11 +115,11 @@ def test_filters_leave_what_was_asked_for(built: Path, page: str, tmp_path: Path
     assert sorted(words) == [row["latent"] for row in passing(built) if row["sampled"]]
     assert none == []
     assert status == "0 of 14 latents"
-    assert said.startswith("No latent here")
+    assert said.startswith("No latents: ")
 
 
-def test_q_is_against_the_variant_at_the_other_side(built: Path, page: str, tmp_path: Path) -> None:
-    """And against all nulls beside one that is no null; latents of nulls have none."""
+def test_q_is_against_the_variant_on_the_other_side(built: Path, page: str, tmp_path: Path) -> None:
+    """Or against all nulls next to a variant that is not a null; latents of nulls have no q."""
     found = ask(
         page,
         1280,
@@ -191,7 +191,7 @@ def test_a_chosen_latent_shows_its_windows_its_explanation_and_its_tokens(
         )
         for _, value, share in marks:
             assert share == pytest.approx(value / latent["max_activation"], abs=0.006)
-    # The strongest is the odd text, where a script and a control character stand as text.
+    # The strongest window is the odd text, where a script and a control character remain text.
     assert found["windows"][0][0].replace("␣", " ") == ODD_TEXT.replace("\x07", r"\x07")
 
 
@@ -254,7 +254,7 @@ def test_the_page_of_the_default_study_is_at_most_six_screens_high(
 
 
 def test_two_hundred_latents_a_cell_fit_in_five_megabytes(page: str) -> None:
-    """With windows of all of them; here there are those of ten latents in each cell."""
+    """With windows of all latents; in this study only ten per cell have windows."""
     (data,) = re.findall(r'id="browser-data">(.*?)</script>', page)
     cells = [cell for place in json.loads(data)["places"] for cell in place["cells"].values()]
     shown = [latent for cell in cells for latent in cell["latents"] if "windows" in latent]
@@ -286,8 +286,8 @@ def test_the_page_says_how_many_latents_beat_placebo_and_sorts_them_by_q_from_a_
     assert 0 < n < len(ranked)
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
     assert (
-        f"At a false-discovery rate of 5%, {n} of {len(ranked)} latents of trained beat those of "
-        f"the nulls that fire as often, by AUROC of the next token by direct effect."
+        f"At a false-discovery rate of 5%, {n} of {len(ranked)} latents of trained beat null "
+        f"latents of similar firing rates on Next-token AUROC by direct effect."
     ) in text
     assert "results/tables/latents_ranked.parquet" in text
     (counts,) = re.findall(r"By metric and site</summary>(.*?)</details>", page, re.DOTALL)
@@ -325,10 +325,10 @@ def test_latents_that_beat_placebo_are_counted_on_a_page_without_a_browser(
     page = (tmp_path / paths.REPORT).read_text(encoding="utf-8")
     assert '<h2 id="latents">Latents</h2>' in page
     assert "latents_ranked.parquet" in page
-    assert "Choose q below" not in page
+    assert "Click q below" not in page
 
 
-def test_latents_that_nothing_could_be_compared_with_are_said_to_be(
+def test_latents_that_cannot_be_compared_with_anything_are_reported(
     built: Path, config: Config, tmp_path: Path
 ) -> None:
     (tmp_path / "results/tables").mkdir(parents=True)
@@ -341,7 +341,7 @@ def test_latents_that_nothing_could_be_compared_with_are_said_to_be(
     tables.write_table(path, rows, tables.SCHEMAS["beating_placebo"])
     found = beating(load_study(config, tmp_path))
     assert found is not None
-    assert (found.sentence[:30], found.rows) == ("No latent could be tested: at ", [])
+    assert (found.sentence[:28], found.rows) == ("No latent could be tested: a", [])
 
 
 def test_a_study_without_ranked_latents_has_no_q(

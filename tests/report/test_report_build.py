@@ -31,7 +31,7 @@ from nullsae.tables.study import PROVENANCE, SUMMARIES
 
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<svg"}
 REPORT = {"title": f"A {EVIL} study", "figure_formats": ["png", "pdf", "svg"]}
-# What the values of a variant rest on, in the answer.
+# The L0 and tokens that the answer gives with a variant's values.
 ARM = r"L0 ([\d.]+)(?: to ([\d.]+))?, ([\d,]+)(?: to ([\d,]+))? tokens"
 
 
@@ -45,7 +45,7 @@ def elements(page: str) -> Elements:
     return Elements(page)
 
 
-def test_every_promised_figure_is_there_and_no_other(built: Path, config: Config) -> None:
+def test_exactly_the_promised_figures_exist(built: Path, config: Config) -> None:
     for suffix, magic in MAGIC.items():
         for name in figure_names(config):
             file = built / paths.FIGURE.format(figure=name, format=suffix)
@@ -60,7 +60,7 @@ def test_script_in_title_text_or_explanation_comes_out_inert(elements: Elements)
     assert not [a for _, attrs in elements.tags for a in attrs if a.startswith("on")]
 
 
-def test_a_warning_about_a_subject_stands_above_its_numbers(
+def test_a_warning_about_a_subject_is_above_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
     assert "Read with care" not in page
@@ -79,7 +79,7 @@ def test_a_warning_about_a_subject_stands_above_its_numbers(
     assert f"step0 and trained were not made alike: torch 2.5.1 {EVIL}, in sae" in text
     assert f"Cells were made by nullsae 0.1.0, torch 2.6.0 and 2.5.1 {EVIL}, Python 3.12" in text
     assert "secret-host" not in warned
-    # Both values stand in the table at the end, each with what it made.
+    # Both values are in the table at the end, each with what it made.
     rows = re.findall(r"<tr><th scope=.row.>sae</th>(.*?)</tr>", warned)
     assert [re.sub(r"<[^>]+>", "|", row).strip("|").split("||") for row in rows] == [
         ["torch", "2.6.0", "1", "trained"],
@@ -95,7 +95,7 @@ def test_a_warning_about_a_subject_stands_above_its_numbers(
 
 
 def write_provenance(root: Path, torch: dict[str, str]) -> None:
-    """An SAE of each of these variants, made by this version of torch."""
+    """Write the provenance of an SAE of each of these variants, with their versions of torch."""
     same = {"verb": "train_sae", "nullsae": "0.1.0", "python": "3.12", "device": "EPYC"}
     rows = []
     for variant, version in torch.items():
@@ -106,7 +106,7 @@ def write_provenance(root: Path, torch: dict[str, str]) -> None:
     tables.write_table(root / paths.PROVENANCE, rows, PROVENANCE)
 
 
-def test_page_reaches_for_nothing_outside_itself(page: str, elements: Elements) -> None:
+def test_page_loads_nothing_from_outside(page: str, elements: Elements) -> None:
     for tag, attributes in elements.tags:
         assert tag not in {"link", "img", "iframe", "object", "embed", "image", "use"}
         for name in ("src", "href", "xlink:href", "srcset"):
@@ -135,7 +135,7 @@ def test_building_twice_gives_the_same_bytes(built: Path, config: Config, tmp_pa
         assert again.read_bytes() == file.read_bytes(), file.name
 
 
-def test_dots_stand_where_the_summaries_say(built: Path, config: Config) -> None:
+def test_dots_are_where_the_summaries_say(built: Path, config: Config) -> None:
     svg = (built / paths.FIGURE.format(figure="small.cosine", format="svg")).read_text()
     table = pq.ParquetFile(built / paths.TABLE.format(table="summaries")).read().to_pylist()
     rows = [row for row in table if row["metric"] == "cosine"]
@@ -152,8 +152,8 @@ def test_dots_stand_where_the_summaries_say(built: Path, config: Config) -> None
         np.testing.assert_allclose(slope * np.array(expected) + intercept, by_height, atol=0.01)
 
 
-def test_marks_of_the_answer_stand_between_floor_and_trained(built: Path, config: Config) -> None:
-    """Where the contrasts say, filled where every verdict tells the variant from trained."""
+def test_marks_of_the_answer_are_between_floor_and_trained(built: Path, config: Config) -> None:
+    """They are where the contrasts say, filled if every verdict tells the variant from trained."""
     svg = (built / paths.FIGURE.format(figure="small.answer", format="svg")).read_text()
     panels = re.findall(r'<g class="mark-symbol role-mark[^"]*"[^>]*>(.*?)</g>', svg, re.DOTALL)
     mark = r'<path[^>]*translate\(([^,]+),[^>]*fill-opacity="([01])"[^>]*stroke="(#\w+)"'
@@ -184,10 +184,10 @@ def test_marks_of_the_answer_stand_between_floor_and_trained(built: Path, config
         assert sum(fill == "1" for _, fill in marks) == told
 
 
-def test_l0_and_tokens_of_each_arm_stand_with_its_values_in_the_answer(
+def test_l0_and_tokens_of_each_arm_accompany_its_values_in_the_answer(
     config: Config, built: Path, page: str
 ) -> None:
-    """In the head of a column, and in a cell of it whose own are others."""
+    """They are in the head of a column, and in those of its cells that differ."""
     answer = load_study(config, built).answer
     of_tiers = re.findall(r'<details class="panel tier">.*?</table>', page, re.DOTALL)
     n_shown = 0
@@ -221,7 +221,7 @@ def test_each_tier_of_the_answer_has_a_fair_share_of_the_figure(tiers: list[Tier
         assert [one for one in shown if one.tier == tier] == own[: n_shown[tier]]
 
 
-def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: str) -> None:
+def test_each_verdict_is_on_the_page_with_its_interval(built: Path, page: str) -> None:
     table = pq.ParquetFile(built / paths.TABLE.format(table="verdicts")).read().to_pylist()
     text = html.unescape(page)
     for row in table:
@@ -232,21 +232,19 @@ def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: st
     matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
     per_site = re.findall(r'class="chip (\w+)">[^<]*</span> <small>resid', matrix)
     assert sorted(per_site) == sorted(map(style_of, filter(is_of_model, table)))
-    # A positive control is told apart, or not; a null never is in this word.
+    # Only a positive control is told apart in this word, never a null.
     words = Counter(row["verdict"] for row in table if row["variant"] == "retrained")
     n_told = words["separates"] + words["reversed"]
     assert matrix.count("≠ told apart</span> <small>resid") == n_told > 0
     # In the answer, too.
     answer = text[text.index('id="answer"') : text.index('class="wide matrix"')]
     assert answer.count('title="told apart">≠ ') > 0
-    assert "? inconclusive, ▼ reversed, ∅ no verdict, ≠ told apart, with the number" in answer
+    assert "? inconclusive, ▼ reversed, ∅ no verdict, ≠ told apart) comes with" in answer
     assert "retrained, is the same transformer trained again from another seed" in text
     assert "on those of 4 nulls: the same transformer" in text
 
 
-def test_verdicts_of_other_stages_stand_in_folded_tables_of_their_own(
-    built: Path, page: str
-) -> None:
+def test_verdicts_of_other_stages_are_in_their_own_folded_tables(built: Path, page: str) -> None:
     table = pq.ParquetFile(built / paths.TABLE.format(table="verdicts")).read().to_pylist()
     others = [row for row in table if not is_of_model(row)]
     assert {row["stage"] for row in others} == {"explanation", "effect"}
@@ -265,7 +263,7 @@ def test_a_page_without_replication_says_so_first_and_shows_no_p_value(page: str
     text = html.unescape(page)
     header = text[: text.index("</header>")]
     assert "One draw and one seed: each verdict is about this randomization" in header
-    # In every cell with verdicts, and beside every verdict of the long table.
+    # In every cell with verdicts, and next to every verdict of the long table.
     matrix, rest = text[text.index('class="wide matrix"') :].split("All contrasts", 1)
     cells = matrix.count("<td>\n<span class=")
     scopes = Counter(re.findall(r'<span class="scope">(.*?)</span>', matrix))
@@ -281,7 +279,7 @@ def test_a_page_without_replication_says_so_first_and_shows_no_p_value(page: str
     assert "in standard errors" not in words
 
 
-def test_a_replicated_page_shows_p_values_and_what_verdicts_are_about(tmp_path: Path) -> None:
+def test_a_replicated_page_shows_p_values_and_what_verdicts_apply_to(tmp_path: Path) -> None:
     config = default_config(
         draws=2,
         variants=["trained", "rerandomized", "noise_embeddings"],
@@ -320,7 +318,7 @@ def test_arms_that_are_not_comparable_have_no_verdict_and_the_page_says_why(
     assert len(per_site) == n_rows > 20
 
 
-def test_l0_and_tokens_of_both_arms_stand_beside_each_number(built: Path, page: str) -> None:
+def test_l0_and_tokens_of_both_arms_accompany_each_number(built: Path, page: str) -> None:
     contrasts = tables.read_table(
         built / paths.TABLE.format(table="contrasts"), tables.SCHEMAS["contrasts"]
     ).to_pylist()
@@ -336,7 +334,7 @@ def test_l0_and_tokens_of_both_arms_stand_beside_each_number(built: Path, page: 
     assert stages.count(f'; {beside}"') == len(contrasts) - len(of_models) > 0
 
 
-def test_failed_windows_stand_beside_each_score_and_a_thin_one_is_said(
+def test_failed_windows_are_shown_next_to_each_score_and_many_are_pointed_out(
     built: Path, page: str
 ) -> None:
     rows = tables.read_table(
@@ -397,7 +395,7 @@ def test_many_sites_are_drawn_against_depth(tmp_path: Path) -> None:
     build_report(config, tmp_path)
     svg = (tmp_path / paths.FIGURE.format(figure="deep.cosine", format="svg")).read_text()
     assert "Block (resid_post)" in svg
-    # No latents are wanted, so there is no browser and no script.
+    # No latents are requested, so there is no browser and no script.
     assert "<script" not in (tmp_path / paths.REPORT).read_text()
 
 

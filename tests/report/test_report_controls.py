@@ -118,7 +118,7 @@ def test_controls_say_what_the_config_says() -> None:
 
 
 @pytest.mark.slow
-def test_a_cell_prints_its_value_on_the_ground_of_its_distance_from_trained(
+def test_a_cell_prints_its_value_on_a_colour_for_its_distance_from_trained(
     built: Path, config: Config
 ) -> None:
     svg = figure(built, "small.explained_variance")
@@ -141,7 +141,7 @@ def test_a_cell_prints_its_value_on_the_ground_of_its_distance_from_trained(
                 expected_grounds[style.STEPS[steps.labels.index(label)]] += 1
     printed = [match[3] for match in TEXT.finditer(svg) if re.fullmatch(r"\d\.\d\d", match[3])]
     assert Counter(printed) == Counter(expected_texts)
-    # The legend has each colour once more.
+    # The legend shows each colour once more.
     grounds = Counter(re.findall(GROUND.format("|".join(style.STEPS)), svg))
     assert grounds == expected_grounds + Counter(style.STEPS)
     assert len(expected_grounds) > 2
@@ -152,7 +152,7 @@ def test_scored_metrics_have_a_panel_for_each_drawn_site_explainer_and_scorer(
     built: Path, page: str
 ) -> None:
     found = [match[3] for match in TEXT.finditer(figure(built, "small.auroc"))]
-    # With so many SAEs there is room for one of two sites.
+    # With this many SAEs there is room for only one of two sites.
     assert "Drawn for 1 of 2 sites: mlp_out.1." in page
     for explainer in EXPLAINERS:
         for scorer in ("detection", "fuzzing"):
@@ -245,7 +245,7 @@ def test_a_line_of_a_depth_profile_joins_sites_of_one_kind(tmp_path: Path) -> No
     assert "Block (resid_post)" not in svg
 
 
-def test_health_of_activations_is_the_same_for_every_sae_and_stands_once() -> None:
+def test_health_of_activations_is_the_same_for_every_sae_and_shown_once() -> None:
     config = all_controls_config(draws=2, variants=["trained", "rerandomized"])
     rows = [
         {"subject": "small", "variant": v, "draw": d, "site": "mlp_out.1", "sae": sae, "n": (v, d)}
@@ -284,15 +284,15 @@ def test_the_figure_of_the_answer_leaves_null_dictionaries_out_as_its_sentences_
 
 
 @pytest.mark.slow
-def test_health_numbers_stand_on_the_page(page: str) -> None:
+def test_health_numbers_are_on_the_page(page: str) -> None:
     table = page[page.index("Largest variance share") : page.index('id="small-verdicts"')]
-    # Of trained: norm, share and rank at both sites, as report_study makes them.
+    # For trained: norm, share and rank at both sites, as made by report_study.
     for number in (">12.3<", ">21.0 %<", ">61.7<"):
         assert table.count(number) == 2
 
 
 @pytest.mark.slow
-def test_each_sae_has_a_matrix_of_its_own_and_the_first_is_open(built: Path, page: str) -> None:
+def test_each_sae_has_its_own_matrix_and_the_first_is_open(built: Path, page: str) -> None:
     opened = re.findall(r'<details class="panel"( open)?><summary>Verdicts of SAE (\w+)', page)
     assert [name for _, name in opened] == list(SAES)
     assert [bool(state) for state, _ in opened] == [True] + [False] * (len(SAES) - 1)

@@ -16,7 +16,7 @@ def test_the_committed_page_is_what_the_metrics_give() -> None:
             assert page.count(f"| `{name}` |") >= 1
 
 
-def test_a_table_is_made_anew_and_the_prose_around_it_stays() -> None:
+def test_a_table_is_made_again_and_the_prose_around_it_stays() -> None:
     page = "before\n<!-- metrics: fidelity -->\nold\n<!-- end -->\nafter\n"
     found = with_tables(page)
     assert found.startswith("before\n<!-- metrics: fidelity -->\n| Metric |")

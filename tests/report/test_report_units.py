@@ -85,7 +85,7 @@ def test_no_two_variants_share_a_shape_or_a_dash() -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_numbers_can_be_read_on_the_ground_of_every_step(dark: bool) -> None:
+def test_numbers_can_be_read_on_the_colour_of_every_step(dark: bool) -> None:
     ink = style.dark()[style.INK] if dark else style.INK
     for colour in (*style.STEPS, *style.SHARES):
         assert contrast(ink, style.dark()[colour] if dark else colour) > 4.5
@@ -101,7 +101,7 @@ def test_the_snakefile_does_not_pay_for_altair_to_learn_the_figure_names() -> No
 
 
 def test_every_metric_has_a_figure_and_every_name_is_given_once() -> None:
-    # A language model's explanations, their placebo, lexical and floors: all metrics there are.
+    # A language model's explanations, their placebo, lexical and floors: all existing metrics.
     explainers = {
         **EXPLAINERS,
         "gpt": {"kind": "openai", "model": "m"},
@@ -114,7 +114,7 @@ def test_every_metric_has_a_figure_and_every_name_is_given_once() -> None:
     extra |= {"geometry", "overlap", "answer"}
     assert {f"small.{kind}" for kind in extra} < set(names)
     assert len(names) == len(all_metrics()) + len(extra)
-    # What no comparison of a study has is no figure of it.
+    # Metrics that no comparison of a study has get no figure.
     fewer = figure_names(default_config(evaluation={"gaussian_floors": False}))
     assert set(names) - set(fewer) == {"small.gain_over_lexical", "small.above_floors"}
     kinds = [kind for group in GROUPS for kind in group.kinds]
@@ -212,7 +212,7 @@ def test_a_page_and_its_figures_spell_out_what_a_text_hides(tmp_path: Path, hidd
 def test_the_strongest_active_windows_come_first_each_once(
     found_in: list[tuple[int, int, bool]], n: int
 ) -> None:
-    """Against a sort in plain Python; a window may stand in several pools."""
+    """Compared with a sort in plain Python; a window may be in several pools."""
     peak = {0: 3.0, 1: 9.0, 2: 9.0, 3: 1.0, 4: 20.0, 5: 2.0, 6: 2.0}
     rows = [
         {"latent": latent, "window": window, "active": active}
@@ -266,7 +266,7 @@ def test_arms_have_the_mean_l0_and_the_tokens_at_the_end_of_training() -> None:
     found = study_of(config, reconstruction=measured, history=history)
     (grid,) = sections.arms(found, "small")
     row = dict(zip(config.variants, dict(grid.rows)["resid_post.1"], strict=True))
-    # Nobody says what an SAE made elsewhere was trained on.
+    # What an SAE made elsewhere was trained on is unknown.
     assert row["trained"] == {"l0": 16.0, "tokens": None}
     assert row["rerandomized"] == {"l0": 16.5, "tokens": 3000}
     assert row["step0"] is None

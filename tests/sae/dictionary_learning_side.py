@@ -1,10 +1,10 @@
 """The package's half of test_dictionary_learning.py, run by the Python of `.venv-peers`.
 
-    python dictionary_learning_side.py FOLDER
+   python dictionary_learning_side.py FOLDER
 
 saves an SAE of each trainer of dictionary_learning in FOLDER/TRAINER, as its `trainSAE` does, and
-loads it by its class' own `from_pretrained`. Writes `results.safetensors`: per trainer the codes
-and the reconstructions of `x.safetensors`.
+loads it by its class' own `from_pretrained`. Writes `results.safetensors`: for each trainer the
+codes and the reconstructions of `x.safetensors`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-# What runs models is not installed; its buffer of activations imports that.
+# The package that runs models is not installed, but the buffer of activations imports it.
 sys.modules["nnsight"] = SimpleNamespace(LanguageModel=None)  # type: ignore[assignment]
 from dictionary_learning import trainers  # noqa: E402
 from dictionary_learning.trainers.matryoshka_batch_top_k import (  # noqa: E402

@@ -1,4 +1,4 @@
-"""A hub on this machine that serves files from memory, as far as downloads of single files go."""
+"""A hub on this machine that serves single files from memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def local_hub(files: Mapping[str, bytes]) -> Iterator[str]:
-    """Serve `owner/name/path` as the files of models; gives the address of the hub."""
+    """Serve `owner/name/path` as the files of models; yield the address of the hub."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

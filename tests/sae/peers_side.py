@@ -1,11 +1,11 @@
 """The other packages' half of test_sae_interchange.py, run by the Python of `.venv-peers`.
 
-    python peers_side.py FOLDER
+   python peers_side.py FOLDER
 
 reads `x.safetensors` and every `ours/LAYOUT-NAME` in FOLDER, writes `theirs/LAYOUT-NAME` with
 SAEs of each kind that the packages have, `again/LAYOUT-NAME` with ours as they save them again,
-and `results.safetensors`: per folder the dense codes and the reconstructions of x. Nothing of
-nullsae is imported: what is compared is what these packages themselves do.
+and `results.safetensors`: per folder the dense codes and the reconstructions of x. It imports
+nothing of nullsae, so what is compared is what these packages do themselves.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TRANSCODERS = (
 
 
 def vary(sae: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Fill every tensor with different numbers; decoder rows get different norms."""
+    """Fill every tensor with different numbers, with decoder rows of different norms."""
     with torch.no_grad():
         for name, tensor in sae.named_parameters():
             drawn = torch.randn(tensor.shape, generator=generator)
@@ -61,7 +61,7 @@ def vary(sae: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def train_threshold(sae: BatchTopKTrainingSAE, x: Tensor) -> BatchTopKTrainingSAE:
-    """The threshold of a BatchTopK SAE comes from training."""
+    """Train the threshold of a BatchTopK SAE."""
     for step in range(8):
         sae.training_forward_pass(
             TrainStepInput(
@@ -191,10 +191,10 @@ def sparsify_saes(folder: Path) -> None:
 @torch.no_grad()
 def results(folder: Path, x: Tensor) -> tuple[dict[str, Tensor], SAE | SparseCoder]:
     if (folder / "sae_weights.safetensors").exists():
-        # In float32 whatever the file's type: the comparison is of weights, not of rounding.
+        # In float32 whatever the file's type, because weights are compared, not rounding.
         sae = SAE.load_from_disk(folder, dtype="float32")
         codes = sae.encode(x)
-        # A skip connection is added by `forward` alone.
+        # Only `forward` adds a skip connection.
         decoded = sae(x) if "transcoder" in folder.name else sae.decode(codes)
         return {"codes": codes, "reconstruction": decoded}, sae
     coder = SparseCoder.load_from_disk(folder).float()

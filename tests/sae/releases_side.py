@@ -1,10 +1,10 @@
-"""The half of test_releases.py that has `sae_lens`, run by the Python of `.venv-peers`.
+"""The half of test_releases.py that needs `sae_lens`, run by the Python of `.venv-peers`.
 
-    python releases_side.py FOLDER
+   python releases_side.py FOLDER
 
-lays out an SAE for each loader that the list of SAELens names, on a hub of this machine's own;
-`sae_lens` and nullsae read each by its release and id. Writes `results.safetensors`, codes and
-reconstructions of both, and `said.json`: what it was made on, and lines of refusals.
+lays out an SAE for each loader in SAELens' list, on a hub on this machine; `sae_lens` and nullsae
+read each by its release and id. Writes `results.safetensors`, codes and reconstructions of both,
+and `said.json`: what each was made on, and lines of refusals.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 D, WIDTH, K, HEADS = 12, 40, 5, 3
-# gemma_2 has these sizes in its code; this is the smallest.
+# gemma_2's code has these sizes; this is the smallest.
 GEMMA_D, GEMMA_WIDTH = 2304, 4096
-# The hidden size of Qwen Scope's models is in a table, the width in the repository's name.
+# A table has the hidden size of Qwen Scope's models, the repository's name has the width.
 QWEN, QWEN_WIDTH = "Qwen3-1.7B-Base", 32 * 1024
 GOODFIRE = "goodfire-llama-3.1-8b-instruct"
 DEEPSEEK = "deepseek-r1-distill-llama-8b-qresearch"
@@ -59,7 +59,7 @@ LINEAR = {
 
 
 def old_saelens(path: str, hook: str, **keys: Any) -> Files:
-    """As SAELens wrote it before version 6."""
+    """Return files as SAELens wrote them before version 6."""
     config = {"d_in": D, "d_sae": WIDTH, "dtype": "torch.float32", "hook_point": hook, **keys}
     config |= {"model_name": "gpt2-small", "context_size": 128, "prepend_bos": True}
     weights = drawn(1, PLAIN)
@@ -75,9 +75,9 @@ def gemma_2(path: str) -> Files:
         "threshold": (GEMMA_WIDTH,),
     }
     tensors, buffer = drawn(2, shapes), io.BytesIO()
-    # Of an SAE of the embedding it is multiplied by sqrt(d) when it is loaded.
+    # For an SAE of the embedding, loading multiplies it by sqrt(d).
     tensors["w_dec"] *= 0.01
-    # Few of so many latents, so that sums are as exact as those of the others.
+    # Only a few of so many latents fire, so that sums are as exact as those of the others.
     tensors["threshold"] += 1.5
     np.savez(buffer, **{n: t.numpy().astype(np.float16) for n, t in tensors.items()})
     return {f"{path}/params.npz": buffer.getvalue()}
@@ -152,7 +152,7 @@ def dictionary_learning(path: str, dict_class: str, tensors: dict[str, Any]) -> 
 
 
 def of_class(dict_class: str) -> dict[str, Any]:
-    """What a class of dictionary_learning saves."""
+    """Return what a class of dictionary_learning saves."""
     scalar = {"k": torch.tensor(K), "threshold": torch.tensor(0.3)}
     linear = {name: LINEAR[name] for name in LINEAR if name != "decoder.bias"}
     if dict_class == "AutoEncoder":
@@ -187,7 +187,7 @@ CLASSES = {
 
 
 def cases(directory: Any) -> dict[str, tuple[str, str, Files]]:
-    """Release, id and files in its repository, by a name that begins with that of the loader."""
+    """Return release, id and files, by a name that begins with that of the loader."""
 
     def made(release: str, sae_id: str, files: Any) -> tuple[str, str, Files]:
         return release, sae_id, files(directory[release].saes_map[sae_id])
@@ -277,7 +277,7 @@ REFUSED = {
 
 
 def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) -> dict[str, Any]:
-    """Codes and reconstructions of both for some activations; returns what it was made on."""
+    """Compute codes and reconstructions of both; return what the SAE was made on."""
     from sae_lens import SAE
 
     from nullsae.config.hooks import site_of_hook
@@ -296,7 +296,7 @@ def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) ->
     shape = (len(x), HEADS, -1) if theirs.cfg.reshape_activations == "hook_z" else x.shape
     with torch.no_grad():
         their_codes = theirs.encode(seen.reshape(shape))
-        # A skip connection is added by `forward` alone.
+        # Only `forward` adds a skip connection.
         decoded = theirs(seen) if ours.transcodes else theirs.decode(their_codes)
         decoded = decoded.reshape(x.shape) + mean
     results |= {
@@ -331,7 +331,7 @@ def refusals() -> dict[str, str]:
 
 
 def shrink() -> None:
-    """Give the loaders that have sizes of large models in their code those of our files."""
+    """Replace the sizes of large models in loaders' code by those of our files."""
     from sae_lens.loading import pretrained_sae_loaders as loaders
     from sae_lens.saes import sae
 

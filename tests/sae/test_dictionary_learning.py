@@ -1,4 +1,4 @@
-"""Folders of dictionary_learning, against `encode` and `decode` of its classes."""
+"""Folders of dictionary_learning, compared with `encode` and `decode` of its classes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write(
 
 
 def reference(dict_class: str, t: dict[str, Tensor], x: np.ndarray) -> tuple[Any, Any]:
-    """Codes and reconstructions by each class' own formula, in float64."""
+    """Compute codes and reconstructions by each class' own formula, in float64."""
     n = {name: tensor.double().numpy() for name, tensor in t.items()}
     w_enc = n["W_enc"] if "W_enc" in n else n["encoder.weight"].T
     w_dec = n["W_dec"] if "W_dec" in n else n["decoder.weight"].T
@@ -92,7 +92,7 @@ def inputs() -> Tensor:
 
 
 def compare(sae: Autoencoder, codes: Any, reconstruction: Any) -> None:
-    """Codes and reconstructions of `inputs`, ours with what is expected."""
+    """Compare our codes and reconstructions of `inputs` with the expected ones."""
     x = inputs()
     values, indices = sae.encode(x)
     found = torch.zeros(len(x), WIDTH).scatter_add(1, indices, values)
@@ -116,7 +116,7 @@ def test_a_class_of_dictionary_learning_does_here_what_its_formula_says(
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after `dictionary_learning_side.py` ran."""
+    """Return a folder after a run of `dictionary_learning_side.py`."""
     need_peers("dictionary_learning")
     folder = tmp_path_factory.mktemp("dictionary_learning")
     save_file({"x": inputs()}, folder / "x.safetensors")
@@ -149,7 +149,7 @@ def test_what_reads_a_modules_input_is_not_taken_for_what_reads_its_output(
 
 def test_a_transcoder_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "AutoEncoder", buffer={"io": "in_and_out"})
-    with pytest.raises(UserError, match=r"config\.json: buffer\.io is 'in_and_out', and transcod"):
+    with pytest.raises(UserError, match=r"config\.json: buffer\.io is 'in_and_out', but transcod"):
         read_with_origin(str(tmp_path), None, where="config")
 
 
@@ -178,7 +178,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(
 ) -> None:
     write(tmp_path, "AutoEncoder")
     torch.save({"bias": Runs()}, tmp_path / "ae.pt")
-    with pytest.raises(UserError, match=r"ae\.pt: not readable as tensors alone"):
+    with pytest.raises(UserError, match=r"ae\.pt: not readable as tensors only"):
         read_with_origin(str(tmp_path), None, where="config")
     assert capsys.readouterr().out == ""
 
@@ -189,7 +189,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(
         ({"dict_class": "CrossCoder"}, "dict_class: 'CrossCoder' is not one of AutoEncoder,"),
         ({"dict_size": None}, "dict_size: missing"),
         ({"k": None}, r"trainer\.k: missing"),
-        ({"k": K + 1}, rf"ae\.pt: k is {K}, and trainer\.k in its config is {K + 1}"),
+        ({"k": K + 1}, rf"ae\.pt: k is {K}, but trainer\.k in its config is {K + 1}"),
         ({"k": WIDTH + 1}, rf"trainer\.k: {WIDTH + 1} is larger than dict_size {WIDTH}"),
     ],
 )

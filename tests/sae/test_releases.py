@@ -32,7 +32,7 @@ WHERE = "config: saes.theirs.pretrained"
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after `releases_side.py` ran."""
+    """Return a folder after a run of `releases_side.py`."""
     need_peers("SAELens")
     folder = tmp_path_factory.mktemp("releases")
     run_with_peers(
@@ -96,7 +96,7 @@ def test_a_transcoder_of_a_release_goes_from_what_the_mlp_reads_to_what_it_adds(
             "model": "google/gemma-3-270m", "hook": "blocks.12.attn.hook_z",
             "context_tokens": 1024, "data_set": "monology/pile-uncopyrighted",
         }),
-        # Its loader gives the batch size for the context's, and a BOS that no file states.
+        # Its loader gives the batch size as the context's, and a BOS that no file records.
         ("mwhanna_transcoder", {
             "model": "qwen3-4b", "context_tokens": None, "prepend_bos": None,
         }),

@@ -1,4 +1,4 @@
-"""Adam against PyTorch's own."""
+"""Adam compared with PyTorch's own."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ SITE = made.SITE
 
 
 def counted(sae: Autoencoder, x: Tensor) -> float:
-    """L0 of a JumpReLU SAE, by its definition."""
+    """Return the L0 of a JumpReLU SAE by its definition."""
     pre = (x - sae.b_dec).double() @ sae.w_enc.double().T + sae.b_enc.double()
     active = pre > sae.own["threshold"].double().clamp_min(0)
     return float(active.sum(dim=1).double().mean())
 
 
 def make(chain: Chain, folder: Path, sae: Sae, aim: Aim, given: Path | None, **keys: Any) -> Path:
-    """A null of the SAE made elsewhere, aimed at its L0; returns its folder."""
+    """Make a null of the SAE made elsewhere, aimed at its L0; return its folder."""
     params = train_params(
         sae,
         keys=ModelKeys(subject="tiny", **({"variant": "rerandomized", "draw": 0} | keys)),
@@ -59,7 +59,7 @@ def make(chain: Chain, folder: Path, sae: Sae, aim: Aim, given: Path | None, **k
 
 @pytest.fixture
 def theirs(chain: Chain, tmp_path: Path) -> tuple[Aim, Path, float]:
-    """A JumpReLU SAE made elsewhere, in its cell of `trained`; how to aim at it; its L0."""
+    """Return how to aim at a foreign JumpReLU SAE, its cell of `trained`, and its L0."""
     sae = made.given_sae()
     path = made.foreign(tmp_path / "given", sae)
     folder = tmp_path / "theirs/seed=0"
@@ -76,12 +76,12 @@ def test_nulls_of_an_sae_without_k_keep_as_many_latents_as_it_has_active(
     chain: Chain, tmp_path: Path, theirs: tuple[Aim, Path, float]
 ) -> None:
     aim, given, l0 = theirs
-    assert abs(l0 - made.K) > 1  # what there would be without it
+    assert abs(l0 - made.K) > 1  # the L0 without aiming
     plain = {"batch_tokens": 128, "lr": 2e-2, "heldout_tokens": 4096}
     own = Sae.of(pretrained=aim.pretrained, **plain)
     null, config = load_sae(make(chain, tmp_path / "null", own, aim, given) / "cfg.json")
     assert (config.architecture, config.n_latents, null.k) == ("topk", 20, round(l0))
-    # Another recipe on the trained model itself, where the L0 is measured, not read.
+    # Another recipe on the trained model itself, where the L0 is measured rather than read.
     pca = Sae.of(dictionary="pca", match_l0_of="theirs", heldout_tokens=4096)
     folder = make(chain, tmp_path / "pca", pca, aim, None, variant="trained")
     assert load_sae(folder / "cfg.json")[0].k == round(l0)
@@ -99,7 +99,7 @@ def test_another_sae_than_the_configs_is_refused(
 
 
 def sparse(n: int, seed: int) -> Tensor:
-    """Sums of a few of 48 directions in 16 dimensions, of mean norm 4."""
+    """Return sums of a few of 48 directions in 16 dimensions, of mean norm 4."""
     g = torch.Generator().manual_seed(seed)
     directions = torch.randn(48, 16, generator=torch.Generator().manual_seed(0))
     active = (torch.rand(n, 48, generator=g) < 0.08) * torch.rand(n, 48, generator=g)

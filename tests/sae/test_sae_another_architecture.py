@@ -1,4 +1,4 @@
-"""An architecture and a dictionary of another package: used like those of this one."""
+"""An architecture and a dictionary of another package, used like those of this one."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ class Shifted(Identity):
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both, as if another package had entry points for them."""
+    """Register both as if another package had entry points for them."""
     for registry, thing in ((ARCHITECTURES, SquaredSae), (DICTIONARIES, Shifted)):
         kept: Registry[Any] = registry
         monkeypatch.setitem(kept._found, thing.name, thing)
 
 
 def made(folder: Path, sae: Sae) -> tuple[Autoencoder, Any]:
-    """Trained on random activations, and read from its files."""
+    """Train on random activations, and read the result from its files."""
     g = torch.Generator().manual_seed(0)
     write_site(folder / "train", torch.randn(600, D, generator=g) + 1.0, [300, 300])
     write_site(folder / "eval", torch.randn(200, D, generator=g) + 1.0, [200])

@@ -53,7 +53,7 @@ def recipe(architecture: Any, **keys: Any) -> Sae:
 
 
 def model_of(sae: Sae, *, auxk_coefficient: float = 0.0) -> TrainedSae[Any]:
-    """An SAE in float64 with no weight at a special value."""
+    """Return an SAE in float64 with no weight at a special value."""
     start = Autoencoder(
         "topk",
         randn(WIDTH, D, key="w_enc"),
@@ -90,7 +90,7 @@ def batch_code(pre: Tensor) -> Tensor:
 
 
 def batch_topk_loss(p: Parameters, x: Tensor, sae: Sae, dead: Tensor, coefficient: float) -> Tensor:
-    """Matryoshka too: the mean of the FVU of every prefix, each written out."""
+    """Compute the loss; for Matryoshka the mean of the FVU of every prefix, each written out."""
     pre = (x - p["b_dec"]) @ p["encoder.weight"].T + p["encoder.bias"]
     code = batch_code(pre)
     shares = sae.prefix_shares if sae.architecture == "matryoshka" else (1.0,)
@@ -119,7 +119,7 @@ def standard_loss(p: Parameters, x: Tensor, sae: Sae) -> Tensor:
 
 
 def gated_loss(p: Parameters, x: Tensor, sae: Sae) -> Tensor:
-    """As in the paper's appendix: the auxiliary decoder is a frozen copy."""
+    """Compute the paper's loss; the auxiliary decoder is a frozen copy."""
     centred = x - p["b_dec"]
     gate = centred @ p["encoder.weight"].T + p["b_gate"]
     w_mag = p["r_mag"].exp()[:, None] * p["encoder.weight"]
@@ -233,7 +233,7 @@ def test_fired_marks_the_latents_with_a_positive_code(architecture: str) -> None
     model = model_of(recipe(architecture))
     model.b_enc[:4] -= 3.0
     _, losses = model.gradients(x, NONE_DEAD)
-    # For these, `autoencoder` has the batch's own threshold, which it takes inclusively.
+    # For these, `autoencoder` has the batch's own threshold, and values equal to it count.
     sae = model.autoencoder()
     for threshold in sae.own.values():
         threshold *= 1 - 1e-9
@@ -256,7 +256,7 @@ def test_matryoshka_with_one_prefix_is_batch_topk() -> None:
 
 
 def test_prefixes_that_round_to_nothing_keep_one_latent() -> None:
-    """0.01 of 20 latents is one latent, not none; twice the same prefix weighs twice."""
+    """0.01 of 20 latents is one latent, not none; a repeated prefix has twice the weight."""
 
     def nested(*shares: float) -> Parameters:
         model = model_of(recipe("matryoshka", prefix_shares=shares))
@@ -277,7 +277,7 @@ def batch_threshold(x: Tensor) -> Tensor:
 
 
 def by_sorting(pre: Tensor, n: int) -> list[tuple[int, int, float]]:
-    """(token, latent, value) of the n largest positive entries, of equal ones the first."""
+    """Return (token, latent, value) of the n largest positive entries, the first of equal ones."""
     entries = [
         (token, latent, float(value))
         for token, row in enumerate(pre)
@@ -314,7 +314,7 @@ def test_the_same_entries_are_kept_as_by_sorting(
     chunk: int,
 ) -> None:
     """Few levels make ties; an offset makes all or few entries positive; with a drift some chunks
-    of tokens hold far more of the largest than others.
+    of tokens contain far more of the largest entries than others.
     """
     g = torch.Generator().manual_seed(seed)
     pre = torch.randn(n_tokens, n_latents, generator=g) + offset
@@ -354,7 +354,7 @@ def test_training_survives_a_batch_without_a_positive_entry(architecture: str) -
 
 
 def test_the_saved_threshold_is_the_weighted_mean_of_those_of_the_batches() -> None:
-    """Each weighs by its age; the average is not drawn to where it starts."""
+    """Each weighs by its age, and the initial value does not bias the average."""
     model, seen = model_of(recipe("batch_topk")), []
     for step in range(5):
         x = batch(f"batch {step}") * (1 + step)
@@ -382,7 +382,7 @@ def test_folding_keeps_the_codes_of_a_gated_sae() -> None:
     values, indices = sae.encode(x)
     found = torch.zeros(len(x), WIDTH, dtype=torch.float64).scatter(1, indices, values)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-    # Both kinds of latents are here: those that the gate holds back and those that it does not.
+    # Some latents are held back by the gate, others are not.
     held_back = (gate <= 0) & (magnitude > 0)
     assert bool(held_back.any(dim=0).any())
     assert not bool(held_back.any(dim=0).all())
@@ -412,8 +412,9 @@ WIDE, N_PLANTED, ACTIVE = 24, 32, 3
 
 
 def planted(n: int, key: str) -> tuple[Tensor, Tensor]:
-    """Sums of ACTIVE of N_PLANTED unit directions with weights in [1, 2], scaled to a mean norm
-    of sqrt(WIDE): (x [n, WIDE], directions).
+    """Return sums of ACTIVE of N_PLANTED unit directions, x [n, WIDE], and the directions.
+
+    Weights are in [1, 2], scaled to a mean norm of sqrt(WIDE).
     """
     g = torch_generator(0, "planted directions")
     directions = F.normalize(torch.randn(N_PLANTED, WIDE, generator=g), dim=1)
@@ -530,7 +531,7 @@ def test_a_null_keeps_its_frozen_parts_and_trains_the_rest(
 
 
 def run(folder: Path, sae: Sae, name: str = "sae", progress: Any = None) -> Path:
-    """`train_sae` on planted activations, which are written once; returns the SAE's folder."""
+    """Run `train_sae` on planted activations, which are written once; return the SAE's folder."""
     if not (folder / "train").exists():
         write_site(folder / "train", planted(1500, "train")[0] * 3.0, [500, 1000])
         write_site(folder / "eval", planted(400, "eval")[0] * 3.0, [400])

@@ -30,7 +30,7 @@ def sae_of(architecture: str) -> Autoencoder:
 
 
 def dense_codes(sae: Autoencoder, x: Tensor, ids: Tensor) -> Tensor:
-    """Codes [tokens, n_latents] by each architecture's own formula."""
+    """Compute codes [tokens, n_latents] by each architecture's own formula."""
     if sae.architecture == "token_lookup":
         return F.one_hot(ids, WIDTH) * sae.b_enc
     pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
@@ -55,7 +55,7 @@ def test_codes_and_reconstructions_equal_dense_ones(architecture: str) -> None:
     torch.testing.assert_close(found, expected)
     assert indices.dtype == torch.int64
     torch.testing.assert_close(sae.decode(values, indices), expected @ sae.w_dec + sae.b_dec)
-    # A latent stands at most once in a token's code, also where the code is padded.
+    # A latent occurs at most once in a token's code, even if the code is padded.
     assert all(len(set(row)) == len(row) for row in indices.tolist())
     fires = (expected > 0).sum(dim=1)
     if architecture in ("jumprelu", "standard"):
@@ -118,8 +118,8 @@ def test_names_on_disk_lead_to_the_same_tensors(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])
 def test_a_code_does_not_depend_on_the_tokens_beside_it(architecture: str) -> None:
-    """To the bit, however many tokens are encoded together: products are rounded differently by
-    another number of rows, unless the weights are packed for the same."""
+    """To the bit, however many tokens are encoded together: products are rounded differently for
+    another number of rows, unless the weights are packed for the same number."""
     n, width, d = 700, 3000, 32
     sae = Autoencoder(
         architecture,

@@ -18,7 +18,7 @@ from nullsae.config.saes import Sae
 from nullsae.sae.train_sae import train_sae
 from small_chain import train_params, write_site
 
-# The verb; it stops at a step as if it took long, and waits for others less than a minute.
+# The verb; it stops at a step as if it took long, and waits less than a minute for others.
 VERB = """
 import os, signal, sys
 from nullsae.cli.main import main
@@ -64,7 +64,7 @@ def test_the_next_run_names_the_orphan_and_goes_on_once_that_is_ended(tmp_path: 
         output=tmp_path / "whole",
         work=tmp_path / "work",
     )
-    # The shell stays in between, as that of a Snakemake job does.
+    # A shell stays in between, like that of a Snakemake job.
     shell = subprocess.Popen(["bash", "-c", '"$@"; true', "_", *verb(13)], cwd=tmp_path)
     deadline = time.monotonic() + 100
     while not (orphans := _stopped(shell.pid)):
@@ -99,6 +99,6 @@ def test_the_next_run_names_the_orphan_and_goes_on_once_that_is_ended(tmp_path: 
 
 
 def _stopped(shell: int) -> list[int]:
-    """Children of a process that are stopped."""
+    """Return the stopped children of a process."""
     found = psutil.Process(shell).children()
     return [child.pid for child in found if child.status() == psutil.STATUS_STOPPED]

@@ -31,7 +31,7 @@ FILES = ("cfg.json", "history.parquet", "sae.safetensors")
 
 
 def write(folder: Path, name: str, n_steps: int, **changes: Any) -> Path:
-    """An SAE with weights of its own, as `train_sae` writes it."""
+    """Write an SAE with its own weights, as `train_sae` does."""
     g = torch.Generator().manual_seed(n_steps)
     keys = CellKeys(**{**cell().model_dump(), "sae": name})
     described: dict[str, Any] = {
@@ -48,7 +48,7 @@ def write(folder: Path, name: str, n_steps: int, **changes: Any) -> Path:
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
-    """`cfg.json` of an SAE whose training left two more behind."""
+    """Return `cfg.json` of an SAE whose training left two more behind."""
     config = write(tmp_path / "whole", "topk", 40)
     write(checkpoint_folder(config.parent, SHARE), "topk@0.25", 10)
     write(checkpoint_folder(config.parent, 0.5), "topk@0.5", 20)
@@ -57,7 +57,7 @@ def whole(tmp_path: Path) -> Path:
 
 def refusal(whole: Path, output: Path, share: float = SHARE) -> str:
     text = refused(take_checkpoint, whole, share=share, output=output)
-    # The files in the way are no output of a rule: what makes them anew is the whole training.
+    # The files in the way are not outputs of a rule; only the whole training makes them again.
     assert text.endswith(rebuild_command(whole))
     assert not output.exists()
     return text
@@ -72,7 +72,7 @@ def test_a_copy_equals_what_the_training_left(whole: Path, tmp_path: Path) -> No
         assert (taken / name).read_bytes() == (found / name).read_bytes()
     config = load_sae(taken / "cfg.json")[1]
     assert (config.keys.sae, config.n_steps) == ("topk@0.25", 10)
-    shutil.rmtree(whole.parent)  # a copy, no link
+    shutil.rmtree(whole.parent)  # a copy, not a link
     load_sae(taken / "cfg.json")
 
 
@@ -110,14 +110,14 @@ def test_an_sae_of_another_training_is_refused(
     n_steps = value if changed == "n_steps" else 10
     write(checkpoint_folder(whole.parent, SHARE), "topk@0.25", n_steps, **own)
     text = refusal(whole, tmp_path / "taken")
-    assert f"({changed} do not fit)" in text
+    assert f"({changed} differ)" in text
 
 
 def test_the_sae_of_another_share_is_refused(whole: Path, tmp_path: Path) -> None:
     found, other = (checkpoint_folder(whole.parent, share) for share in (SHARE, 0.5))
     shutil.rmtree(found)
     shutil.copytree(other, found)
-    assert "(keys do not fit)" in refusal(whole, tmp_path / "taken")
+    assert "(keys differ)" in refusal(whole, tmp_path / "taken")
 
 
 def test_a_missing_whole_sae_is_refused(whole: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_real_training_leaves_the_sae_of_that_step(chain: Chain, tmp_path: Pat
     whole, taken = (load_sae(tmp_path / name / "cfg.json") for name in ("whole", "taken"))
     n_steps = whole[1].n_steps
     assert (taken[1].n_steps, n_steps) == (n_steps // 4, 16)  # 1,024 tokens of 64 a step
-    # The weights are those that the curve along training was measured on at that step.
+    # The weights are those on which the training curve was measured at that step.
     (row,) = tables.read_table(
         tmp_path / "taken/history.parquet", tables.cell_schema("history")
     ).to_pylist()

@@ -1,4 +1,4 @@
-"""What a recipe does where its keys are not given: the defaults, and the paper's settings."""
+"""What a recipe does if its keys are not given: the defaults, and the paper's settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ D, N_PLANTED, K, BATCH = 32, 512, 6, 512
 
 
 def planted(n: int, split: str) -> Tensor:
-    """Sums of K directions with Zipf frequencies, scaled to a mean norm of sqrt(D): [n, D]."""
+    """Return sums of K directions with Zipf frequencies, of mean norm sqrt(D): [n, D]."""
     g = torch_generator(0, "defaults_directions")
     directions = F.normalize(torch.randn(N_PLANTED, D, generator=g), dim=1)
     frequencies = 1.0 / (torch.arange(N_PLANTED) + 10.0)
@@ -36,7 +36,7 @@ def trainer_on(x: Tensor, n_steps: int, **keys: Any) -> Trainer:
 
 
 def quality(**keys: Any) -> tuple[float, float]:
-    """(FVU, dead share) on held-out tokens after 100 steps."""
+    """Return (FVU, dead share) on held-out tokens after 100 steps."""
     x = planted(100 * BATCH, "train")
     trainer = trainer_on(x, 100, **keys)
     for step in range(100):

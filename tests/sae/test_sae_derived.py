@@ -1,4 +1,4 @@
-"""Dictionaries made from a given SAE: what they keep and what they lose, against NumPy."""
+"""Dictionaries made from a given SAE: what they keep and what they lose, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Array = np.ndarray[Any, Any]
 
 
 def cloud(n: int = N_TOKENS, seed: int = 0) -> Tensor:
-    """Activations with a mean, unequal variances and heavy tails, float32 [n, D_MODEL]."""
+    """Return activations with a mean, unequal variances and heavy tails, float32 [n, D_MODEL]."""
     generator = torch_generator(seed, "cloud")
     mixed = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=torch_generator(0, "mixed")))[0]
     drawn = torch.randn(n, D_MODEL, generator=generator)
@@ -43,7 +43,7 @@ def cloud(n: int = N_TOKENS, seed: int = 0) -> Tensor:
 
 
 def sae_of(architecture: str = "topk", k: int | None = K) -> Autoencoder:
-    """An SAE whose latents fire at unequal rates, one of them never."""
+    """Return an SAE whose latents fire at unequal rates, one of them never."""
     generator = torch_generator(0, "sae")
     w_enc, w_dec = (torch.randn(N_LATENTS, D_MODEL, generator=generator) for _ in range(2))
     b_enc = torch.linspace(-9.0, -1.0, N_LATENTS)
@@ -57,7 +57,7 @@ def exact(tensor: Tensor) -> Array:
 
 
 def fires(sae: Autoencoder, x: Tensor) -> Array:
-    """Which latents fire on which tokens, bool [tokens, n_latents]: written anew in float64."""
+    """Return which latents fire on which tokens, bool [tokens, n_latents], in float64."""
     pre = (exact(x) - exact(sae.b_dec)) @ exact(sae.w_enc).T + exact(sae.b_enc)
     if sae.architecture == "jumprelu":
         return np.asarray(pre > np.maximum(exact(sae.own["threshold"]), 0))
@@ -80,7 +80,7 @@ def test_a_rotation_keeps_all_products_of_rows(architecture: str, k: int | None)
     for before, after in ((sae.w_enc, found.w_enc), (sae.w_dec, found.w_dec)):
         gram = exact(before) @ exact(before).T
         assert exact(after) @ exact(after).T == pytest.approx(gram, abs=1e-4)
-    # One and the same rotation: products of encoder and decoder rows are kept as well.
+    # It is a single rotation, so products of encoder and decoder rows are kept as well.
     mixed = exact(sae.w_enc) @ exact(sae.w_dec).T
     assert exact(found.w_enc) @ exact(found.w_dec).T == pytest.approx(mixed, abs=1e-4)
     turned = np.linalg.lstsq(exact(sae.w_dec), exact(found.w_dec), rcond=None)[0]
@@ -99,7 +99,7 @@ def test_codes_are_those_of_activations_turned_the_other_way(kind: str) -> None:
     values, indices = found.encode(x[:500])
     expected, latents = sae.encode(turned[:500])
     same = (indices == latents).all(dim=1)
-    assert same.float().mean() > 0.99  # rounding decides between two that are alike
+    assert same.float().mean() > 0.99  # rounding decides between two equal ones
     assert exact(values[same]) == pytest.approx(exact(expected[same]), rel=1e-3, abs=1e-3)
     back = mean + (exact(sae.decode(expected, latents)) - mean) @ there
     decoded = exact(found.decode(values, indices))
@@ -163,7 +163,7 @@ def test_each_random_direction_fires_as_often_as_its_latent(
     assert wanted[7] == rates[7] == 0
     assert len(set(wanted)) > N_LATENTS / 2
     assert rates == pytest.approx(wanted, abs=2.5 / N_TOKENS)
-    # On other tokens as well, to the error of a sample.
+    # On other tokens as well, up to sampling error.
     others = [fires(s, cloud(seed=1)).mean(axis=0) for s in (sae, found)]
     assert np.abs(others[1] - wanted).max() < 6 * np.sqrt(0.25 / N_TOKENS)
     rows = exact(found.w_dec)
@@ -241,7 +241,7 @@ def test_gates_fail_on_what_they_are_there_for() -> None:
 
 
 def test_a_failed_gate_is_one_line() -> None:
-    # Rates of 60 tokens of another kind say nothing of those that are held out.
+    # Rates on 60 tokens of another kind do not predict those on held-out ones.
     sae = sae_of("standard", None)
     origin = DICTIONARIES["rate_matched_random"].model_validate({"from": "it"})
     arguments = sae, cloud(60) * 3, cloud(seed=1), torch_generator(0, "test"), "config: saes.null"
@@ -291,7 +291,7 @@ def test_a_whitened_rotation_explains_the_mean_over_directions_which_may_be_belo
     scale = torch.linspace(0.1, 3, D_MODEL)
     turned = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=generator))[0]
     x = torch.randn(20_000, D_MODEL, generator=generator) * scale @ turned + scale
-    # Two latents for each of the six widest directions, which write into narrow ones, too.
+    # Two latents for each of the six widest directions, which also write into narrow ones.
     rows = torch.cat([turned[-6:], -turned[-6:]])
     spilled = rows + 0.3 * torch.cat([turned[:6], turned[:6]])
     sae = Autoencoder("standard", rows, torch.zeros(len(rows)), spilled, x.mean(dim=0))

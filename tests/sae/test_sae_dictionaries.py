@@ -78,7 +78,7 @@ def make(
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """The training curve, without what a clock gave."""
+    """Return the training curve without timings."""
     table = tables.read_table(folder / "history.parquet", tables.cell_schema("history"))
     table = table.drop_columns(list(tables.MEASURED["history"]))
     rows: list[dict[str, Any]] = table.to_pylist()
@@ -86,7 +86,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def activations(chain: Chain, split: str) -> tuple[Tensor, Tensor]:
-    """Activations and token ids of a split, in stored order."""
+    """Return activations and token ids of a split, in stored order."""
     files = {
         "sae_train": (chain.train_activations, chain.train_tokens),
         "eval": (chain.eval_activations, chain.eval_tokens),
@@ -104,7 +104,7 @@ def refusal(*arguments: Any, **keys: Any) -> str:
 
 
 def initial(chain: Chain) -> tuple[Autoencoder, float]:
-    """The weights that `make` starts from and the factor on the activations, by their recipe."""
+    """Return the initial weights of `make` and the factor on the activations, by their recipe."""
     reader = SiteReader.open(chain.train_activations, SITE)
     sample = reader.stored(0)[0][:INIT_TOKENS]
     scale = math.sqrt(D_MODEL) / float(sample.norm(dim=1).mean())
@@ -137,7 +137,7 @@ def test_only_the_frozen_parts_stay_untrained(
 def test_codes_of_a_frozen_encoder_stay_while_the_decoder_trains(
     chain: Chain, tmp_path: Path
 ) -> None:
-    """With b_dec trained, which the encoder subtracts, the codes would not be fixed functions."""
+    """If b_dec were trained, which the encoder subtracts, the codes would not be fixed."""
     sae, _ = make(chain, tmp_path, recipe("frozen_encoder", epochs=3))
     start, scale = initial(chain)
     x, _ = activations(chain, "eval")
@@ -219,7 +219,7 @@ def test_rounding_near_the_opposite_of_a_start_stays_within_the_cone(distance: f
 def test_every_row_is_in_its_cone_after_every_step(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_cosine: float
 ) -> None:
-    """After every step, also of a training that was killed and goes on from its checkpoint."""
+    """After every step, even if a training was killed and resumed from its checkpoint."""
     start, _ = initial(chain)
     step, cosines = Trainer.train_step, []
 
@@ -241,7 +241,7 @@ def test_every_row_is_in_its_cone_after_every_step(
     assert len(cosines) == 11 + 14
     for found in cosines:
         assert float(found.min()) >= min_cosine - 1e-6
-    # It binds here, and rows may lie within.
+    # The constraint is active here, but rows may be inside.
     assert bool((cosines[-1] < min_cosine + 1e-6).any())
     assert bool((cosines[1] > min_cosine + 1e-3).any())
 
@@ -272,7 +272,7 @@ def test_a_resumed_training_of_a_null_equals_an_uninterrupted_one(
 
 
 def cloud(n: int = 700, d: int = 12) -> Tensor:
-    """Correlated, with a strong dimension, far from zero."""
+    """Return correlated activations with a strong dimension, far from zero."""
     g = torch.Generator().manual_seed(5)
     mix = torch.randn(d, d, generator=g) * torch.linspace(3, 0.1, d)
     x = torch.randn(n, d, generator=g) @ mix.T + 10 * torch.randn(d, generator=g)
@@ -329,7 +329,7 @@ def test_the_sign_of_a_component_is_fixed() -> None:
 
 def test_the_neuron_basis_spends_none_of_its_k_on_an_offset(tmp_path: Path) -> None:
     x = cloud()
-    x[:, 3] = 500.0  # a rogue dimension that tells nothing
+    x[:, 3] = 500.0  # a rogue dimension without information
     sae = fitted(tmp_path, x, recipe("identity", k=2))
     away = x.double() - x.double().mean(dim=0)
     kept = away.abs().topk(2, dim=1).indices
@@ -346,7 +346,7 @@ def test_the_lookup_is_the_mean_of_each_token(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R2 on the split it was fitted on is the share of the variance between tokens; on the other
-    split it is what `reconstruction` holds as `token_lookup_r2`.
+    split it is `token_lookup_r2` of `reconstruction`.
     """
     for batch in ("activations.store.BATCH_TOKENS", "sae.trainer.BATCH_TOKENS"):
         monkeypatch.setattr(f"nullsae.{batch}", 100)
@@ -409,7 +409,7 @@ def test_a_dictionary_goes_through_the_chain(chain: Chain, tmp_path: Path, dicti
     row = reconstruction(chain, tmp_path)
     kept = 1 if dictionary == "token_lookup" else K
     assert 0 < row["l0"] <= kept
-    # Held out along training are all tokens of eval here.
+    # All tokens of eval are held out along training here.
     last = history(tmp_path)[-1]
     assert row["explained_variance"] == pytest.approx(last["heldout_explained_variance"], abs=1e-5)
     assert row["alive_share"] == pytest.approx(last["heldout_alive_share"])
@@ -529,7 +529,7 @@ def test_an_sae_made_elsewhere_that_does_not_fit_is_refused(chain: Chain, tmp_pa
             recipe("frozen_encoder", k=33, n_latents=None, expansion_factor=2),
             "k: 33 is larger than the number of latents, 32, at 16 dimensions",
         ),
-        (recipe("token_lookup", k=1), "dictionary: 'token_lookup' needs the tokens under the act"),
+        (recipe("token_lookup", k=1), "dictionary: 'token_lookup' needs the tokens of the act"),
     ],
 )
 def test_a_dictionary_that_does_not_fit_is_refused(

@@ -48,7 +48,7 @@ def edit_config(config: Path, **changes: Any) -> None:
 
 
 def edit_weights(config: Path, **changes: Tensor | None) -> None:
-    """Other tensors, with a checksum to match, so that only the keys are wrong."""
+    """Write other tensors with a matching checksum, so that only the keys are wrong."""
     file = config.with_name("sae.safetensors")
     tensors: dict[str, Tensor] = load_file(file)
     for name, value in changes.items():
@@ -100,7 +100,7 @@ def test_a_missing_key_of_the_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    """SAELens has read BatchTopK SAEs as ReLU ones."""
+    """SAELens used to read BatchTopK SAEs as ReLU ones."""
     _, config = written(tmp_path)
     edit_config(config, architecture="gated")
     assert refusal(config) == (
@@ -121,7 +121,7 @@ def test_a_k_above_the_number_of_latents_is_refused(tmp_path: Path) -> None:
 def test_a_topk_sae_without_k_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     config.write_text(config.read_text().replace('"k": 3,\n "key"', '"k": null,\n "key"'))
-    assert refusal(config) == f"{config}: k: null; a topk SAE has a number there"
+    assert refusal(config) == f"{config}: k: null, but a topk SAE needs a number"
 
 
 def test_a_dictionary_of_no_known_kind_is_refused(tmp_path: Path) -> None:

@@ -70,12 +70,12 @@ def our_sae(architecture: str) -> Autoencoder:
 
 
 def saved(architecture: str, folder: Path) -> Path:
-    """An SAE of ours on disk; returns its `cfg.json`."""
+    """Save one of our SAEs; return its `cfg.json`."""
     return write_sae(our_sae(architecture), folder, input_norm=2.5, n_steps=7)
 
 
 def dense(sae: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [tokens, n_latents] and reconstructions."""
+    """Return codes [tokens, n_latents] and reconstructions."""
     return codes_of(sae, x), sae.decode(*sae.encode(x), x)
 
 
@@ -88,7 +88,7 @@ def read(folder: Path, site: str = "resid_post.1") -> Autoencoder:
 
 @pytest.fixture(scope="session")
 def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after both sides wrote their SAEs and the peers ran them: see `peers_side.py`."""
+    """Return a folder after both sides wrote SAEs and the peers ran them (`peers_side.py`)."""
     need_peers("SAELens and sparsify")
     folder = tmp_path_factory.mktemp("exchange")
     save_file({"x": inputs()}, folder / "x.safetensors")
@@ -169,7 +169,7 @@ def test_sparsify_keeps_every_key_of_our_config(exchange: Path) -> None:
 
 
 def write_saelens(folder: Path, architecture: str = "topk", **keys: Any) -> dict[str, Tensor]:
-    """A SAELens folder as its documentation says; `keys` of None are left out."""
+    """Write a SAELens folder as its documentation says; `keys` of None are left out."""
     g = torch_generator(0, "interchange_saelens")
     shapes = {"W_enc": (D, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
     if architecture == "jumprelu":
@@ -196,7 +196,7 @@ def write_saelens(folder: Path, architecture: str = "topk", **keys: Any) -> dict
 
 
 def write_sparsify(folder: Path, **keys: Any) -> dict[str, Tensor]:
-    """A sparsify folder; `keys` of None are left out."""
+    """Write a sparsify folder; `keys` of None are left out."""
     g = torch_generator(0, "interchange_sparsify")
     tensors = {
         "encoder.weight": torch.randn(2 * D, D, generator=g),
@@ -345,7 +345,7 @@ def test_a_transcoder_of_saelens_that_does_more_than_its_weights_is_refused(
         ({"k": 25}, "k 25 is larger than the number of latents, 24"),
         ({"activation": "relu"}, "activation: 'relu' is not one of topk, groupmax"),
         ({"activation": "groupmax"}, "k 5 does not divide the 24 latents of groupmax"),
-        ({"transcode": True}, "nothing says which site it writes"),
+        ({"transcode": True}, "so the site it writes is unknown"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"signed": True}, "signed is true"),
         ({"jump": 1}, "jump: unknown key"),
@@ -364,11 +364,15 @@ def test_an_unsupported_sparsify_config_is_refused(
     ("name", "tensor", "says"),
     [
         ("b_dec", None, "b_dec is missing"),
-        ("W_enc", torch.zeros(WIDTH, D), f"W_enc is ({WIDTH}, {D}), should be ({D}, {WIDTH})"),
+        (
+            "W_enc",
+            torch.zeros(WIDTH, D),
+            f"W_enc is ({WIDTH}, {D}), but the config next to it implies ({D}, {WIDTH})",
+        ),
         ("threshold", torch.zeros(WIDTH), "threshold is unknown"),
         ("scaling_factor", torch.full((WIDTH,), 2.0), "scaling_factor is unknown"),
         ("b_enc", torch.zeros(WIDTH, dtype=torch.int8), "b_enc is torch.int8"),
-        ("W_dec", torch.full((WIDTH, D), torch.nan), "W_dec holds NaN"),
+        ("W_dec", torch.full((WIDTH, D), torch.nan), "W_dec contains NaN"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
@@ -452,7 +456,7 @@ def test_an_sae_from_the_hub_is_the_one_in_its_folder(hub_cache: Path) -> None:
     assert read_pretrained(pattern, "resid_post.10", where=WHERE).k == 10
     text = refused(read_pretrained, pattern, "resid_post.3", where=WHERE)
     assert text == (
-        f"{WHERE}: 'someone/saes' on the hub holds no SAE in 'blocks.3.hook_resid_post'"
+        f"{WHERE}: 'someone/saes' on the hub contains no SAE in 'blocks.3.hook_resid_post'"
     )
 
 
@@ -476,17 +480,17 @@ def test_a_hub_that_cannot_be_reached_is_named(
 @pytest.mark.parametrize(
     ("architecture", "layout", "says"),
     [
-        ("groupmax", "saelens", "topk, jumprelu, standard SAEs only, and this is of kind groupmax"),
+        ("groupmax", "saelens", "only topk, jumprelu, standard SAEs, but this is of kind groupmax"),
         ("topk", "npz", "--layout: 'npz' is not one of saelens, sparsify"),
         (
             "jumprelu",
             "sparsify",
-            "sparsify holds topk, groupmax SAEs only, and this is of kind jumprelu",
+            "sparsify supports only topk, groupmax SAEs, but this is of kind jumprelu",
         ),
         (
             "standard",
             "sparsify",
-            "sparsify holds topk, groupmax SAEs only, and this is of kind standard",
+            "sparsify supports only topk, groupmax SAEs, but this is of kind standard",
         ),
     ],
 )
@@ -505,18 +509,18 @@ def test_a_token_lookup_dictionary_is_not_exported(tmp_path: Path, layout: str) 
     config = write_sae(lookup, tmp_path, dictionary="token_lookup", n_steps=0)
     text = refused(export_sae, config, layout, tmp_path / "out")
     assert "token_lookup" in text
-    assert "no format can hold it" in text
+    assert "no format supports this" in text
 
 
 def test_an_export_does_not_overwrite_another_sae(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
     before = config.read_bytes()
     own, out = config.parent, tmp_path / "out"
-    assert "holds an SAE already" in refused(export_sae, config, "sparsify", own)
-    assert "holds an SAE already" in refused(export_sae, config, "saelens", own)
+    assert "already contains an SAE" in refused(export_sae, config, "sparsify", own)
+    assert "already contains an SAE" in refused(export_sae, config, "saelens", own)
     assert config.read_bytes() == before
     export_sae(config, "saelens", out)
-    assert "holds an SAE already" in refused(export_sae, config, "sparsify", out)
+    assert "already contains an SAE" in refused(export_sae, config, "sparsify", out)
 
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -575,7 +579,7 @@ def test_a_normalization_survives_our_files_and_an_export(
         torch.testing.assert_close(there[0], codes, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(there[1], reconstruction, atol=1e-6, rtol=1e-6)
     values, indices = sae.encode(inputs())
-    with pytest.raises(ValueError, match="decodes with the activations that were encoded"):
+    with pytest.raises(ValueError, match="needs the encoded activations"):
         sae.decode(values, indices)
     with pytest.raises(UserError, match="sparsify has no normalization"):
         export_sae(config, "sparsify", tmp_path / "other")

@@ -13,7 +13,7 @@ from nullsae.sae.kernels import Hits, HitsByLatent, decode, encode_top_k, stable
 def codes(
     seed: int, n_tokens: int, n_latents: int, k: int, d: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Values and indices [tokens, k], rows [latents, d], dense [tokens, d], in float64."""
+    """Return values and indices [tokens, k], rows [latents, d], dense [tokens, d], in float64."""
     g = torch.Generator().manual_seed(seed)
     indices = torch.rand(n_tokens, n_latents, generator=g).argsort(dim=1)[:, :k]
     values = torch.randn(n_tokens, k, generator=g, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_top_k_equals_a_full_ranking(
     shift: float,
     dtype: torch.dtype,
 ) -> None:
-    """Few levels make ties, within the k largest and at their border; most k leave few groups."""
+    """Few levels make ties, within the k largest and at their border; large k leave few groups."""
     g = torch.Generator().manual_seed(seed)
     pre = torch.randn(n, width, generator=g, dtype=dtype) + shift
     if levels is not None:
@@ -136,7 +136,7 @@ def test_top_k_equals_a_full_ranking_in_wide_rows(width: int, k: int) -> None:
 def test_a_pre_activation_that_is_not_a_number_shows_in_the_values(
     where: str | list[tuple[int, int]],
 ) -> None:
-    """Otherwise the loss would stay finite, and training would go on with broken weights."""
+    """Otherwise the loss would stay finite, and training would continue with broken weights."""
     pre = torch.randn(8, 2000, generator=torch.Generator().manual_seed(0))
     if isinstance(where, str):
         pre[3] = torch.nan
@@ -153,7 +153,7 @@ def test_results_do_not_depend_on_how_many_rows_are_held_at_once(
     entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     g = torch.Generator().manual_seed(3)
-    # Whole numbers, so that products are exact whatever their order; many are equal.
+    # Whole numbers, so that products are exact in any order; many are equal.
     centred, w_enc = (torch.randint(-3, 4, (n, 16), generator=g).double() for n in (41, 300))
     b_enc = torch.randint(-3, 4, (300,), generator=g).double()
     expected = top_k(centred @ w_enc.T + b_enc, 6)

@@ -23,7 +23,7 @@ from nullsae.sae.initialization import initialize
 from nullsae.sae.kernels import Hits, differing_share, encode_top_k, top_k_in_two_stages
 from nullsae.sae.trainer import Trainer, evaluate
 
-# What `compute.precision: bfloat16` and `tf32` come to, as docs/training.md says.
+# The effect of `compute.precision: bfloat16` and `tf32`, as described in docs/training.md.
 LOW = {"topk": "bfloat16", "batch_topk": "bfloat16", "matryoshka": "bfloat16"}
 LOW |= {"jumprelu": "float32", "gated": "tf32", "standard": "tf32"}
 
@@ -42,7 +42,7 @@ def test_two_stages_find_the_k_largest(width: int, k: int, dtype: torch.dtype) -
     values, columns = top_k_in_two_stages(pre, k)
     assert torch.equal(values, pre.gather(1, columns))
     assert all(len(set(row)) == k for row in columns.tolist())
-    # Ties are many in bfloat16: the values are what is defined.
+    # bfloat16 has many ties, so only the values are defined.
     expected = np.sort(pre.float().numpy(), axis=1)[:, -k:]
     assert np.array_equal(np.sort(values.float().numpy(), axis=1), expected)
 
@@ -58,7 +58,7 @@ def test_two_stages_pass_no_nan_over_and_stay_inside_a_row_of_infinities() -> No
 
 
 def emulated(x: Tensor, w_enc: Tensor, b_enc: Tensor) -> np.ndarray:
-    """Pre-activations as a tensor core has them, by numpy: rounded factors, exact sums, rounded."""
+    """Emulate a tensor core's pre-activations in numpy: rounded factors, exact sums, rounded."""
     factors = [t.bfloat16().double().numpy() for t in (x, w_enc, b_enc)]
     sums = factors[0] @ factors[1].T + factors[2]
     return torch.from_numpy(sums).bfloat16().double().numpy()
@@ -76,7 +76,7 @@ def test_candidates_of_the_product_are_ranked_again_in_float32() -> None:
     low, exact = emulated(x, w_enc, b_enc), (x.double() @ w_enc.double().T + b_enc.double()).numpy()
     for row in range(64):
         found = set(indices[row].tolist())
-        # Of the ten that the product has first (or as large), the eight that are largest.
+        # Among the ten largest of the product (or as large), the eight that are largest.
         tenth = np.sort(low[row])[-10]
         candidates = np.flatnonzero(low[row] >= tenth * (1 - 2**-8))
         assert found <= set(candidates.tolist())
@@ -103,7 +103,7 @@ def test_the_hits_of_a_batch_are_exact_values_and_nearly_the_exact_choice() -> N
 def test_the_share_of_differing_choices_is_what_counting_gives() -> None:
     found = Hits.of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[4, 5], [6, 7]]))
     exact = Hits.of(torch.tensor([[1.0, 2.0], [3.0, 1.0]]), torch.tensor([[5, 9], [4, 7]]))
-    # Of (0, 4), (0, 5) and (1, 6), which fire, only (0, 5) is among the exact ones.
+    # (0, 4), (0, 5) and (1, 6) fire; only (0, 5) is among the exact ones.
     assert differing_share(found, exact, 10) == pytest.approx(2 / 3)
     assert differing_share(exact, exact, 10) == 0.0
 
@@ -137,7 +137,7 @@ def trainer(name: str, precision: Precise, *, dtype: torch.dtype = torch.float32
 
 @pytest.mark.parametrize("name", ["topk", "batch_topk"])
 def test_gradients_are_exact_for_the_latents_that_low_precision_chose(name: str) -> None:
-    """Against autograd in float64 on those latents, as a dense mask."""
+    """Compared with autograd in float64 on those latents, as a dense mask."""
     model = trainer(name, "bfloat16").model
     x = randn(80, 20, key="batch") + 0.5
     hits = model.chosen(x - model.b_dec, "bfloat16")
@@ -189,7 +189,7 @@ def test_products_of_dense_architectures_alone_are_in_tensorfloat(
 
 
 def learned(seed: int, precision: Precise) -> dict[str, float]:
-    """FVU, dead share and mean max cosine to the truth, after 250 steps on planted directions."""
+    """Return FVU, dead share and mean max cosine after 250 steps on planted directions."""
     d, n_true, n_latents, k = 24, 48, 64, 3
     generator = torch_generator(seed, "precision", "planted")
     truth = F.normalize(torch.randn(n_true, d, generator=generator), dim=1)
@@ -236,7 +236,7 @@ def test_bfloat16_learns_what_float32_does_within_the_noise_of_seeds() -> None:
 
 
 class Made(TorchDispatchMode):
-    """The types of large tensors that are made, and entries of the largest one of 4 or 8 bytes."""
+    """Record the types of large tensors, and the size of the largest one of 4 or 8 bytes."""
 
     def __init__(self, large: int) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class Made(TorchDispatchMode):
 def test_no_tensor_of_tokens_by_latents_is_float32_or_sorted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a GPU does, on the CPU, whose products of bfloat16 are real but slow."""
+    """The operations of a GPU, on the CPU, whose bfloat16 products are real but slow."""
     monkeypatch.setattr(kernels, "has_tensor_cores", lambda _: True)
     monkeypatch.setattr(kernels, "rows_at_once", lambda *_: 16)
     x, w_enc, b_enc = inputs(48, 4096, 8)

@@ -1,4 +1,4 @@
-"""SAEs that are Python objects of somebody's own: read, stored, used, and named by a plan."""
+"""SAEs that are a user's own Python objects: read, stored, used, and named by a plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from small_chain import D_MODEL, Chain, all_rows, codes_of, write_sae
 from small_config import SMALL_CONFIG
 
 N_LATENTS, WHERE = 300, "config: saes.theirs.pretrained"
-# Squared codes: no architecture of ours.
+# Squared codes, which none of our architectures has.
 CODE = f"""
 import torch
 from .numbers import OFFSET
@@ -69,7 +69,7 @@ number = itertools.count()
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of a package with these objects, which was not imported yet."""
+    """Return the name of a package with these objects, which was not imported yet."""
     name = f"somebodys_{next(number)}"
     write_package(tmp_path / name)
     monkeypatch.syspath_prepend(tmp_path)
@@ -140,7 +140,7 @@ def test_a_placebo_fires_as_often_as_the_objects_latents(
     x, _ = all_rows(chain.train_activations, "resid_post.1")
     wanted, found = ((codes_of(each, x) > 0).sum(dim=0) for each in (sae, null))
     assert int(wanted.sum()) > 1000
-    # Contexts that begin with one token have equal activations there: all fire, or none.
+    # Contexts that begin with the same token have equal activations there, so all or none fire.
     equal = np.bincount(load_tokens(chain.train_tokens).input_ids[:, 0]).max()
     off = np.abs(np.asarray(found - wanted))
     assert (off <= np.maximum(0.05 * np.asarray(wanted), equal)).all()
@@ -153,13 +153,13 @@ def test_a_placebo_fires_as_often_as_the_objects_latents(
         ("nothing", "cannot be imported: module "),
         ("codeless", "Other has no method encode"),
         ("fails", f"encode of [64, {D_MODEL}] fails: "),
-        ("listed", "encode gives list, should give a tensor of floats [64, n_latents]"),
-        ("flat", f"encode of [64, {D_MODEL}] gives float32 [], should"),
-        ("whole", f"encode of [64, {D_MODEL}] gives int32 [64, {D_MODEL}], should"),
-        ("infinite", "encode gives numbers that are not finite"),
-        ("signed", "encode gives codes below 0"),
-        ("joint", "encode gives a token codes that depend on the other tokens"),
-        ("narrow", f"decode of [1, {N_LATENTS}] gives float32 [1, {D_MODEL - 1}], should give"),
+        ("listed", "encode returns list, should return a tensor of floats [64, n_latents]"),
+        ("flat", f"encode of [64, {D_MODEL}] returns float32 [], should"),
+        ("whole", f"encode of [64, {D_MODEL}] returns int32 [64, {D_MODEL}], should"),
+        ("infinite", "encode returns numbers that are not finite"),
+        ("signed", "encode returns codes below 0"),
+        ("joint", "encode returns codes that depend on the other tokens"),
+        ("narrow", f"decode of [1, {N_LATENTS}] returns float32 [1, {D_MODEL - 1}], should return"),
         ("curved", "decode is not linear in the codes"),
     ],
 )
@@ -254,7 +254,7 @@ def test_an_edit_of_its_code_or_of_a_file_that_it_reads_makes_the_sae_anew(
             return params.cell_key(params.cells[0], params.code(params.cells[0]))
 
     assert key("a") == key("b")
-    # One that only the module beside it imports.
+    # A module that only the module next to it imports.
     assert key("c", offset=7.0) != key("a")
     assert key("c", "rerandomized") == key("a", "rerandomized")
     before = key("a")

@@ -1,4 +1,4 @@
-"""Activations of any size are brought to one scale before an SAE is trained on them."""
+"""Activations of any size are scaled to one mean norm before an SAE is trained on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SAEs that share a pass over the activations, cached or live, and what a job leaves behind."""
+"""SAEs that share a pass over cached or live activations, and what a job leaves behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def recipe(**keys: Any) -> Sae:
     return Sae.of(**{**plain, **keys})
 
 
-# Steps of 96 and 130 tokens, of which neither ends with a block of 128; one and three epochs.
+# Steps of 96 and 130 tokens, neither of which ends with a block of 128; one and three epochs.
 RECIPES = {
     "topk": recipe(seeds=(0, 3)),
     "long": recipe(batch_tokens=130, epochs=3, dead_after_tokens=200, checkpoint_every_steps=5),
@@ -58,7 +58,7 @@ CELLS = [
     for site in SITES[:2]
     for name, sae in RECIPES.items()
     for seed in sae.seeds
-    # One site lacks one of them: cells need not be a product.
+    # One site lacks one of them, because cells need not be a product.
     if (site, name) != (SITES[0], "frozen")
 ]
 
@@ -141,7 +141,7 @@ def content(folder: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if file.name == "provenance.json":  # it holds the key, too
+        if file.name == "provenance.json":  # it also contains the key
             continue
         name = str(file.relative_to(folder))
         if file.suffix == ".parquet":
@@ -156,7 +156,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def job(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """All cells trained one by one in `alone`; tests write elsewhere."""
+    """Train all cells one by one into `alone`; tests write elsewhere."""
     job = Job(tmp_path_factory.mktemp("together"), chain)
     for cell in CELLS:
         job.run("alone", [cell])
@@ -165,7 +165,7 @@ def job(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture
 def fresh(job: Job, tmp_path: Path) -> Job:
-    """The same activations, with results elsewhere."""
+    """Return the same activations with results elsewhere."""
     copied = object.__new__(Job)
     copied.__dict__.update(job.__dict__)
     copied.root = tmp_path
@@ -209,7 +209,7 @@ def test_a_gaussian_stream_gives_the_same_saes_as_its_cache(chain: Chain, tmp_pa
 
 
 def test_a_stream_in_other_blocks_gives_the_same_sae_within_noise(job: Job, fresh: Job) -> None:
-    """Held-out explained variance, against what another seed changes."""
+    """Held-out explained variance, compared with the effect of another seed."""
     cells = [(SITES[1], "many", seed) for seed in range(2)]
     sae = recipe(epochs=10, batch_tokens=64, seeds=(0, 1), evaluate_every_steps=100)
     fresh.run("cache", cells, {"many": sae})
@@ -236,7 +236,7 @@ def test_a_stream_in_other_blocks_gives_the_same_sae_within_noise(job: Job, fres
 def test_a_killed_job_goes_on_and_gives_the_same_saes(
     job: Job, fresh: Job, killed: int, stream: bool
 ) -> None:
-    """Its SAEs are at different steps, some finished, some not begun."""
+    """Its SAEs are at different steps, some finished, some not started."""
     fitted = sum(TOKENS // 4096 + 1 for _, name, _ in CELLS if name in ("pca", "lookup"))
     with pytest.raises(KeyboardInterrupt):
         fresh.run("killed", CELLS, stream=stream, progress=killed_after(fitted + killed))
@@ -286,7 +286,7 @@ def test_an_sae_along_training_is_what_training_was_at_then(fresh: Job, stream: 
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         *("0.05", "0.34", "0.999"),
     ]
-    # 20 steps: the share is reached at the next whole one.
+    # With 20 steps, a share is reached at the next whole step.
     for share, step in (("0.05", 1), ("0.34", 7), ("0.999", 20)):
         found, config = load_sae(folder / "checkpoints" / share / "cfg.json")
         assert (config.n_steps, config.keys.sae) == (step, f"along@{share}")
@@ -323,7 +323,7 @@ def test_a_lost_sae_along_training_is_made_again(fresh: Job) -> None:
     flip_byte(fresh.folder("x", cell) / "checkpoints/0.34/sae.safetensors")
     assert fresh.run("x", [cell], saes) == 10
     assert content(fresh.folder("x", cell)) == whole
-    # It was lost between a kill and the resume: the checkpoint is past it.
+    # It was lost between a kill and the resume, and the checkpoint is past it.
     with pytest.raises(KeyboardInterrupt):
         fresh.run("y", [cell], saes, progress=killed_after(7))
     (lost,) = (fresh.root / "work/y").glob("*/checkpoints/0.34/cfg.json")
@@ -361,7 +361,7 @@ def test_one_sae_that_diverges_leaves_the_others_finished(job: Job, fresh: Job) 
     cells = [(SITES[0], "wild", 0), *CELLS]
     with pytest.raises(UserError, match=r"^config: saes\.wild: the loss is (nan|inf) at step \d+;"):
         fresh.run("x", cells, {**RECIPES, "wild": wild})
-    # Snakemake deletes what a failed job was to make: the finished ones wait elsewhere.
+    # Snakemake deletes the outputs of a failed job, so finished SAEs wait elsewhere.
     assert not (fresh.root / "x").exists()
     assert len([name for name in fresh.left("x") if "." not in name]) == len(CELLS)
     tame = {**RECIPES, "wild": recipe()}
@@ -374,7 +374,7 @@ def test_one_sae_that_diverges_leaves_the_others_finished(job: Job, fresh: Job) 
 def test_activations_that_are_not_finite_are_named_as_the_cause(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    """Of an earlier block than the batch ends in, too, and where losses are read late."""
+    """The cause may be in an earlier block than the batch ends in, and losses may be read late."""
     if steps > 1:
         late(monkeypatch, steps)
     job = Job(tmp_path, chain)
@@ -393,7 +393,7 @@ def test_activations_that_are_not_finite_are_named_as_the_cause(
 
 
 def late(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Read losses as on a GPU, every so many steps."""
+    """Read losses only every so many steps, as on a GPU."""
     monkeypatch.setattr(training_run.Run, "lags", True)
     monkeypatch.setattr(training_run, "STEPS_PER_READING", steps)
 
@@ -500,7 +500,7 @@ def test_at_most_one_block_is_in_memory(job: Job, monkeypatch: pytest.MonkeyPatc
             nonlocal most
             still = [ref for ref in alive if ref() is not None]
             most = max(most, len(still))
-            # A tensor's memory outlives it in its views; an array that lends its own tells.
+            # Views keep a tensor's memory alive, so its array is tracked instead.
             arrays = {
                 site: x.float().numpy().copy() for site, x in super().block(index, sites).items()
             }
@@ -535,7 +535,7 @@ def test_blocks_read_in_the_background_come_in_order() -> None:
 def test_tokens_per_second_leave_out_evaluation_and_other_saes(
     fresh: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a clock that runs one second per step of one SAE and a minute elsewhere."""
+    """Uses a clock that runs one second per step of one SAE and a minute elsewhere."""
     clock = 0.0
     real_step, real_evaluate = Trainer.train_step, evaluate
 

@@ -58,7 +58,7 @@ def gradients(
 def autograd(
     sae: Autoencoder, x: Tensor, dead: Tensor, auxk_k: int, coefficient: float, multi: bool
 ) -> tuple[dict[str, Tensor], float, float]:
-    """The documented loss with dense codes and PyTorch's own derivative."""
+    """Compute the documented loss with dense codes and PyTorch's own derivative."""
     p = {name: t.clone().requires_grad_() for name, t in sae.parameters().items()}
     pre = (x - p["b_dec"]) @ p["encoder.weight"].T + p["encoder.bias"]
 
@@ -83,7 +83,7 @@ def autograd(
     return dict(zip(p, found, strict=True)), fvu.item(), auxk.item()
 
 
-# Of 12 dead latents AuxK takes 4 by matrix products, and 1 by its rows.
+# With 12 dead latents, AuxK takes 4 by matrix products, and 1 by its rows.
 @pytest.mark.parametrize(("n_dead", "auxk_k"), [(0, 4), (2, 4), (12, 4), (12, 1), (20, 2)])
 @pytest.mark.parametrize("coefficient", [0.0, 1 / 32, 2.0])
 @pytest.mark.parametrize(("multi", "k"), [(False, K), (True, K), (True, 6)])
@@ -144,9 +144,9 @@ def test_gradients_do_not_depend_on_the_number_of_threads() -> None:
     assert (found[0][1].fvu, found[0][1].auxk) == (found[1][1].fvu, found[1][1].auxk)
 
 
-# Trains on noise in a process of its own, and prints by how many bytes its memory grew at most.
-# Half of the latents are dead from the second step on. A tiny training comes first: what libraries
-# take once is not counted.
+# Trains on noise in a separate process, and prints how many bytes its memory grew at most. Half of
+# the latents are dead from the second step on. A tiny training comes first, so that one-time
+# allocations of libraries are not counted.
 GROWTH = """
 import json, sys
 import torch
@@ -191,14 +191,14 @@ print(bytes_of("VmHWM") - before)
 def test_a_step_takes_the_memory_that_its_formula_says(
     d: int, n: int, keys: dict[str, Any]
 ) -> None:
-    """All pre-activations or a [tokens, k, d] tensor would be 64 MiB more at least."""
+    """All pre-activations or a [tokens, k, d] tensor would take at least 64 MiB more."""
     keys = {"dead_after_tokens": 1, "auxk_k": 64, **keys}
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, json.dumps([d, n, keys])],
         capture_output=True,
         text=True,
         check=True,
-        # Give back what is freed: what the allocator keeps depends on the order of requests.
+        # Return freed memory, because what the allocator keeps depends on the order of requests.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     stated = TopK.step_bytes(Sae.of(n_latents=n, **keys), d_model=d, n_latents=n, k=keys["k"])
@@ -217,7 +217,7 @@ def test_auxk_gradient_reaches_the_encoder() -> None:
     assert bool((on["encoder.weight"][:5].norm(dim=1) > 1e-6).all())
     assert bool((on["encoder.bias"][:5].abs() > 1e-9).all())
     assert bool((on["W_dec"][:5].norm(dim=1) > 1e-9).all())
-    # AuxK moves the dead latents alone.
+    # AuxK changes only the dead latents.
     for name in ("encoder.weight", "encoder.bias", "W_dec"):
         torch.testing.assert_close(on[name][5:], off[name][5:], rtol=0, atol=0)
 
@@ -317,5 +317,5 @@ def test_initialization_depends_only_on_its_generator_and_sample() -> None:
     other = initialize(x, n_latents=WIDTH, k=K, generator=torch.Generator().manual_seed(4))
     assert torch.equal(first.w_enc, second.w_enc)
     assert not torch.equal(first.w_enc, other.w_enc)
-    # The encoder must not share memory with the decoder: both are trained in place.
+    # The encoder must not share memory with the decoder, because both are trained in place.
     assert first.w_enc.data_ptr() != first.w_dec.data_ptr()

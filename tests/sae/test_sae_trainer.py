@@ -40,7 +40,7 @@ def recipe(**keys: Any) -> Sae:
 
 
 def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Sums of K of N_PLANTED unit directions with weights in [1, 2]: (x [n, D], directions)."""
+    """Return sums of K of N_PLANTED unit directions, weights in [1, 2]: (x [n, D], directions)."""
     directions = F.normalize(
         torch.randn(N_PLANTED, D, generator=torch.Generator().manual_seed(0)), dim=1
     )
@@ -82,7 +82,7 @@ def test_the_schedule_stays_between_zero_and_one(n_steps: int, warmup: float, de
 
 
 def test_the_schedule_counts_optimizer_steps(tmp_path: Path) -> None:
-    """Counted in micro-batches or tokens, the rate would end elsewhere."""
+    """If micro-batches or tokens were counted, the rate would end elsewhere."""
     x, _ = planted(1000, 1)
     sae = recipe(batch_tokens=100, lr=1.0e-3, epochs=2, evaluate_every_steps=1, heldout_tokens=50)
     rows = history(run(tmp_path, x, sae))
@@ -175,7 +175,7 @@ def test_held_out_numbers_follow_their_definitions() -> None:
 
 
 def run(folder: Path, x: Tensor, sae: Sae, **keys: Any) -> Path:
-    """Write the activations (once), train; returns the SAE's folder."""
+    """Write the activations (once) and train; return the SAE's folder."""
     train, heldout = folder / "train/manifest.json", folder / "eval/manifest.json"
     if not train.exists():
         write_site(folder / "train", x, [len(x) // 3, len(x) - len(x) // 3])
@@ -196,7 +196,7 @@ def run(folder: Path, x: Tensor, sae: Sae, **keys: Any) -> Path:
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """The training curve, without what a clock gave."""
+    """Return the training curve without timings."""
     table = tables.read_table(folder / "history.parquet", tables.cell_schema("history"))
     rows: list[dict[str, Any]] = table.to_pylist()
     assert all(row.pop("tokens_per_second") > 0 for row in rows)
@@ -241,9 +241,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_a
         run(tmp_path, x, sae, output="resumed", progress=kill)
     assert not (tmp_path / "resumed").exists()
     steps: list[int] = []
-    torch.manual_seed(killed_at)  # the global generator is elsewhere in a new process
+    torch.manual_seed(killed_at)  # the global generator has another state in a new process
     run(tmp_path, x, sae, output="resumed", progress=lambda step, *_: steps.append(step))
-    # Fails if resume is a no-op: the same bits could come from training all of it again.
+    # Fails if resume is a no-op, since training all of it again could give the same bits.
     checkpoint = killed_at // 5 * 5
     assert steps == list(range(checkpoint + 1, 23))
     for file in ("sae.safetensors", "cfg.json"):
@@ -256,7 +256,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_a
 def test_a_kill_costs_no_more_than_the_time_between_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many steps lie between those that the recipe asks for."""
+    """However many steps the recipe asks for between checkpoints."""
     monkeypatch.setattr(shared_pass, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(shared_pass, "PAUSE_PER_SAVING", 0.0)
     x, _ = planted(1500, 6)
@@ -286,7 +286,7 @@ def test_no_steps_are_lost_by_a_warning_or_ctrl_c(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Steps of 128 tokens on blocks of 500 and 1000: 3, 8, 11, 14, ... are made by their ends."""
+    """Steps of 128 tokens on blocks of 500 and 1000, which end steps 3, 8, 11, 14, ..."""
     x, _ = planted(1500, 6)
     sae = recipe(batch_tokens=128, epochs=2, checkpoint_every_steps=5, evaluate_every_steps=4)
     run(tmp_path, x, sae, output="whole")
@@ -299,7 +299,7 @@ def test_no_steps_are_lost_by_a_warning_or_ctrl_c(
 
     def block(self: CachedBlocks, index: int, sites: Any) -> Any:
         fetched.append(index)
-        # One to start from, then the third that is trained on, or the first.
+        # The initial one, then the third that is trained on, or the first.
         if len(fetched) == (4 if within == "a block" else 2):
             terminate()
             raise AssertionError("the block was got all the same")
@@ -373,7 +373,7 @@ def test_a_resumed_training_has_one_provenance_with_each_machine_once(
     assert found is not None
     assert [job.host for job in found.jobs] == (["a"] if second == "a" else ["a", "b"])
     assert found.tokens_seen == 11 * 128
-    # The SAE after three steps was whole before the kill.
+    # The SAE after three steps was complete before the kill.
     along = provenance.read(output / "checkpoints/0.2/provenance.json")
     assert along is not None
     assert [job.host for job in along.jobs] == ["a"]

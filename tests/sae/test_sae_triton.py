@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: interpreted against PyTorch, and compiled."""
+"""The Triton kernels without a GPU: interpreted and compared with PyTorch, and compiled."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def randn(*shape: int, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def case(matrix: Tensor, d: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Hits at the non-zeros of a matrix [tokens, n_latents], in float64 rounded to `dtype`."""
+    """Return hits at the nonzeros of a matrix [tokens, n_latents], float64 rounded to `dtype`."""
     n_tokens, n_latents = matrix.shape
     token, latent = matrix.nonzero(as_tuple=True)
     counts = torch.bincount(token, minlength=n_tokens)
@@ -51,13 +51,13 @@ def sparse(n_tokens: int, n_latents: int, share: float) -> Tensor:
 
 
 def same_k() -> Tensor:
-    """Four hits per token."""
+    """Return four hits per token."""
     scores = randn(19, 30, name="scores")
     return torch.zeros_like(scores).scatter(1, scores.topk(4, dim=1).indices, scores)
 
 
 def ragged() -> Tensor:
-    """Tokens with no hits, at both ends too, and with many; latents likewise."""
+    """Return tokens with no hits (also at both ends) and with many; latents likewise."""
     matrix = sparse(21, 40, 0.2)
     matrix[5] = randn(40, name="full token")
     matrix[[0, 7, 8, 20]] = 0.0
@@ -66,7 +66,7 @@ def ragged() -> Tensor:
 
 
 def uneven() -> Tensor:
-    """Latents with more hits than a window (of 32) has, less, just as many, one more, and none."""
+    """Return latents with more hits than a window (of 32), fewer, equally many, one more, none."""
     matrix = torch.zeros(90, 12, dtype=torch.float64)
     for latent, hits in UNEVEN.items():
         matrix[torch.arange(hits) * 90 // hits, latent] = 1.0
@@ -74,7 +74,7 @@ def uneven() -> Tensor:
 
 
 def bordering_on_infinity() -> dict[str, Tensor]:
-    """The ragged hits, where what no hit points to must not be multiplied, be it by 0."""
+    """Return ragged hits where unused entries must not be multiplied, not even by 0."""
     given = case(ragged(), 7)
     given["rows"][0] = given["dense"][0] = torch.inf
     return given
@@ -105,7 +105,7 @@ def of_types(run: str) -> dict[str, Tensor]:
 
 
 def step() -> dict[str, Tensor]:
-    """Weights of a TopK SAE, activations and dead latents, in float64."""
+    """Return weights of a TopK SAE, activations and dead latents, in float64."""
     n_latents, d = 30, 6
     weights = (
         randn(n_latents, d, name="w_enc"),
@@ -128,7 +128,7 @@ def side(mode: str, folder: Path, **environment: str) -> None:
 
 @pytest.fixture(scope="session")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what the kernels computed."""
+    """Return the folder of the kernels' results."""
     folder = tmp_path_factory.mktemp("triton")
     for name in ("cases", "found"):
         (folder / name).mkdir()
@@ -148,7 +148,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def by_pytorch(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same products by `kernels` on the CPU."""
+    """Compute the same products by `kernels` on the CPU."""
     values, rows, dense = given["values"], given["rows"], given["dense"]
     hits = Hits(values, given["latents"], given["offsets"])
     by_latent = HitsByLatent(hits, len(rows))
@@ -169,7 +169,7 @@ def test_a_kernel_equals_pytorch(interpreted: Path, run: str, product: str) -> N
     factors = {"dot_rows": (rows, rows), "bias_gradient": (values, values)}
     wider = torch.promote_types(*factors.get(product, (values, rows)))
     assert found.dtype == wider
-    # Of bfloat16 all that is rounded is the result, which the interpreter rounds towards 0.
+    # In bfloat16 only the result is rounded, which the interpreter rounds towards 0.
     rtol, atol = {
         torch.float64: (1e-13, 1e-13),
         torch.float32: (1e-5, 1e-5),
@@ -240,7 +240,7 @@ def test_the_order_of_additions_is_fixed(compiled: dict[str, Any]) -> None:
 
 
 def test_a_kernel_stays_in_registers_and_reads_16_bytes_at_a_time(compiled: dict[str, Any]) -> None:
-    """At d = 4096 rows are read 16 bytes at a time, and all stays in registers."""
+    """At d = 4096 rows are read 16 bytes at a time, and everything stays in registers."""
     for name, found in compiled.items():
         assert found["spilled_bytes"] == 0, name
         assert found["registers"] <= 128, name

@@ -50,7 +50,7 @@ def batch(step: int) -> Tensor:
 
 def test_a_step_without_dead_latents_waits_for_nothing() -> None:
     made = trainer(dead_after_tokens=10**6)
-    made.train_step(batch(0))  # which looks when a latent may be dead at the earliest
+    made.train_step(batch(0))  # which checks when a latent may be dead at the earliest
     with Waits() as waits:
         losses = [made.train_step(batch(step)) for step in range(1, 9)]
     assert not waits.found
@@ -60,7 +60,7 @@ def test_a_step_without_dead_latents_waits_for_nothing() -> None:
 
 
 def test_dead_latents_are_known_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every step, though the counts are looked at in few of them."""
+    """At every step, although the counts are read in only a few."""
     made, looks = trainer(dead_after_tokens=9 * BATCH), list[Tensor | None]()
     gradients = made.model.gradients
 
@@ -74,7 +74,7 @@ def test_dead_latents_are_known_in_time(monkeypatch: pytest.MonkeyPatch) -> None
         return gradients(x, dead)
 
     monkeypatch.setattr(made.model, "gradients", spied)
-    # Tokens of few directions leave most latents silent.
+    # With tokens of few directions, most latents stay silent.
     for step in range(60):
         x = batch(step)
         made.train_step(x if step < 12 else x[:, :1] * torch.ones(D) + 0.01 * x)

@@ -1,11 +1,11 @@
 """The half of test_sae_triton.py that needs Triton, run by the Python of `.venv-peers`.
 
-    TRITON_INTERPRET=1 python triton_side.py interpret FOLDER
-    python triton_side.py compile FOLDER
+   TRITON_INTERPRET=1 python triton_side.py interpret FOLDER
+   python triton_side.py compile FOLDER
 
-`interpret` reads `cases/NAME.safetensors` and `step.safetensors` in FOLDER and writes to `found/`
-what the kernels make of them. `compile` compiles each kernel for a GPU and
-writes `compiled.json`. No GPU is needed for either.
+`interpret` reads `cases/NAME.safetensors` and `step.safetensors` in FOLDER and writes the kernels'
+results to `found/`. `compile` compiles each kernel for a GPU and writes `compiled.json`. Neither
+needs a GPU.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from nullsae.sae.kernels import Hits, HitsByLatent
 
 # Types of rows, and the compute capability of the GPU.
 TARGETS = (("bf16", torch.bfloat16, 80), ("fp32", torch.float32, 90))
-WINDOW_HITS = 32  # so that a latent is long in little time
+WINDOW_HITS = 32  # so that few hits make a latent long
 
 
 class Largest(TorchDispatchMode):
-    """The bytes of the largest tensor that is made."""
+    """Record the bytes of the largest tensor that is made."""
 
     bytes = 0
 
@@ -47,7 +47,7 @@ class Largest(TorchDispatchMode):
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """In memory of its own, which the interpreter asks for."""
+    """Load tensors into their own memory, which the interpreter needs."""
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
@@ -68,12 +68,12 @@ def products(case: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def far_rows(folder: Path) -> dict[str, Tensor]:
-    """`decode` and `dot_rows` of rows beyond element 2^32, in a file that is almost all hole."""
+    """Run `decode` and `dot_rows` on rows beyond element 2^32, in a file that is mostly hole."""
     n_latents, d = 2**18 + 8, 2**14
     path = folder / "far_rows"
     with path.open("wb+") as file:
         file.truncate(n_latents * d * 2)
-        # Private: what the interpreter may write stays in memory, page by page.
+        # Private, so that what the interpreter writes stays in memory, page by page.
         memory = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
     path.unlink()
     rows = torch.frombuffer(memory, dtype=torch.bfloat16).view(n_latents, d)
@@ -90,7 +90,7 @@ def far_rows(folder: Path) -> dict[str, Tensor]:
 
 
 def gradients(step: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One TopK step with AuxK, all sparse products by Triton."""
+    """Compute one TopK step with AuxK, all sparse products by Triton."""
     sae = Autoencoder.of(step, "topk", 3)
     recipe = Sae.of(n_latents=sae.n_latents, k=3, auxk_k=1, auxk_coefficient=0.5)
     model = recipe.training()(recipe, 3, sae)
@@ -99,7 +99,7 @@ def gradients(step: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def by_triton() -> None:
-    """Let `kernels` do here what it does on a GPU."""
+    """Make `kernels` do here what it does on a GPU."""
     kernels.gpu_kernels = lambda _: triton_kernels
 
 
@@ -130,7 +130,7 @@ def compile_all(folder: Path) -> None:
             floats |= dict.fromkeys(("rows", "dense"), f"*{rows}")
             types = {**indices, **sizes, **floats, **dict.fromkeys(options, "constexpr")}
             signature = {name: types[name] for name in function.arg_names}
-            # As at a call: addresses are multiples of 16, and so is d.
+            # As in a call: addresses are multiples of 16, and so is d.
             aligned = {
                 (place,): [["tt.divisibility", 16]]
                 for place, name in enumerate(function.arg_names)

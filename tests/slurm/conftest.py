@@ -17,6 +17,7 @@ from slurm_study import (
     CLUSTER,
     BadDay,
     SlurmStudy,
+    alive,
     freeze_training,
     queue,
     slurm,
@@ -121,8 +122,11 @@ def bad_day(
             "a capture", lambda: study.started("cache_activations", since=since), second
         )
         day.logs["train_subject, resumed"] = log.read_text()
+        on_node = slurm("squeue", "-h", "-w", "gpu0", "-o", "%i").split()
         slurm("scontrol", "update", "nodename=gpu0", "state=down", "reason=test")
         day.beside = study.snakemake().stdout
+        # A node that has a process of a job refuses to start the job again, and is drained.
+        wait_for("the end of the node's jobs", lambda: not alive(on_node), second)
         slurm("scontrol", "update", "nodename=gpu0", "state=resume")
         day.out_of_time = freeze_training(study, "train_sae", second, since, "variant=trained/")
         of_sae = folder / paths.LOG.format(rule="train_sae", keys=cell(paths.CELL_KEYS))

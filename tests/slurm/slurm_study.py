@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from workflow_study import Study
 
@@ -203,8 +204,15 @@ def slurm(*command: str) -> str:
 
 
 def queue(states: str = "PD,R,CG,CF,S") -> list[str]:
-    """Ids of the jobs in the queue."""
+    """Return the ids of the jobs in the queue."""
     return slurm("squeue", "-h", "-t", states, "-o", "%i").split()
+
+
+def alive(jobs: Iterable[str]) -> list[str]:
+    """Return those jobs that still have processes, whatever the controller thinks of them."""
+    titles = (p.info["cmdline"] for p in psutil.process_iter(["cmdline"]))
+    steps = [title[0] for title in titles if title and title[0].startswith("slurmstepd: ")]
+    return [job for job in jobs if any(step.startswith(f"slurmstepd: [{job}.") for step in steps)]
 
 
 def wait_for(what: str, found: Callable[[], Any], process: subprocess.Popen[bytes] | None) -> Any:
@@ -212,7 +220,8 @@ def wait_for(what: str, found: Callable[[], Any], process: subprocess.Popen[byte
     end = time.monotonic() + PATIENCE_SECONDS
     while not (value := found()):
         assert process is None or process.poll() is None, f"Snakemake ended before {what}"
-        assert time.monotonic() < end, f"{what}: not within {PATIENCE_SECONDS} s"
+        late = f"{what}: not within {PATIENCE_SECONDS} s"
+        assert time.monotonic() < end, f"{late}\n{slurm('sinfo', '-N', '-R')}\n{slurm('squeue')}"
         time.sleep(0.02)
     return value
 

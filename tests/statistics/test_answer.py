@@ -14,7 +14,7 @@ WORDS = {"s": "separates", "r": "reversed", "e": "equivalent", "i": "inconclusiv
 
 
 def rows(metric: str, words: str, **more: Any) -> list[tuple[dict[str, Any], str]]:
-    """Two sites of each variant, in the order of the words."""
+    """Return contrasts at two sites of each variant, in the order of the words."""
     variants = more.pop("variants", NULLS)
     places = [(variant, site) for variant in variants for site in ("embed", "resid_post.0")]
     keys = {"subject": "small", "sae": "topk", "metric": metric, "explainer": None, "scorer": None}
@@ -81,14 +81,14 @@ def test_metrics_that_tell_come_first_and_then_those_that_tell_more_often() -> N
         *("next_token_auroc", "explained_variance", "cosine", "ce_score")
     ]
     assert found.sentences == (
-        "One of 4 metrics tells trained from each of the two nulls at both sites: AUROC of the "
-        "next token by direct effect.",
-        "AUROC of the next token by direct effect is 0.74 in trained and 0.5 in the nulls.",
-        "Two do not: Explained variance and Cosine similarity.",
-        "One is not decided, for want of data: Cross-entropy score.",
+        "One of 4 metrics distinguishes trained from each of the two nulls at both sites: "
+        "Next-token AUROC by direct effect.",
+        "Next-token AUROC by direct effect is 0.74 in trained and 0.5 in the nulls.",
+        "Two fail this test: Explained variance and Cosine similarity.",
+        "One is undecided for lack of data: Cross-entropy score.",
         "Every model was randomized once and every SAE trained once (L0 16 in every arm; training "
-        "tokens 200,000 in every arm): this speaks of these randomizations, not of random "
-        "transformers.",
+        "tokens 200,000 in every arm), so the answer is about these randomizations, not about "
+        "random transformers in general.",
     )
 
 
@@ -96,9 +96,9 @@ def test_metrics_that_tell_come_first_and_then_those_that_tell_more_often() -> N
     ("words", "lack"),
     [("siss", "data"), ("snss", "comparable SAEs"), ("sins", "data or of comparable SAEs")],
 )
-def test_what_is_not_decided_says_what_was_wanting(words: str, lack: str) -> None:
+def test_undecided_metrics_say_what_they_lack(words: str, lack: str) -> None:
     found = of(rows("cosine", words))
-    assert f"One is not decided, for want of {lack}: Cosine similarity." in found.sentences
+    assert f"One is undecided for lack of {lack}: Cosine similarity." in found.sentences
 
 
 def test_comparisons_without_a_verdict_count_neither_for_a_metric_nor_against_it() -> None:
@@ -122,7 +122,7 @@ def test_placebos_are_no_answer() -> None:
     assert [one.metric for one in found.findings] == ["cosine"]
 
 
-def test_a_metric_of_which_nothing_was_measured_is_no_part_of_the_answer() -> None:
+def test_a_metric_without_any_measurement_is_not_part_of_the_answer() -> None:
     missing = rows("ce_score", "iiii", real_value=None, value=None)
     found = of(rows("cosine", "ssss"), missing)
     assert [one.metric for one in found.findings] == ["cosine"]
@@ -132,8 +132,10 @@ def test_a_metric_of_which_nothing_was_measured_is_no_part_of_the_answer() -> No
 def test_many_metrics_are_counted_and_a_study_without_any_says_so() -> None:
     names = ("cosine", "explained_variance", "ce_score", "auroc", "auprc", "f1")
     found = of(*(rows(name, "eeee") for name in names))
-    assert found.sentences[0].startswith("None of 6 metrics tells trained from each of the two")
-    assert any(sentence.startswith("Six do not: ") for sentence in found.sentences)
+    assert found.sentences[0].startswith(
+        "None of 6 metrics distinguishes trained from each of the two"
+    )
+    assert any(sentence.startswith("Six fail this test: ") for sentence in found.sentences)
     assert any(sentence.endswith(" and two more.") for sentence in found.sentences)
     assert of().sentences == ("No metric was computed, so the study has no answer.",)
 
@@ -145,10 +147,18 @@ def test_many_metrics_are_counted_and_a_study_without_any_says_so() -> None:
             1,
             3,
             "randomized once, with three seeds of each SAE (L0 16 in every arm; training tokens "
-            "200,000 in every arm): this speaks of these randomizations",
+            "200,000 in every arm), so the answer is about these randomizations",
         ),
-        (5, 3, "It rests on five draws of each randomization and three seeds of each SAE (L0 16 "),
-        (12, 1, "It rests on 12 draws of each randomization and one seed of each SAE (L0 16 in "),
+        (
+            5,
+            3,
+            "The answer rests on five draws of each randomization and three seeds of each SAE ",
+        ),
+        (
+            12,
+            1,
+            "The answer rests on 12 draws of each randomization and one seed of each SAE (L0 ",
+        ),
     ],
 )
 def test_the_last_sentence_says_what_was_replicated(n_draws: int, n_seeds: int, told: str) -> None:
@@ -157,7 +167,7 @@ def test_the_last_sentence_says_what_was_replicated(n_draws: int, n_seeds: int, 
     assert len(found.sentences) <= 6
 
 
-def test_arms_of_other_l0_or_tokens_say_so_beside_their_values() -> None:
+def test_arms_that_differ_in_l0_or_tokens_show_both_next_to_their_values() -> None:
     variants = (*NULLS, "retrained")
     pairs = rows("explained_variance", "ssssee", variants=variants, real_l0=31.9)
     for row, _ in pairs:
@@ -180,7 +190,7 @@ def test_arms_of_other_l0_or_tokens_say_so_beside_their_values() -> None:
 
 
 def of_dictionaries(metric: str, **words: str) -> list[tuple[dict[str, Any], str]]:
-    """Two sites of the learned dictionary against each null one."""
+    """Return contrasts of the learned dictionary with each null, at two sites."""
     return [
         ({**row, "stage": "dictionary", "real": "topk", "null": null, "variant": "trained"}, word)
         for null, of_null in words.items()
@@ -188,16 +198,18 @@ def of_dictionaries(metric: str, **words: str) -> list[tuple[dict[str, Any], str
     ]
 
 
-def test_names_that_hold_commas_are_parted_by_semicolons() -> None:
+def test_names_that_contain_commas_are_separated_by_semicolons() -> None:
     names = ("token_entropy_bits", "ablation_kl_log_ratio", "cosine")
-    fails = next(s for s in of(*(rows(name, "eeee") for name in names)).sentences if "do not" in s)
+    fails = next(
+        s for s in of(*(rows(name, "eeee") for name in names)).sentences if " fail this" in s
+    )
     assert fails == (
-        "Three do not: Token entropy, whole split; Log ratio of KL, own over another latent's "
-        "direction taken away; and Cosine similarity."
+        "Three fail this test: Token entropy, whole split; Ablation KL, log ratio to another "
+        "latent's direction; and Cosine similarity."
     )
 
 
-def test_of_metrics_that_do_not_tell_those_that_papers_report_are_named_first() -> None:
+def test_metrics_that_papers_report_are_named_first_among_those_that_fail() -> None:
     judged = {"explainer": "lexical", "scorer": "detection"}
     others = ("l1_ratio", "cosine", "peak_token_share")
     found = of(
@@ -206,10 +218,10 @@ def test_of_metrics_that_do_not_tell_those_that_papers_report_are_named_first() 
         rows("auroc", "iiie", **judged),
         rows("explained_variance", "eeee"),
     )
-    fails = next(s for s in found.sentences if "do not" in s)
+    fails = next(s for s in found.sentences if " fail this" in s)
     assert fails == (
-        "Six do not: Cross-entropy score; AUROC (lexical, detection); Explained variance; L1 norm "
-        "of the latents over the norm of the activations; and two more."
+        "Six fail this test: Cross-entropy score; AUROC (lexical, detection); Explained variance; "
+        "L1 norm of the latents over the norm of the activations; and two more."
     )
 
 
@@ -222,12 +234,12 @@ def test_which_metrics_tell_the_learned_dictionary_is_a_sentence_of_its_own() ->
         of_dictionaries("ce_score", pca="ii", rotated="ss", identity="ss"),
     )
     assert (
-        "Within trained, one of 3 metrics tells the learned dictionary from each of the three "
-        "null dictionaries: Cosine similarity, while AUROC of the next token by direct effect "
-        "tells it from pca and rotated."
+        "Within trained, one of 3 metrics distinguishes the learned dictionary from each of the "
+        "three null dictionaries: Cosine similarity. Next-token AUROC by direct effect "
+        "distinguishes it only from pca and rotated."
     ) in found.sentences
     assert len(found.sentences) == 6
-    # What is said of models does not depend on it.
+    # Dictionaries do not affect what is said about models.
     assert found.findings == of(*models).findings
     assert [one.metric for one in found.dictionaries] == ["cosine", "next_token_auroc", "ce_score"]
 
@@ -245,12 +257,12 @@ def test_the_answer_says_where_dictionaries_are_compared_if_models_are_at_more_s
 def test_a_study_in_which_no_metric_tells_the_only_null_dictionary_says_so() -> None:
     found = of(rows("cosine", "ssss"), of_dictionaries("cosine", pca="er"))
     assert (
-        "Within trained, none of 1 metric tells the learned dictionary from the null one, "
-        "while Cosine similarity tells it from none."
+        "Within trained, none of 1 metric distinguishes the learned dictionary from the only "
+        "null. Cosine similarity distinguishes it from none."
     ) in found.sentences
 
 
-def test_null_dictionaries_on_every_variant_are_compared_within_trained_and_count_no_more() -> None:
+def test_null_dictionaries_on_every_variant_are_only_compared_within_trained() -> None:
     real = (rows("cosine", "ssss"), of_dictionaries("cosine", pca="ss", rotated="se"))
     of_nulls = [rows("cosine", "eeee", sae=name, real_l0=3.0) for name in ("pca", "rotated")]
     found = of(*real, *of_nulls, saes={"topk"})
@@ -262,9 +274,9 @@ def test_null_dictionaries_on_every_variant_are_compared_within_trained_and_coun
 def test_a_study_of_trained_alone_answers_about_dictionaries() -> None:
     found = of(of_dictionaries("cosine", pca="ss", rotated="ss"))
     assert found.sentences == (
-        "Within trained at embed and resid_post.0, one of 1 metric tells the learned dictionary "
-        "from each of the two null dictionaries: Cosine similarity.",
-        "It says nothing of models: no other one was compared with trained.",
+        "Within trained at embed and resid_post.0, one of 1 metric distinguishes the learned "
+        "dictionary from each of the two null dictionaries: Cosine similarity.",
+        "It says nothing about models: none was compared with trained.",
     )
 
 

@@ -43,7 +43,7 @@ def test_each_resample_draws_as_many_units_as_there_are() -> None:
     counts = np.concatenate(list(Resampler(3, 5000).counts(12)))
     assert counts.shape == (5000, 12)
     assert set(counts.sum(axis=1)) == {12.0}
-    # Each unit's count is binomial.
+    # Counts of a unit are binomial.
     seen = np.bincount(counts.ravel().astype(int), minlength=13)
     expected = scipy.stats.binom(12, 1 / 12).pmf(np.arange(13)) * counts.size
     pooled = [*seen[:4], seen[4:].sum()], [*expected[:4], expected[4:].sum()]
@@ -86,7 +86,7 @@ def test_relative_is_the_ratio_over_that_of_the_smallest_floor(n_floors: int) ->
 
 
 def test_each_resample_takes_its_own_smallest_floor() -> None:
-    """Against loops: of documents of two kinds, now one floor is the smaller, now the other."""
+    """Compared with loops; among two kinds of documents, either floor can be the smaller."""
     rng = GENERATOR(14)
     own = rng.gamma(4.0, size=(2, 12))
     ones = np.ones(12)
@@ -129,7 +129,7 @@ def test_shared_units_are_drawn_once_for_all_cells() -> None:
     cells = tuple(ArmCell(d, 0, (of_draw[d] + of_unit,)) for d in range(3))
     arm = Arm(cells, units_are_shared=True)
     members = Resampler(1, 20_000).members(arm)
-    # What differs between draws is no part of it: they all see the same documents.
+    # Differences between draws are not part of it, since all draws see the same documents.
     assert np.ptp(members - arm.member_values, axis=1).max() < 1e-12
     assert members.mean(axis=1).var() == pytest.approx(of_unit.var() / 30, rel=0.04)
 
@@ -190,7 +190,7 @@ def test_the_order_of_cells_and_the_cache_do_not_matter(statistic: str) -> None:
     expected = run(cells, 1 << 20)
     assert run(cells[::-1], 1 << 20) == expected
     assert run(cells, 0) == expected
-    assert run(cells, 300 * 13) == expected  # the second size drives out the first
+    assert run(cells, 300 * 13) == expected  # the second size evicts the first
 
 
 def test_many_documents_are_resampled_in_groups_without_loss_of_variance() -> None:
@@ -217,13 +217,13 @@ def test_cells_without_units_do_not_count() -> None:
     arm = Arm((full, ArmCell(0, 1, (np.empty(0),)), ArmCell(1, 0, (np.empty(0),))))
     assert (arm.value(), arm.n_draws, arm.n_seeds, arm.n_units) == (1.5, 1, 1, 2)
     assert np.isnan(Arm((ArmCell(0, 0, (np.empty(0),)),)).value())
-    with pytest.raises(ValueError, match="needs some"):
+    with pytest.raises(ValueError, match="needs units"):
         Resampler(0, 10).members(Arm(()))
 
 
 def test_shared_units_of_unequal_number_are_refused() -> None:
     cells = (ArmCell(0, 0, (np.ones(3),)), ArmCell(1, 0, (np.ones(4),)))
-    with pytest.raises(ValueError, match="as many in all cells"):
+    with pytest.raises(ValueError, match="same number in all cells"):
         Resampler(0, 10).members(Arm(cells, units_are_shared=True))
 
 

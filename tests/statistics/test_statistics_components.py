@@ -24,7 +24,7 @@ RESAMPLER = Resampler(0, 2000)
 
 
 def seeds_of(values: np.ndarray, draw: int = 0) -> tuple[ArmCell, ...]:
-    """Cells of one draw from values of latents, [n_seeds, n_latents]."""
+    """Return cells of one draw from values of latents, [n_seeds, n_latents]."""
     return tuple(ArmCell(draw, seed, (row,)) for seed, row in enumerate(values))
 
 
@@ -34,7 +34,7 @@ def estimated(arm: Arm, others: list[Arm], name: str = "auroc") -> Estimate:
 
 
 def test_two_arms_with_one_pooled_variance_give_students_test() -> None:
-    """Their parts err together: 4 degrees of freedom of two times three seeds, not 8."""
+    """Their parts err together: 4 degrees of freedom from two times three seeds, not 8."""
     one, other = GENERATOR(1).normal(size=(2, 3))
     pool = pooled_seeds([(one, 0.0), (other, 0.0)])
     assert pool is not None
@@ -47,7 +47,7 @@ def test_two_arms_with_one_pooled_variance_give_students_test() -> None:
 
 
 def test_the_component_of_seeds_is_what_was_planted_whatever_arms_latents_do() -> None:
-    """Seeds with variance 0.04; latents that scatter and count differently in each arm."""
+    """Seeds have variance 0.04; latents differ in spread and number between arms."""
     rng, found = GENERATOR(2), []
     for _ in range(1500):
         arms = []
@@ -77,7 +77,7 @@ def test_an_arm_has_its_own_latents_scatter_and_the_pools_seed_variance() -> Non
 
 
 def test_seeds_that_do_not_differ_leave_the_scatter_of_latents() -> None:
-    """The mean square of so few seeds can be next to 0: it is no proof that latents do not vary."""
+    """The mean square of few seeds can be near 0, which does not prove that latents do not vary."""
     noise = GENERATOR(4).normal(size=(4, 60))
     noise -= noise.mean(axis=1, keepdims=True)
     (part,) = estimated(Arm(seeds_of(noise)), []).whole
@@ -108,14 +108,14 @@ def test_one_seed_borrows_the_variance_of_other_arms_seeds_and_says_so() -> None
     variant = estimated(others[0], [alone])
     said = speaks_of(found, variant, METRIC["auroc"], ("trained", "step0"))
     assert said.endswith("seeds of one draw, by the variance of other arms' seeds of trained")
-    # Where no arm has seeds, there is nothing to borrow, and the interval speaks of latents.
+    # If no arm has seeds, there is nothing to borrow, and the interval is about latents.
     found = estimated(alone, [Arm(tuple(c for c in others[0].cells if c.seed == 0))])
     assert not found.borrows_seeds
     assert found.whole[0].variance == pytest.approx(own.var(ddof=1) / 50, rel=1e-12)
 
 
 def test_what_seeds_share_of_documents_counts_once() -> None:
-    """Means over documents of equal weight, where every part has a closed form."""
+    """Means over documents of equal weight, for which every part has a closed form."""
     rng = GENERATOR(6)
     n, n_seeds = 80, 3
     data = 2 * rng.normal(size=n) + rng.normal(size=(2, n_seeds, n))
@@ -138,7 +138,7 @@ def test_what_seeds_share_of_documents_counts_once() -> None:
     seeds = max(0.0, square - n_seeds * apart.mean()) / n_seeds
     pool = seed_variance(arms, resampler)
     own, other = (estimate(arm, METRIC["cosine"], SETTINGS, resampler, pool) for arm in arms)
-    # Documents are hard for both arms alike: they drop out of the difference.
+    # Documents are hard for both arms alike, so they drop out of the difference.
     spread = spread_of_difference(own, other)
     assert isinstance(spread, Spread)
     difference = data[1].mean(axis=0) - data[0].mean(axis=0)
@@ -187,7 +187,7 @@ def test_a_rank_correlation_keeps_its_latents_in_the_mean_square_of_seeds() -> N
 
 
 def judged(values: np.ndarray, draw: int = 0, seed: int = 0) -> ArmCell:
-    """Latents whose scores are means over one window of each document, [n_latents, n_documents]."""
+    """Return latents scored by means over one window per document, [n_latents, n_documents]."""
     n_latents, n_documents = values.shape
     scores = values.mean(axis=1)
     effects = (values - scores[:, None]) / n_documents / n_latents
@@ -198,7 +198,7 @@ def judged(values: np.ndarray, draw: int = 0, seed: int = 0) -> ArmCell:
 
 
 def test_latents_and_documents_are_two_ways_of_clusters() -> None:
-    """Against Owen's (2007) closed form of a full table: s2 of rows, of columns, less of cells."""
+    """Compared with Owen's (2007) closed form for a full table: rows plus columns minus cells."""
     rng = GENERATOR(10)
     n, m = 40, 30
     data = rng.normal(size=(n, 1)) + 2 * rng.normal(size=m) + 3 * rng.normal(size=(n, m))
@@ -219,7 +219,7 @@ def test_latents_and_documents_are_two_ways_of_clusters() -> None:
 
 
 def test_the_variance_of_documents_is_what_was_planted() -> None:
-    """Means of a table vary by (rows + both) / n + (columns + both) / m - both / n m in truth."""
+    """The true variance of means is (rows + both) / n + (columns + both) / m - both / n m."""
     rng, found, means = GENERATOR(11), [], []
     n, m = 20, 25
     for _ in range(3000):
@@ -249,7 +249,7 @@ def test_documents_that_are_hard_for_both_arms_drop_out_of_the_difference() -> N
 
 
 def test_what_draws_differ_in_on_documents_counts_once() -> None:
-    """Documents move each draw on its own: draws hold all of it, and documents nothing."""
+    """Documents move each draw separately: draws account for all of it, documents for nothing."""
     rng = GENERATOR(13)
     n, m, n_draws = 10, 200, 4
     data = rng.normal(size=(n_draws, 1, m)) + 0.1 * rng.normal(size=(n_draws, n, m))
@@ -279,5 +279,5 @@ def test_one_document_in_effect_has_no_variance_and_is_not_spoken_of() -> None:
         speaks_of(found, found, METRIC["auroc"], ("trained", "step0"))
         == "latents of one draw and seed"
     )
-    # Where one cell's windows are not known, documents of the arm are not.
+    # If one cell's windows are unknown, so are the documents of the arm.
     assert documents_of(Arm((cell, ArmCell(0, 1, (np.array([0.1, 0.3]),))))) is None

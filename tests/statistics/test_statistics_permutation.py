@@ -17,7 +17,7 @@ def seeds(cells: list[np.ndarray]) -> Arm:
 
 
 def draws(means: np.ndarray) -> Arm:
-    """Draws of two latents each."""
+    """Return draws of two latents each."""
     return Arm(tuple(ArmCell(d, 0, (m + np.array([-1.0, 1.0]),)) for d, m in enumerate(means)))
 
 
@@ -49,7 +49,7 @@ def test_many_draws_are_permuted_at_random_to_the_same_end() -> None:
         rng=GENERATOR(3),
     )
     assert p == pytest.approx(theirs.pvalue, abs=0.012)
-    # Never 0: the division at hand counts.
+    # Never 0, because the observed division counts.
     assert Permuter(0, 99).p_value(draws(one + 9), draws(other))[0] == pytest.approx(0.01)
 
 
@@ -74,9 +74,9 @@ def test_too_few_draws_give_a_reason_instead() -> None:
     trained = seeds([rng.normal(size=9) for _ in range(2)])
     p, reason = Permuter(0, 1000).p_value(trained, several)
     assert p is None
-    # Seeds of one draw are no exchangeable with those of another: draws count.
+    # Seeds of one draw are not exchangeable with those of another: draws count.
     assert reason == (
-        "no permutation test: 1 against 3 draws can be divided in 4 ways only, not 20"
+        "no permutation test: 1 and 3 draws can be divided in only 4 ways, fewer than 20"
     )
 
 

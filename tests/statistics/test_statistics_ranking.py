@@ -31,7 +31,7 @@ def latents(value: np.ndarray | list[float], bins: np.ndarray | list[int]) -> La
 
 
 def counted(own: Latents, null: Latents, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of null latents and p, each pair compared by itself."""
+    """Return numbers of null latents and p, comparing each pair separately."""
     alike = own.bin[:, None] == null.bin
     n = alike.sum(axis=1)
     above = (alike & (null.value >= own.value[:, None])).sum(axis=1)
@@ -45,7 +45,7 @@ def counted(own: Latents, null: Latents, direction: Direction) -> tuple[np.ndarr
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_p_counts_the_null_latents_of_the_same_bin(direction: Direction) -> None:
     rng = GENERATOR(1)
-    # Rounded, so that many are equal; some bins are small, empty or of one side only.
+    # Rounded, so that many values are equal; some bins are small, empty or one-sided.
     own = latents(rng.normal(size=300).round(1), rng.integers(-7, -1, 300))
     shares = [0.3, 0.05, 0.3, 0.3, 0.05]
     null = latents(rng.normal(size=200).round(1), rng.choice([-6, -5, -3, -2, 0], 200, p=shares))
@@ -89,7 +89,7 @@ def test_without_null_latents_there_is_no_p_and_no_q() -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_p_is_uniform_where_latents_and_nulls_are_alike(direction: Direction) -> None:
     rng = GENERATOR(3)
-    # Each bin is an experiment of its own, and its values lie elsewhere: they grow with the rate.
+    # Each bin is a separate experiment with its own range of values, which grow with the rate.
     n, bins = 99, 600
     null_bins, own_bins = np.repeat(np.arange(bins), n), np.arange(bins)
     null = latents(rng.gamma(2.0, size=n * bins) + 0.1 * null_bins, null_bins)
@@ -97,13 +97,13 @@ def test_p_is_uniform_where_latents_and_nulls_are_alike(direction: Direction) ->
     steps = (1 if direction else 2) / (1 + n)
 
     def departure(p: np.ndarray) -> float:
-        """P-value of Kolmogorov and Smirnov; the steps of p are smoothed out."""
+        """Return Kolmogorov and Smirnov's p-value, with the steps of p smoothed out."""
         return float(stats.kstest(p - steps * rng.random(len(p)), "uniform").pvalue)
 
     found = p_values(own, null, direction)
     assert departure(found) > 0.01
     assert found.min() >= steps * (1 - 1e-12)
-    # Latents of the upper third of rates against those of all rates: another rate, another value.
+    # Latents in the upper third of rates against those of all rates: both rate and value differ.
     upper = Latents(*(column[2 * bins // 3 :] for column in own))
     pooled = p_values(
         upper._replace(bin=np.zeros_like(upper.bin)),
@@ -138,7 +138,7 @@ def test_few_of_those_that_beat_placebo_are_nulls_though_all_share_one_null_samp
         false.append(beats[50:].sum() / max(1, beats.sum()))
         missed.append(1 - beats[:50].mean())
     error = np.std(false) / np.sqrt(len(false))
-    # The rate is at most 5% times the share of nulls, three quarters; it is near that, too.
+    # The rate is at most 5% times the share of nulls, three quarters, and close to it.
     assert 0.015 < np.mean(false) < 0.0375 + 3 * error
     assert np.mean(missed) < 0.5
 

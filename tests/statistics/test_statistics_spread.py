@@ -54,7 +54,7 @@ def test_draws_against_latents_take_cochrans_point() -> None:
     half = point * np.sqrt(0.11)
     assert spread.interval(1.0, 0.95) == pytest.approx((1 - half, 1 + half), rel=1e-9)
     assert 2 < spread.df < (0.11**2) / (0.09**2 / 2 + 0.02**2 / 49)
-    # With one of the two it is as if the other were not there.
+    # With one of the two, the other has no effect.
     assert Spread.of([draws, Component(0.0, 49)]).df == 2
 
 
@@ -91,7 +91,7 @@ def test_the_minimum_effect_test_rejects_where_the_interval_lies_beyond_the_marg
     beyond = low > margin or high < -margin
     p = spread.p_minimum_effect(value, margin)
     assert beyond == (p < 1 - confidence) or p == pytest.approx(1 - confidence, rel=1e-5)
-    # Beyond and within the margin at once is nothing at a level below 1/2.
+    # No difference is beyond and within the margin at once at a level below 1/2.
     assert not (p < 0.5 and spread.p_equivalence(value, margin) < 0.25)
 
 
@@ -117,7 +117,7 @@ def test_the_correction_moves_the_interval_to_the_long_tail() -> None:
 
 
 def test_halls_transform_evens_the_tails_for_the_mean_of_an_exponential() -> None:
-    """The two tails of Student's t miss 0.9% and 5.4% here; the transformed ones 1.9% and 3.3%."""
+    """Student's t misses 0.9% and 5.4% in the two tails here; with the transform, 1.9% and 3.3%."""
     rng = np.random.default_rng(3)
     n, trials = 50, 4000
     data = rng.exponential(size=(trials, n))
@@ -161,7 +161,7 @@ def test_components_of_units_make_up_for_what_resamples_lack() -> None:
     assert (found.df, found.is_whole) == (14, False)
     third = np.mean((data - data.mean()) ** 3) / 15**2 * (15 / 14) ** 1.5
     assert found.third == pytest.approx(third, rel=0.1)
-    # What draws hold already is taken out, and never more than there is.
+    # What draws already include is subtracted, and never more than exists.
     whole = float(data[drawn].mean(axis=1).var())
     less = unit_component(data[drawn].mean(axis=1), 15, whole / 2)
     assert less.variance == pytest.approx(found.variance / 2, rel=1e-9)

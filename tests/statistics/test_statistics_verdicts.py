@@ -97,14 +97,14 @@ def contrast(
         ("auroc", {"difference": 0.2}, "reversed"),
         ("peak_token_share", {}, "reversed"),  # trained latents should be less peaked
         ("peak_token_share", {"difference": 0.2}, "separates"),
-        # Its tokens tell latents apart, and noise has none: more entropy is expected of it.
+        # Noise has no tokens that distinguish latents, so more entropy is expected of it.
         ("token_entropy_bits", {}, "separates"),
         ("token_entropy_bits", {"null": "noise_embeddings"}, "reversed"),
         ("token_entropy_bits", {"null": "gaussian", "difference": 0.2}, "separates"),
         ("peak_token_share", {"null": "noise_embeddings"}, "separates"),
         ("l1_ratio", {}, "separates"),
         ("l1_ratio", {"difference": 0.2}, "separates"),
-        # What tokens the latents of another dictionary name, nobody knows.
+        # For latents of another dictionary, no expectation about tokens is justified.
         ("peak_token_share", {"stage": "dictionary", "null": "pca"}, "separates"),
         ("auroc", {"stage": "dictionary", "null": "pca", "difference": 0.2}, "reversed"),
         ("auroc", {"stage": "explanation", "null": "swapped"}, "separates"),
@@ -128,9 +128,9 @@ def test_verdict_follows_the_rule(metric: str, changes: dict[str, Any], expected
 def test_verdict_names_the_numbers_it_rests_on() -> None:
     _, reason = verdict(row(), METRIC["auroc"], 0.95)
     assert reason == (
-        "this randomization: rerandomized minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 "
-        "seeds of rerandomized (the interval speaks of seeds of one draw), beyond the margin ±0.05 "
-        "(0.1 of |trained - 0.5|), on the side expected: minimum-effect test at 0.05, "
+        "this randomization: rerandomized minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 seeds "
+        "of rerandomized (the interval generalizes to seeds of one draw), beyond the margin ±0.05 "
+        "(0.1 of |trained - 0.5|), on the expected side: minimum-effect test at 0.05, "
         "Holm-corrected over 8, p 0.01"
     )
     _, reason = verdict(row(p_minimum_effect_holm=None), METRIC["auroc"], 0.95)
@@ -153,11 +153,11 @@ def test_a_verdict_says_how_few_windows_it_rests_on(
     assert ("n_failed" in reason) == bool(said)
 
 
-def test_an_inconclusive_verdict_says_what_could_have_been_seen() -> None:
+def test_an_inconclusive_verdict_says_what_could_have_been_detected() -> None:
     _, reason = verdict(row(is_beyond_margin=False), METRIC["auroc"], 0.95)
     assert reason.endswith(
         "neither beyond nor within the margin ±0.05 (0.1 of |trained - 0.5|) at 0.05, "
-        "Holm-corrected over 8; could have seen 0.071 or more"
+        "Holm-corrected over 8; could have detected 0.071 or more"
     )
 
 
@@ -186,7 +186,7 @@ def test_both_tests_are_corrected_alike(name: str, own: str, other: str) -> None
     assert [row[f"p_{name}_holm"] for row in rows] == pytest.approx([0.04, 0.03, 0.04])
     assert [(row[own], row[other]) for row in rows] == [(True, False)] * 3
     assert [(row["family"], row["n_family"]) for row in rows] == [("these", 3)] * 3
-    # Holm stops at the first that is not rejected.
+    # Holm stops at the first p that is not rejected.
     rows = [with_p(**{f"p_{name}": p}) for p in (0.02, 0.03, 0.04)]
     adjust(rows, "these", SETTINGS)
     assert [row[f"p_{name}_holm"] for row in rows] == pytest.approx([0.06, 0.06, 0.06])
@@ -215,7 +215,7 @@ def test_contrast_of_clearly_different_arms_has_all_its_numbers() -> None:
     ours = (found["difference_low"], found["difference_high"])
     assert ours == pytest.approx(tuple(interval), abs=0.1 * width)
     assert found["probability_of_superiority"] == 1.0
-    # A tenth of what trained has above chance.
+    # A tenth of trained's excess over chance.
     assert found["margin"] == pytest.approx(0.1 * (high.mean() - 0.5), rel=1e-12)
     seen = found["detectable_difference"] - found["margin"]
     assert seen == pytest.approx(2.85 * found["standard_error"], rel=0.02)
@@ -232,7 +232,7 @@ def test_without_replication_there_is_no_p_value_and_the_reason_says_so() -> Non
     assert (found["is_replicated"], found["scope"]) == (False, "this randomization")
     assert (found["is_beyond_margin"], found["is_within_margin"]) == (True, False)
     assert found["difference_low"] < found["difference"] < found["difference_high"]
-    # Further draws, or further seeds of the only draw, have p-values.
+    # Further draws, or further seeds of the only draw, give p-values.
     for second in ({"draw": 1, "seed": 0}, {"draw": 0, "seed": 1}):
         cells = (ArmCell(0, 0, (rng.normal(0.6, 0.02, 35),)),)
         cells += (ArmCell(**second, columns=(rng.normal(0.61, 0.02, 35),)),)
@@ -255,7 +255,7 @@ def test_without_replication_there_is_no_p_value_and_the_reason_says_so() -> Non
         ("step0", [(0, 0), (0, 1)], "this model"),
     ],
 )
-def test_the_scope_is_what_was_made_more_than_once(
+def test_the_scope_names_what_was_made_more_than_once(
     variant: str, cells: list[tuple[int, int]], scope: str
 ) -> None:
     arm = Arm(tuple(ArmCell(draw, seed, (np.array([0.1, 0.3]),)) for draw, seed in cells))
@@ -277,13 +277,13 @@ def test_a_study_without_replication_says_so_first() -> None:
     )
     alone_again = replication_note(again) or ""
     assert "about this retraining and its SAEs, not about other seeds" in alone_again
-    # Checkpoints are few; draws beside them are what was asked for.
+    # A single retraining does not matter next to several draws.
     assert replication_note([*draws, *again]) is None
     assert replication_note([]) is None
 
 
 def test_separating_takes_a_difference_beyond_the_margin() -> None:
-    """The interval excludes 0 in all three; its place beside the margin decides."""
+    """The interval excludes 0 in all three cases; its position relative to the margin decides."""
     rng = np.random.default_rng(21)
     noise = rng.normal(0, 0.02, 50)
     trained = arm_of(*(0.9 + noise - noise.mean()))
@@ -311,7 +311,7 @@ def test_margins_are_shares_of_trained_minus_the_floor_or_absolute_and_say_so() 
 
 
 def test_a_test_refuses_a_margin_that_nothing_short_of_the_floor_exceeds() -> None:
-    """Autocorrelation is near 0.01: within an absolute margin of 0.05 there is all of it."""
+    """Autocorrelation is near 0.01, so an absolute margin of 0.05 contains all of it."""
     rng = np.random.default_rng(22)
     arms = [arm_of(*rng.normal(mean, 0.002, 40)) for mean in (0.01, 0.005)]
     wide = Statistics(equivalence_margins=EquivalenceMargins(autocorrelation=0.05))
@@ -327,11 +327,11 @@ def test_a_test_refuses_a_margin_that_nothing_short_of_the_floor_exceeds() -> No
         assert verdict(found, METRIC["autocorrelation"], 0.95)[0] == "separates"
 
 
-def test_a_share_of_what_is_not_told_from_the_floor_is_no_margin() -> None:
+def test_a_share_of_a_difference_from_the_floor_that_may_be_noise_is_no_margin() -> None:
     rng = np.random.default_rng(23)
     found = contrast(arm_of(*rng.normal(0.5, 0.1, 40)), arm_of(*rng.normal(0.7, 0.1, 40)))
     assert found["is_beyond_margin"] is None
-    assert "is not told from the floor 0.5" in found["reason"]
+    assert "cannot be told from the floor 0.5" in found["reason"]
     assert verdict(found, METRIC["auroc"], 0.95)[0] == "inconclusive"
 
 
@@ -342,7 +342,7 @@ def test_every_metric_can_exceed_its_margin(name: str) -> None:
     low, high = (bound.strip("[]()") for bound in metric.values.split(", "))
     ends = [float(end.replace("∞", "inf")) for end in (low.replace("-∞", "-inf"), high)]
     assert ends[0] <= metric.floor <= ends[1]
-    # From any value to the floor is further than the margin.
+    # The floor is further from any value than the margin.
     for trained in (0.3, 0.8):
         assert SETTINGS.margin(name, trained) < abs(trained - metric.floor)
 
@@ -365,7 +365,7 @@ def test_equal_arms_are_equivalent_within_the_margin() -> None:
 
 
 def test_draws_are_compared_whole() -> None:
-    """Latents within draws vary less than draws do: pooling them would find a difference."""
+    """Latents within draws vary less than draws do, so pooling them would find a difference."""
     rng = np.random.default_rng(3)
     means = [0.5, 0.7, 0.9]
     cells = [ArmCell(d, 0, (rng.normal(mean, 0.02, 50),)) for d, mean in enumerate(means)]
@@ -381,7 +381,7 @@ def test_draws_are_compared_whole() -> None:
     pooled = np.concatenate([cell.columns[0] for cell in cells])
     assert scipy.stats.ttest_ind(trained, pooled, equal_var=False).pvalue < 0.001
     assert found["p_permutation"] is None
-    assert "1 against 3 draws can be divided in 4 ways only" in found["reason"]
+    assert "1 and 3 draws can be divided in only 4 ways" in found["reason"]
     assert found["speaks_of"] == "draws of rerandomized, latents of one draw and seed of trained"
     alone = estimated(Arm(tuple(cells)))
     expected = scipy.stats.t.interval(0.95, 2, own.mean(), scipy.stats.sem(own))
@@ -392,7 +392,7 @@ def test_documents_and_draws_add_up_without_counting_twice() -> None:
     rng = np.random.default_rng(4)
     n_draws, n = 5, 40
     below = np.ones(n)
-    # Where draws x documents interact alone, draws hold all of the variance already.
+    # If only draws x documents interact, draws already include all of the variance.
     cells = [(list(x), list(below)) for x in rng.normal(0, 1.0, size=(n_draws, n))]
     found = estimated(ratio(cells), "cosine", Statistics(n_resamples=20_000))
     means = np.array([np.mean(above) for above, _ in cells])
@@ -506,7 +506,7 @@ def test_cells_that_are_left_out_are_named() -> None:
 
 
 def test_complement_turns_superiority_round() -> None:
-    # Squared errors: the trained arm's are smaller, so its explained variance is larger.
+    # The trained arm's squared errors are smaller, so its explained variance is larger.
     below = [10.0] * 4
     trained = ratio([([1.0, 2, 3, 2], below)], complement=True)
     variant = ratio([([6.0, 5, 7, 6], below)], complement=True)
@@ -515,7 +515,7 @@ def test_complement_turns_superiority_round() -> None:
     assert (found["real_value"], found["value"]) == (pytest.approx(0.8), pytest.approx(0.4))
 
 
-def test_matched_numbers_stand_beside_the_plain_ones() -> None:
+def test_matched_numbers_accompany_the_plain_ones() -> None:
     rng = np.random.default_rng(5)
 
     def arm(strata: list[int]) -> Arm:
@@ -584,7 +584,7 @@ def test_power_is_oriented_by_what_the_metric_should_show() -> None:
         pytest.approx(3.0),
     )
     assert (empty["median_superiority"], empty["median_standardized_difference"]) == (None, None)
-    # Shares are of what has a verdict; one randomization has no standardized difference.
+    # Shares are among contrasts with a verdict; one randomization has no standardized difference.
     assert (unreplicated["n_none"], unreplicated["separates_share"]) == (1, 1.0)
     assert unreplicated["median_standardized_difference"] is None
     assert unreplicated["median_superiority"] == pytest.approx(0.9)
@@ -612,7 +612,7 @@ def test_positive_controls_are_counted_apart_from_nulls(is_replicated: bool) -> 
         return {**keys, "variant": variant, "difference": difference, "standard_error": error} | {
             "probability_of_superiority": 0.9 if difference else None,
             "is_replicated": is_replicated,
-            # One draw and one seed is tested, and has no p-value.
+            # One draw and one seed is tested, but has no p-value.
             "is_within_margin": None if difference is None else False,
             "p_equivalence": 0.5 if is_replicated and difference is not None else None,
         }
@@ -620,14 +620,14 @@ def test_positive_controls_are_counted_apart_from_nulls(is_replicated: bool) -> 
     contrasts = [
         (one("step0", -0.3), "separates"),
         (one("rerandomized", -0.1), "inconclusive"),
-        # As far off as a null can be: it must move no median of the nulls.
+        # As far off as a null can be, without moving the medians of the nulls.
         (one("retrained", 9.0), "separates"),
         (one("retrained", 0.01), "equivalent"),
         (one("retrained", 0.02), "equivalent"),
         (one("retrained", 0.2), "inconclusive"),
-        # Never computed: no evidence that a metric tells no trainings apart.
+        # Never computed, so no evidence that a metric tells no trainings apart.
         (one("retrained", None), "inconclusive"),
-        # Nor is an SAE of another L0.
+        # Nor is an SAE with another L0.
         (one("retrained", 0.02) | {"is_within_margin": None}, "none"),
         (one("step0", -0.3, "l1_ratio"), "separates"),
         (one("retrained", None, "auroc"), "inconclusive"),

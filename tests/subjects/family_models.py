@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of many families, every tensor drawn, nothing global drawn from."""
+"""Tiny random checkpoints of many families, every tensor drawn, without global generators."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ GROUPED = {"num_key_value_heads": 1, "head_dim": 8}
 GPT2 = {"n_layer": N_LAYERS, "n_embd": D_MODEL, "n_head": 2, "n_positions": MAX_TOKENS}
 OPT = {"ffn_dim": 32, "word_embed_proj_dim": D_MODEL, "dropout": 0.0}
 
-# Per family the class of its config and what sets it apart. The first part has a reference by
-# hand in the tests; of the rest, the names of their parts are what matters.
+# For each family, the class of its config and what sets it apart. Tests have a reference by hand
+# for the first part; for the rest, the names of their parts matter.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {"use_parallel_residual": True}),
     "gpt_neox_sequential": (
@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def family_model(name: str) -> Any:
-    """A random model of a family."""
+    """Return a random model of a family."""
     kind, keys = {**FAMILIES, **FURTHER, **REFUSED}[name]
     plain = {**ENDS, "vocab_size": VOCAB} if "n_layer" in keys or "n_layers" in keys else SHAPE
     config = getattr(transformers, kind)(**{**plain, **keys})
@@ -67,7 +67,7 @@ def family_model(name: str) -> Any:
 
 
 def random_model(config: Any, *key: str | int) -> Any:
-    """A model of a config, in float32, with weights from a generator keyed by `key`."""
+    """Return a model of a config, float32, with weights from a generator keyed by `key`."""
     with torch.random.fork_rng(devices=[]):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A variant that nullsae does not know: one class, found by its entry point or registered here."""
+"""A variant unknown to nullsae: one class, found by its entry point or registered here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from refusing import refused
 from small_chain import CPU, Chain, model_params
 
 REPOSITORY = Path(__file__).parents[2]
-# All that another package needs, beside its entry point.
+# All that another package needs besides its entry point.
 SIGNS = '''
 """Random signs."""
 
@@ -67,7 +67,7 @@ class RandomSigns(Variant):
 
 
 class Upper(Variant):
-    """Everything but embeddings and norms."""
+    """Everything except embeddings and norms."""
 
     name = "upper"
     position = 20
@@ -83,20 +83,20 @@ class Upper(Variant):
 
 
 class Forgetful(Variant):
-    """It says that it changes weights, and names none."""
+    """It claims to change weights, but names none."""
 
     name = "forgetful"
 
 
 class Idle(Variant):
-    """It changes what runs on the weights, or so it says."""
+    """It claims to change what runs on the weights."""
 
     name = "idle"
     changes_weights = False
 
 
 class Step1(Variant):
-    """Weights of a source, from a revision of its own."""
+    """Weights of a source, from its own revision."""
 
     name = "step1"
     origin = "source"
@@ -109,7 +109,7 @@ class Step1(Variant):
 
 
 class GaussianCascade(Variant):
-    """Activations without a model, after another variant than `trained`."""
+    """Activations without a model, fitted to another variant than `trained`."""
 
     name = "gaussian_cascade"
     sampled_from = "cascade"
@@ -201,7 +201,7 @@ def test_an_added_variant_is_randomized_and_gated(chain: Chain, tmp_path: Path) 
     ("variant", "reason"),
     [
         ("forgetful", "no tensor differs from the original's"),
-        ("idle", "no gate tells it from the trained variant"),
+        ("idle", "no gate distinguishes it from the trained variant"),
     ],
 )
 def test_a_variant_that_changes_nothing_fails_a_gate(

@@ -44,7 +44,7 @@ def tokens(n: int) -> Tensor:
 
 
 def by_hooks(model: Any, family: str, site: str, row: Tensor, at: int, added: Tensor) -> Tensor:
-    """Logits [vocab] at a token, of a whole pass over one context, with hooks of this test."""
+    """Return logits [vocab] at a token, from a whole pass with the test's own hooks."""
     path, attention, mlp = TREES[family]
     kind, _, layer = site.partition(".")
     block = model.get_submodule(path)[int(layer)]
@@ -81,7 +81,7 @@ def test_logits_are_those_of_whole_passes_with_other_hooks(family: str, site: st
     assert interventions.from_site
     ids, contexts = tokens(3), [4, 7, 9]
     states = interventions.states(ids, contexts)
-    # The same context twice, and all of them cut behind the last change.
+    # The same context twice, and all of them cut after the last change.
     rows, at = torch.tensor([0, 1, 1, 2]), torch.tensor([3, 0, 15, 9])
     added = drawn(4, subject.width(site), name="added")
     found = interventions.logits(

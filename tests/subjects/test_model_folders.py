@@ -1,4 +1,4 @@
-"""A variant's folder is what it says, to any other program, too."""
+"""A variant's folder is what it says, for any other program too."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ WORDS = [f"the cat sat on mat number {n} and it left at dawn" for n in range(60)
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """What the workflow trains."""
+    """Return a tokenizer like the workflow's."""
     return train_tokenizer(WORDS, TrainedTokenizer(kind="train", vocab_size=300)).tokenizer
 
 
 def metaspace() -> PreTrainedTokenizerFast:
-    """As of Llama 2: words begin with a mark, a BOS that it adds, a template of chats."""
+    """Return one like Llama 2's: word marks, a BOS that it adds, a chat template."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
@@ -67,7 +67,7 @@ def metaspace() -> PreTrainedTokenizerFast:
 
 
 def lower_case() -> PreTrainedTokenizerFast:
-    """Words of lower case, without accents."""
+    """Return one of lower-case words without accents."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -79,7 +79,7 @@ def lower_case() -> PreTrainedTokenizerFast:
 
 
 class Shifted(Variant):
-    """Trained weights, and the same shift of every embedding: no weight says it."""
+    """Trained weights, and the same shift of every embedding, which no weight shows."""
 
     name = "shifted"
     position = 30
@@ -100,7 +100,7 @@ class Shifted(Variant):
 
 
 class RedrawnAndShifted(WeightsVariant):
-    """Weights of its own, which are a part of it only."""
+    """Its own weights, which are only a part of it."""
 
     name = "redrawn_and_shifted"
     position = 31
@@ -161,7 +161,7 @@ def activations(folder: Path, input_ids: torch.Tensor) -> dict[str, torch.Tensor
 def test_a_model_folder_tokenizes_text_as_the_study_does(
     tmp_path: Path, kind: str, tokenizer: Any
 ) -> None:
-    """Also where transformers has other rules for the tokenizers of that type of model."""
+    """Even if transformers has other rules for the tokenizers of that type of model."""
     study = Study(tmp_path, kind, tokenizer())
     folders = [study.make(), study.make("rerandomized", 1, norm_parameters="keep")]
     plain = Tokenizer.from_file(str(tmp_path / "corpus/tokenizer/tokenizer.json"))
@@ -181,7 +181,7 @@ def test_a_model_folder_tokenizes_text_as_the_study_does(
         }
         files = read_json(folder / "recipe.json", rebuild="")["files"]
         assert {"tokenizer.json", "tokenizer_config.json"} < files.keys()
-        # Weights and tokenizer of one folder go together.
+        # Weights and tokenizer of one folder belong together.
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model(torch.tensor([[1, 2, 3]])).logits.shape[:2] == (1, 3)
 
@@ -272,7 +272,7 @@ def test_a_variant_that_is_no_weight_has_no_copy_of_the_trained_ones(
     assert "](../../variant=trained/draw=0/recipe.json)" in readme
     assert "{" not in readme
 
-    # The study's own loader runs the variant: not what the trained weights give by themselves.
+    # The study's own loader runs the variant, which differs from the trained weights alone.
     found, trained = (
         activations(folder, ids(study)),
         activations(study.folder("trained"), ids(study)),
@@ -292,7 +292,7 @@ def test_a_variant_that_is_no_weight_has_no_copy_of_the_trained_ones(
 
 
 def test_noise_is_what_a_copy_of_the_trained_weights_would_give(study: Study) -> None:
-    """By the hook of the variant on a model that was loaded by transformers alone."""
+    """Compared with the variant's hook on a model loaded by transformers alone."""
     from nullsae.subjects.loading import Subject
 
     folder = study.make("noise_embeddings", 2, embedding_noise_std=1.5)
@@ -318,7 +318,7 @@ def test_the_whole_tree_can_be_moved(study: Study, tmp_path: Path) -> None:
 def test_weights_that_are_a_part_of_a_variant_come_with_a_note(study: Study, added: None) -> None:
     folder = study.make("redrawn_and_shifted", 1, norm_parameters="rerandomize")
     assert (folder / "model.safetensors").is_file()
-    assert "a part of this variant only" in (folder / "README.md").read_text()
+    assert "only a part of this variant" in (folder / "README.md").read_text()
     assert "weights" not in read_json(folder / "recipe.json", rebuild="")
     other = study.make("permuted_weights", norm_parameters="rerandomize")
     assert not (other / "README.md").exists()
@@ -337,7 +337,7 @@ def test_trained_weights_that_changed_under_a_variant_are_refused(study: Study) 
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(UserError, match=r"trained/draw=0/model.safetensors: damaged .* checksum"):
         load_subject(folder / "recipe.json", CPU)
-    # Trained anew, whole, but not what the variant was made and gated for.
+    # Retrained and complete, but not what the variant was made and gated for.
     recipe["files"]["model.safetensors"] = checksum(weights)
     write_json(trained / "recipe.json", recipe)
     with pytest.raises(UserError, match=r"noise_embeddings/draw=0/recipe.json: made for other"):

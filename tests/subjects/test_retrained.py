@@ -83,7 +83,7 @@ def train_again(corpus: tuple[Path, Path], output: Path, **keys: Any) -> Path:
 def test_a_draw_is_the_recipe_of_trained_from_a_seed_of_its_own(
     corpus: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The seed is worked out here by hand, and handed to the plain training."""
+    """The seed is computed by hand here, and passed to the plain training."""
     folder = train_again(corpus, tmp_path / "one", draw=1, seed=5)
     text = '[5,"retrained","tiny",1]'
     seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -121,9 +121,9 @@ def test_draws_and_config_seeds_give_trainings_that_repeat_and_differ(
     name = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
     for one, other in [(a, b) for a in found for b in found if a < b]:
         stacked = torch.stack([found[one][name].flatten(), found[other][name].flatten()])
-        # 1,024 entries: a tenth is three standard errors of independent ones.
+        # 1,024 entries: 0.1 is three standard errors of independent ones.
         assert abs(float(torch.corrcoef(stacked)[0, 1])) < 0.15, (one, other)
-    # Gates of their own, and the same table as of any variant.
+    # Its own gates, and the same table as any variant.
     passed = read_json(tmp_path / "first/gates.json", rebuild="")
     assert {"alone", "causal", "own rows", "untrained", "reloads", "finite"} == {
         gate["gate"] for gate in passed["gates"]
@@ -143,7 +143,7 @@ def with_retrained(chain: Chain, path: Path | str, **keys: Any) -> PretrainedSou
 
 
 def another(kind: str = "gpt_neox", **keys: Any) -> Any:
-    """A model whose tensors are not those of `tiny_model`."""
+    """Return a model whose tensors are not those of `tiny_model`."""
     model = tiny_model(kind, **keys)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -169,7 +169,7 @@ def test_a_model_of_the_hub_is_read_as_it_is(
     assert recipe["source"]["retrained"] == {"path": "someone/tiny-seed1", "revision": "s1"}
     gates = {gate["gate"] for gate in read_json(folder / "gates.json", rebuild="")["gates"]}
     assert {"changed", "alone", "causal"} <= gates
-    # The branch without a seed of its own holds the subject's weights.
+    # The branch without its own seed has the subject's weights.
     source = with_retrained(chain, "someone/tiny-seed{n}")
     with pytest.raises(UserError, match=r"gate 'changed' failed: .* should have changed"):
         fetch_again(chain, source, tmp_path / "copy")
@@ -285,7 +285,7 @@ AGAIN = {"retrained": {"path": "someone/tiny-seed{n}"}}
     [
         (
             {},
-            "subjects.tiny.source.retrained: missing, and variants names retrained; give {path, "
+            "subjects.tiny.source.retrained: missing, but variants names retrained; give {path, "
             "revision} of the subject trained from another seed (EleutherAI/pythia-14m-seed{n} of "
             "PolyPythias for EleutherAI/pythia-14m), or drop retrained from variants",
         ),
@@ -372,7 +372,7 @@ def test_a_hub_has_as_many_draws_as_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hub", [False, True])
 def test_other_variants_are_made_as_without_it(hub: bool) -> None:
-    """Params and keys of their jobs: a study that exists runs none of them again."""
+    """The params and keys of their jobs do not change, so existing studies run none again."""
 
     def made(config: Config) -> list[str]:
         subject = next(iter(config.subjects))
@@ -393,7 +393,7 @@ def test_other_variants_are_made_as_without_it(hub: bool) -> None:
     before = made(of_hub(plain) if hub else study(variants=plain))
     after = made(of_hub(more, **AGAIN) if hub else study(variants=more))
     assert before == after
-    # To the byte what it was before the key existed.
+    # Identical to what it was before the key existed.
     assert not any('"retrained"' in params for params in before)
 
 

@@ -1,4 +1,4 @@
-"""Sites between the parts of a block, against hooks of the test's own."""
+"""Sites between the parts of a block, compared with the test's own hooks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from small_chain import CPU
 IDS = (torch.arange(24) * 7 % VOCAB).reshape(2, 12)
 WHERE: dict[str, Any] = {"split": "eval", "contexts": [0, 1]}
 LAYER = 1
-# Where the blocks are, and in a block: the last matrix of the attention, the MLP, its last matrix,
-# and the norm that reads what the attention has added to; None for parallel residuals.
+# The path of the blocks and, in a block, of the last matrix of the attention, the MLP, its last
+# matrix, and the norm that reads what the attention has added to; None for parallel residuals.
 TREES: dict[str, tuple[str, str, str, str, str | None]] = {
     "gpt_neox": ("gpt_neox.layers", "attention.dense", "mlp", "mlp.dense_4h_to_h", None),
     "gpt_neox_sequential": (
@@ -42,7 +42,7 @@ TREES: dict[str, tuple[str, str, str, str, str | None]] = {
         *("model.layers", "self_attn.o_proj", "mlp", "mlp.down_proj"),
         "post_attention_layernorm",
     ),
-    # Its norms stand behind its parts: the MLP reads the stream itself.
+    # Its norms follow its parts, so the MLP reads the stream itself.
     "olmo2": ("model.layers", "self_attn.o_proj", "mlp", "mlp.down_proj", "mlp"),
     "opt": ("model.decoder.layers", "self_attn.out_proj", "fc1", "fc2", "final_layer_norm"),
     "gptj": ("transformer.h", "attn.out_proj", "mlp", "mlp.fc_out", None),
@@ -64,7 +64,7 @@ def block_of(subject: Subject, name: str) -> Any:
 
 
 def read_by(subject: Subject, name: str, path: str) -> Tensor:
-    """What a module of the block reads, [contexts, tokens, width], by a hook of this test."""
+    """Return what a module of the block reads, [contexts, tokens, width], by the test's hook."""
     found: list[Tensor] = []
     handle = (
         block_of(subject, name)
@@ -96,7 +96,7 @@ def test_what_parts_of_a_block_read_is_what_hooks_on_their_modules_see(name: str
 
 
 def test_heads_stand_one_after_the_other() -> None:
-    """In a Llama of two query heads and one head of values, 6 dimensions each."""
+    """In a Llama with two query heads and one value head, 6 dimensions each."""
     config = transformers.LlamaConfig(
         **{**SHAPE, "num_key_value_heads": 1, "head_dim": 6}, attn_implementation="eager"
     )
@@ -164,8 +164,8 @@ def test_a_matrix_that_is_not_the_end_of_its_part_is_refused() -> None:
     block.mlp.register_forward_hook(lambda _module, _args, output: output * 2)
     said = refused(verify_sites, subject, ("mlp_post.1",), where="here")
     assert said == (
-        "here: mlp_post.1: not supported for model_type 'llama', in which what reads it is not the "
-        "end of its part of a block"
+        "here: mlp_post.1: not supported for model_type 'llama', in which the module that reads it "
+        "is not the last one of its part of the block"
     )
 
 

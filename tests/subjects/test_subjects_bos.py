@@ -1,4 +1,4 @@
-"""The trained subject is read with BOS and without, and the corpus' choice is told if it loses."""
+"""The trained subject is read with and without BOS; a corpus whose choice is worse is reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ N_CONTEXTS = 16
 
 
 def corpus_of(folder: Path, bos: list[int], *, prepended: bool) -> Path:
-    """Contexts of one text, with BOS at their starts or in the manifest only."""
+    """Make contexts of one text, with BOS at their starts or only in the manifest."""
     ids, documents = tokens_of(N_CONTEXTS, seed=3, vocab=VOCAB - 2)
     if prepended:
         ids[:, : len(bos)] = bos
@@ -35,10 +35,10 @@ def corpus_of(folder: Path, bos: list[int], *, prepended: bool) -> Path:
 
 
 def model_that(folder: Path, kind: str, likes_bos: bool) -> PretrainedSource:
-    """A model that predicts a context with BOS much better than one without, or much worse.
+    """Make a model that predicts contexts with BOS much better, or much worse, than without.
 
-    The embedding of BOS is given a direction that nothing else has; heads that find it bring the
-    logits of frequent tokens up, or down.
+    The embedding of BOS has a direction of its own; heads that find it raise or lower the logits of
+    frequent tokens.
     """
     model = tiny_model(kind)
     embed, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -57,7 +57,7 @@ def model_that(folder: Path, kind: str, likes_bos: bool) -> PretrainedSource:
 
 
 def losses_by_hand(model: Any, text: Tensor, bos: list[int]) -> Tensor:
-    """Mean loss of each context over the tokens of `text` but the first, [contexts]."""
+    """Return each context's mean loss over tokens of `text` after the first, [contexts]."""
     rows = torch.cat([torch.tensor(bos, dtype=torch.int64).expand(len(text), -1), text], dim=1)
     with torch.no_grad():
         likely = model(input_ids=rows).logits.double().log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""What the files of a model may say: an index, a config, links, and what they choose."""
+"""What the files of a model may name: an index, a config, links, and what they choose."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def refusal(folder: Path, **keys: Any) -> str:
 
 
 class Touch:
-    """Unpickling it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -97,7 +97,7 @@ def test_an_index_names_safetensors_beside_it_and_nothing_else(model: Path, name
         content["weight_map"] = {t: name if f == first else f for t, f in tensors.items()}
 
     change(model / INDEX, rename)
-    assert f"{INDEX} names {name!r}; it may name *.safetensors files beside it" in refusal(model)
+    assert f"{INDEX} names {name!r}; it may only name *.safetensors files in" in refusal(model)
     assert not made.exists()
 
 
@@ -150,7 +150,7 @@ def test_a_snapshot_of_the_hubs_cache_may_be_given_as_a_folder(model: Path) -> N
     for blob in blobs.iterdir():
         (snapshot / blob.name).symlink_to(os.path.relpath(blob, snapshot))
     assert load(snapshot).config.model_type == "gpt_neox"
-    # The layout alone opens no other folder.
+    # This layout alone gives no access to other folders.
     blobs.rename(model.parent / "elsewhere")
     blobs.symlink_to(model.parent / "elsewhere")
     assert "outside of the folder" in refusal(snapshot)
@@ -208,7 +208,7 @@ def test_quantized_weights_are_refused_by_what_the_config_says(
 def test_a_size_that_is_not_stated_is_not_taken_for_the_familys_largest(
     model: Path, key: str
 ) -> None:
-    """GPT-NeoX without one has that of a model of 20 billion weights."""
+    """GPT-NeoX without a size has that of a model with 20 billion weights."""
     change(model / "config.json", lambda c: c.pop(key))
     with pytest.raises(UserError, match=r"describes a model of|cannot be loaded"):
         load(model)

@@ -33,10 +33,10 @@ LAST = N_LAYERS - 1
 IDS = (torch.arange(24) * 7 % VOCAB).reshape(2, 12)
 WHERE = {"split": "eval", "contexts": [0, 1]}
 SITES = ("embed", *(f"{kind}.{layer}" for kind in KINDS for layer in range(N_LAYERS)))
-# Families whose attention and MLP read the same: nothing lies between them.
+# Families whose attention and MLP read the same, so that nothing is between them.
 PARALLEL = ("gpt_neox", "gptj", "falcon")
 TERMS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-# Where the blocks are, the norm behind the last, and the attention in a block.
+# The path of the blocks, the norm after the last, and the attention in a block.
 PLACES = {
     "gpt_neox": ("gpt_neox.layers", "gpt_neox.final_layer_norm", "attention"),
     "gpt2": ("transformer.h", "transformer.ln_f", "attn"),
@@ -47,7 +47,7 @@ PLACES = {
 
 @dataclass
 class Family:
-    """One family: the subject from disk, what Hugging Face says, and the blocks by hand."""
+    """One family: the subject from disk, what Hugging Face returns, and the blocks by hand."""
 
     name: str
     subject: Subject
@@ -55,7 +55,7 @@ class Family:
     hidden: tuple[Tensor, ...]
     logits: Tensor
     called_with: list[dict[str, Any]]
-    """Per block, what Hugging Face gives to its attention beside the hidden states."""
+    """For each block, what Hugging Face passes to its attention besides the hidden states."""
 
     @property
     def kind(self) -> str:
@@ -65,7 +65,7 @@ class Family:
         return self.subject.model.get_submodule(PLACES[self.kind][0])[layer]
 
     def attention(self, layer: int, x: Tensor) -> Tensor:
-        """What the attention of a block adds to the residual stream [batch, tokens, d]."""
+        """Return what the attention of a block adds to the residual stream [batch, tokens, d]."""
         block = self.block(layer)
         norm = {"gpt2": "ln_1", "opt": "self_attn_layer_norm"}.get(self.kind, "input_layernorm")
         attend = getattr(block, PLACES[self.kind][2])
@@ -73,7 +73,7 @@ class Family:
         return block.post_attention_layernorm(attended) if self.name == "gemma3" else attended
 
     def mlp(self, layer: int, x: Tensor, attention: Tensor) -> Tensor:
-        """What the MLP of a block adds, given what the attention has added."""
+        """Return what the MLP of a block adds, given what the attention has added."""
         block, middle = self.block(layer), x + attention
         if self.kind == "gpt2":
             return block.mlp(block.ln_2(middle))
@@ -87,7 +87,7 @@ class Family:
         return block.mlp(block.post_attention_layernorm(middle))
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits from the output of the last block."""
+        """Return logits from the output of the last block."""
         model = self.subject.model
         x = model.get_submodule(PLACES[self.kind][1])(x)
         if self.name == "opt_projected":
@@ -96,12 +96,12 @@ class Family:
 
 
 def sites_of(name: str) -> tuple[str, ...]:
-    """The sites that a family has."""
+    """Return the sites that a family has."""
     return tuple(s for s in SITES if name not in PARALLEL or not s.startswith("resid_mid"))
 
 
 def through_disk(name: str, folder: Path, **keys: Any) -> Subject:
-    """A subject as a study gets it: fetched, saved, loaded."""
+    """Return a subject as a study gets it: fetched, saved, loaded."""
     family_model(name).save_pretrained(folder / "source")
     source = PretrainedSource(kind="pretrained", path=str(folder / "source"), **keys)
     recipe = {"seed": 0, "draw": 0, "variant": "trained", "source": source.model_dump(mode="json")}
@@ -275,7 +275,7 @@ def test_a_family_in_bfloat16_is_close_to_itself_in_float32(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", FURTHER)
 def test_a_family_without_a_test_of_its_own_is_read_rightly(name: str, tmp_path: Path) -> None:
-    """Fused projections, norms behind parts, additions in place, parts that add by themselves."""
+    """Fused projections, norms after parts, in-place additions, parts that add by themselves."""
     subject = through_disk(name, tmp_path)
     with torch.inference_mode():
         output = subject.model(IDS, output_hidden_states=True)
@@ -369,6 +369,5 @@ def test_an_unsupported_model_is_refused() -> None:
             self.layers = nn.ModuleList([nn.Linear(1, 1)])
 
     assert refused(find_blocks, Odd()) == (
-        "subject of class Odd: not supported; looked for a list of 4 blocks "
-        "(config.num_hidden_layers) and found none"
+        "subject of class Odd: not supported; found no list of 4 blocks (config.num_hidden_layers)"
     )

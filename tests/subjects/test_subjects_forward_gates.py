@@ -1,4 +1,4 @@
-"""A row of activations belongs to its own token and to no later one, or the subject is refused."""
+"""A row of activations depends on its own token and no later one, or the subject is refused."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_models_that_see_later_tokens_are_not_causal(config: Any) -> None:
 
 
 class Mixing(nn.Module):
-    """A block that lets rows of the batch see each other."""
+    """A block in which rows of the batch affect each other."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Mixing(nn.Module):
 
 
 class Shifted(Mixing):
-    """A block whose rows are those of the token before."""
+    """A block whose rows are those of the previous token."""
 
     def forward(self, x: Tensor, *args: Any, **keys: Any) -> Any:
         found = self.block(x, *args, **keys)
@@ -91,7 +91,7 @@ class Shifted(Mixing):
 
 
 class SeesPiece(Mixing):
-    """A block whose tokens see all of their piece of `n` tokens, later ones among them."""
+    """A block whose tokens see their whole piece of `n` tokens, including later ones."""
 
     n = 8
 
@@ -120,14 +120,14 @@ def test_later_tokens_are_seen_in_no_part_of_a_context(kind: type[Mixing]) -> No
 def test_rows_of_a_batch_that_see_each_other_are_found() -> None:
     model = tiny_model("gpt_neox")
     model.gpt_neox.layers[1] = Mixing(model.gpt_neox.layers[1])
-    assert "rows of the batch see each other" in failures(model)["alone"]
+    assert "rows of the batch affect each other" in failures(model)["alone"]
 
 
 def test_rows_that_belong_to_another_token_are_found() -> None:
     model = tiny_model("gpt_neox", use_parallel_residual=True)
     model.gpt_neox.layers[2] = Shifted(model.gpt_neox.layers[2])
     found = failures(model)
-    assert found == {"own rows": "resid_post.2: a nudge at position 8 leaves its row as it was"}
+    assert found == {"own rows": "resid_post.2: a nudge at position 8 does not change its row"}
 
 
 def test_other_layouts_of_a_block_are_refused_in_one_line() -> None:
@@ -136,7 +136,7 @@ def test_other_layouts_of_a_block_are_refused_in_one_line() -> None:
         forward_gates(subject_of(model), PROBE)
 
 
-# --- roads of token ids
+# --- ways of token ids into a model
 
 
 def test_tables_that_token_ids_index_are_found_by_what_they_are_given() -> None:
@@ -245,7 +245,7 @@ def test_step0_that_is_the_trained_model_fails_a_gate(tmp_path: Path) -> None:
     paths = {"path": str(tmp_path / "m"), "step0_path": str(tmp_path / "same")}
     source = PretrainedSource(kind="pretrained", **paths)
     params = model_params(source, "step0")
-    with pytest.raises(UserError, match="gate 'untrained' failed: every tensor is the trained"):
+    with pytest.raises(UserError, match="gate 'untrained' failed: every tensor equals the trained"):
         randomize_model(params, trained=None, eval_tokens=heldout, output=tmp_path / "out")
 
 
@@ -265,7 +265,7 @@ def test_a_local_folder_has_no_revisions(key: str, tmp_path: Path) -> None:
         (transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=-1), None),
         (transformers.PretrainedConfig(block_size=40), 40),
         (transformers.PretrainedConfig(model_max_length=24, seq_len=-1), 24),
-        # Of MiniMax, whose blocks are those of its linear attention.
+        # MiniMax's block size is that of its linear attention.
         (transformers.PretrainedConfig(max_position_embeddings=512, block_size=256), 512),
         (transformers.PretrainedConfig(max_position_embeddings=True, n_ctx=2.0), None),
     ],

@@ -32,14 +32,14 @@ def generator(name: str = "") -> torch.Generator:
 
 
 def table(dtype: torch.dtype = torch.float32, rows: int = 300) -> Tensor:
-    """An embedding whose rows share a mean and differ in length."""
+    """Return an embedding whose rows share a mean and differ in length."""
     g = generator("table")
     x = torch.randn(rows, 64, generator=g) * torch.rand(rows, 1, generator=g)
     return (x + torch.randn(64, generator=g)).to(dtype)
 
 
 def gain(dtype: torch.dtype) -> Tensor:
-    """Norm gains that differ by a few of the dtype's steps."""
+    """Return norm gains that differ by a few of the dtype's steps."""
     return (1 + 0.003 * torch.randn(1024, generator=generator("gain"))).to(dtype)
 
 
@@ -127,7 +127,7 @@ def test_standard_errors_are_those_of_normal_draws() -> None:
     n, shift = 400, 0.2
     old = {"w": torch.randn(n, generator=torch.Generator().manual_seed(1)).double()}
     old["w"] = (old["w"] - old["w"].mean()) / old["w"].std(correction=0)
-    # Same variance as expected of a sample, mean off by 4 standard errors exactly.
+    # The variance expected of a sample, and a mean off by exactly 4 standard errors.
     new = {"w": old["w"].flip(0) * math.sqrt((n - 1) / n) + shift}
     detail = gates.moments(old, new, {"w"})["detail"]
     assert detail == f"largest deviation {shift * math.sqrt(n):.2f} standard errors"
@@ -135,7 +135,7 @@ def test_standard_errors_are_those_of_normal_draws() -> None:
 
 def test_weights_that_still_hold_the_original_fail() -> None:
     old, new = before(), after()
-    # A tenth of the original in a redrawn tensor of the same moments.
+    # A tenth of the original in a redrawn tensor with the same moments.
     own = old["layers.1.w"] - old["layers.1.w"].mean()
     mixed = new["layers.1.w"] - new["layers.1.w"].mean()
     new["layers.1.w"] = 0.3 * own + math.sqrt(1 - 0.09) * mixed + old["layers.1.w"].mean()
@@ -166,7 +166,7 @@ def test_fingerprints_compare_bits_and_not_numbers() -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("n_odd", [1, 2, 40, 1024])
 def test_rounding_alone_passes_the_moments(dtype: torch.dtype, n_odd: int) -> None:
-    """Gains within a few steps of 1: rounding widens, narrows or moves their distribution."""
+    """Gains within a few steps of 1, where rounding widens, narrows or moves their distribution."""
     original = torch.ones(1024, dtype=dtype)
     original[:n_odd] = gain(dtype)[:n_odd]
     original[0] = 1 + torch.finfo(dtype).eps
@@ -179,7 +179,7 @@ def test_rounding_alone_passes_the_moments(dtype: torch.dtype, n_odd: int) -> No
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_rounding_to_one_side_passes_the_moments(dtype: torch.dtype) -> None:
-    """A mean between two neighbours, less than their distance from both."""
+    """A mean between two neighbouring numbers, and a spread below their distance from it."""
     original = torch.ones(1 << 14, dtype=dtype)
     original[::4] += torch.finfo(dtype).eps
     new = {"w": redraw(original, generator())}
@@ -240,7 +240,7 @@ def test_a_lost_entry_fails() -> None:
     assert not gate["passed"]
     assert gate["detail"] == "w: not a permutation of the original's entries"
     assert gates.entries(old, new, {"v"})["passed"]
-    # The same values, one of them twice as often: a set would not see it.
+    # The same values, one of them twice as often, which a set would not notice.
     doubled = {"w": torch.tensor([1.0, 1.0, 2.0])}
     assert not gates.entries({"w": torch.tensor([1.0, 2.0, 2.0])}, doubled, {"w"})["passed"]
 
@@ -250,7 +250,7 @@ def test_other_singular_values_fail_and_rounded_ones_pass(dtype: torch.dtype) ->
     old = {"w": table(dtype), "zero": torch.zeros(8, 8, dtype=dtype)}
     new = {name: match_spectrum(tensor, generator(name)) for name, tensor in old.items()}
     assert gates.spectrum(old, new, set(old))["passed"]
-    # Three times what rounding can do, in all singular values or in the largest.
+    # Three times the effect of rounding, in all singular values or in the largest.
     beyond = 3 * torch.finfo(dtype).eps
     scaled = new["w"].double() * (1 + beyond)
     u, s, v = torch.linalg.svd(new["w"].double(), full_matrices=False)
@@ -290,7 +290,7 @@ def test_a_stretched_or_a_flipped_row_fails_and_a_rounded_one_passes(dtype: torc
 
 
 def test_smallest_numbers_of_a_precision_pass_every_gate() -> None:
-    """Below the normal numbers of float16 the step no longer shrinks with the entries."""
+    """Below float16's normal numbers, the step no longer shrinks with the entries."""
     small = table(torch.float32) * 3e-8
     old = {"embed": small.half()}
     assert float(old["embed"].abs().max()) < torch.finfo(torch.float16).tiny
@@ -307,7 +307,7 @@ def test_smallest_numbers_of_a_precision_pass_every_gate() -> None:
 @pytest.mark.parametrize("change", DRAWN)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_a_good_draw_is_not_called_correlated(change: Change, dtype: torch.dtype) -> None:
-    """Also of tensors that one entry, one row or one direction dominates."""
+    """Even for tensors that one entry, one row or one direction dominates."""
     g = generator("rank")
     line = torch.outer(torch.randn(300, generator=g), torch.randn(64, generator=g))
     spiked, long = torch.randn(300, 64, generator=g) * 0.01, table()
@@ -322,7 +322,7 @@ def test_a_good_draw_is_not_called_correlated(change: Change, dtype: torch.dtype
 
 
 def test_an_outlier_that_stays_in_its_place_passes_the_gate() -> None:
-    """By chance one permutation in n leaves it there: with n gains, hardly rare."""
+    """By chance one permutation in n leaves it there, which is not rare with n gains."""
     old = torch.randn(768, generator=generator("v")) * 0.01
     old[5] = 30.0
     rest = permute(torch.cat([old[:5], old[6:]]), generator())
@@ -343,7 +343,7 @@ def test_a_long_row_that_stays_in_its_place_passes_the_gate() -> None:
 
 
 def test_chance_in_both_singular_vectors_of_a_line_passes_the_gate() -> None:
-    """Three standard errors in each of two vectors are nine in their product, and no wonder."""
+    """Three standard errors in each of two vectors are nine in their product, and not unusual."""
     sides = []
     for n in (400, 900):
         x, other = torch.randn(2, n, generator=generator(str(n))).double()
@@ -357,7 +357,7 @@ def test_chance_in_both_singular_vectors_of_a_line_passes_the_gate() -> None:
 
 @pytest.mark.parametrize("change", DRAWN)
 def test_a_draw_that_holds_much_of_the_original_fails(change: Change) -> None:
-    """For each change, one that is done to a part of the tensor only."""
+    """For each change, applied only to a part of the tensor."""
     old = table(rows=2000)
     new = change.new(old, generator())
     assert gates.uncorrelated({"w": old}, {"w": new}, {"w": change})["passed"]
@@ -442,7 +442,7 @@ def test_wrong_embedding_noise_fails() -> None:
     assert failed(noise, noise.flip(0), 0.5) == ["noise repeatable"]
     assert failed(noise, noise, 0.6) == ["noise moments"]
     assert failed(noise + 0.1, noise + 0.1, 0.5) == ["noise moments"]
-    added = (noise + 0.5 * plain) / math.sqrt(2)  # noise added to the embedding, not in its place
+    added = (noise + 0.5 * plain) / math.sqrt(2)  # added to the embedding instead of replacing it
     assert failed(added, added, 0.5) == ["noise replaces"]
 
 

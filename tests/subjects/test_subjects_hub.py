@@ -77,7 +77,7 @@ def test_a_subject_of_the_hub_is_in_the_dtype_configured() -> None:
 
 
 def test_the_environment_that_users_set_is_obeyed_and_a_parse_loads_no_torch(cache: Path) -> None:
-    """Offline by HF_HUB_OFFLINE and HF_HUB_CACHE alone; each Snakemake job parses the config."""
+    """HF_HUB_OFFLINE and HF_HUB_CACHE make it offline; each Snakemake job parses the config."""
     program = f"""
 import sys
 import nullsae.config.parse
@@ -194,7 +194,7 @@ def test_the_hub_is_asked_for_what_is_not_cached(
 ) -> None:
     given = source(path="someone/online")
     assert subject_shape(given, where="here", fetch=True) == Shape(N_LAYERS, 16)
-    # And the next time it comes from the cache, without the hub.
+    # The next time it comes from the cache, without the hub.
     online.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     online.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert subject_shape(given, where="here", fetch=True) == Shape(N_LAYERS, 16)

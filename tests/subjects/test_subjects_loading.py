@@ -88,7 +88,7 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
 
 
 class Planted:
-    """What a pickle runs when it is read as one."""
+    """Code that a pickle runs when it is read as one."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -130,7 +130,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None
     trap = {**model.state_dict(), "planted": Planted(tmp_path / "ran")}
     torch.save(trap, tmp_path / "pytorch_model.bin")
     assert refusal(local(tmp_path)) == (
-        f"subject '{tmp_path}': cannot be loaded: pytorch_model.bin holds more than weights and "
+        f"subject '{tmp_path}': cannot be loaded: pytorch_model.bin contains more than weights and "
         f"could run code, so it is not read"
     )
     assert not (tmp_path / "ran").exists()
@@ -201,7 +201,7 @@ def test_code_of_a_model_runs_only_when_asked_and_checked(
 
 
 def mapped(file: Path) -> range:
-    """The addresses at which a file is mapped into this process."""
+    """Return the addresses at which a file is mapped into this process."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     found = [line[0].split("-") for line in lines if line[-1] == str(file.resolve())]
     return range(min(int(a, 16) for a, _ in found), max(int(b, 16) for _, b in found))
@@ -276,14 +276,14 @@ def test_a_device_map_is_passed_over_on_a_machine_without_a_gpu(
     caplog.set_level(logging.INFO)
     model = place(load_subject(chain.recipe, CPU).model, recipe, CPU)
     assert {p.device for p in model.parameters()} == {CPU}
-    assert "device_map auto is for GPUs; the subject lies on the cpu" in caplog.text
+    assert "device_map auto is for GPUs; the subject is on the cpu" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["auto", "balanced", "sequential"])
 def test_every_gpu_gets_blocks_and_every_block_stays_whole(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where Accelerate would put each module, on a machine with two GPUs that are made up."""
+    """Where Accelerate would put each module on an imaginary machine with two GPUs."""
     import accelerate
 
     model = family_model("llama")
@@ -307,7 +307,7 @@ def test_every_gpu_gets_blocks_and_every_block_stays_whole(
 
 
 def test_the_hooks_of_accelerate_and_of_the_sites_get_along() -> None:
-    """As it is with a `device_map`: Accelerate moves what enters each module."""
+    """With a `device_map`, Accelerate moves the inputs of each module."""
     import accelerate
 
     ids = torch.arange(24).reshape(2, 12) * 3 % VOCAB
@@ -376,7 +376,7 @@ def test_noise_differs_between_contexts_draws_splits_and_seeds(noisy: Subject, i
         noisy.recipe[key] = before + 1
         assert not torch.equal(embeddings(noisy, ids[:2], contexts), base), key
         noisy.recipe[key] = before
-    # It does not depend on the text: the token's identity is gone.
+    # It does not depend on the text, so the token's identity is gone.
     assert torch.equal(embeddings(noisy, ids[[3, 2]], contexts), base)
 
 

@@ -77,7 +77,7 @@ def untrained(kind: str, tied: bool) -> Any:
 
 
 def trained_values(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """What training leaves: heavy tails, common means, a dominant direction, gains near one."""
+    """Return values like those of training: heavy tails, common means, a dominant direction."""
     x = torch.randn(shape, generator=generator) * 0.2
     kind = int(torch.randint(4, (1,), generator=generator))
     if len(shape) == 1:
@@ -121,7 +121,7 @@ class Case:
         return model_of(self.kind, self.tied, self.dtype, self.seed)
 
     def run(self, variant: str, **changes: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-        """Parameters before and after, and what was done to them."""
+        """Return parameters before and after, and the changes."""
         model = changes.pop("model", None) or self.model()
         before = gates.state(model)
         keys: dict[str, Any] = {"seed": self.seed, "subject": "tiny", "draw": self.draw}
@@ -155,7 +155,7 @@ def same_entries(a: Tensor, b: Tensor) -> bool:
 
 
 def spectra_apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference of singular values, as a share of the largest."""
+    """Return the largest difference of singular values, as a share of the largest."""
     one, other = (np.linalg.svd(exact(x), compute_uv=False) for x in (a, b))
     return float(np.abs(one - other).max() / one.max())
 
@@ -225,7 +225,7 @@ def test_matched_weights_keep_their_spectrum_and_lose_their_entries(case: Case) 
             assert same_entries(old, new), name
             continue
         assert change is MATCHED
-        # One rounding to the subject's precision, and nothing else.
+        # Only one rounding to the subject's precision.
         assert spectra_apart(old, new) < math.sqrt(old.numel()) * torch.finfo(case.dtype).eps
         assert not same_entries(old, new), name
         assert abs(correlation(old, new)) < 20 / math.sqrt(old.numel()), name
@@ -248,7 +248,7 @@ def test_the_cascade_redraws_its_first_block_and_later_ones_alone(case: Case, fi
 
 
 def only_the_table(case: Case, variant: str) -> tuple[Tensor, Tensor]:
-    """The input embedding before and after; nothing else may have changed, ties must hold."""
+    """Return the input embedding before and after; nothing else may change, and ties must hold."""
     model = case.model()
     table = model.get_input_embeddings().weight
     name = next(name for name, p in model.named_parameters() if p is table)
@@ -278,7 +278,7 @@ def test_rotated_embeddings_keep_norms_and_angles_and_lose_directions(case: Case
     allowed = np.outer(norms, norms) * (3 * unit_roundoff + 1e-12)
     assert (np.abs(new @ new.T - old @ old.T) <= allowed).all()
     assert (np.linalg.norm(new - old, axis=1) > 0.1 * norms).all()
-    # It is one rotation of all rows, which the rows tell.
+    # It is a single rotation of all rows, which can be recovered from them.
     q = np.linalg.lstsq(old, new, rcond=None)[0]
     assert np.abs(old @ q - new).max() <= 4 * unit_roundoff * norms.max() + 1e-12
 
@@ -328,7 +328,7 @@ def test_a_draw_repeats_itself_and_no_other(case: Case, variant: str) -> None:
         _, others, _ = case.run(variant, **other)
         for name in changes:
             fixed = variant == "fresh_init" and len(after[name].unique()) == 1
-            # A short vector has few orders to choose from, one with few values few others.
+            # A short vector has few orders to choose from, and so does one with few values.
             if not fixed and len(after[name].unique()) >= 10:
                 assert not torch.equal(after[name], others[name]), (name, other)
 
@@ -400,7 +400,7 @@ def test_only_the_rerandomized_variants_share_their_random_numbers() -> None:
 
 
 def test_the_purpose_of_a_generator_is_the_published_one() -> None:
-    """The published bits of a draw hang on its key."""
+    """The published bits of a draw depend on its key."""
     original = model_of("gpt2", True)
     model = model_of("gpt2", True)
     randomize(model, "rerandomized", **KEYS)
@@ -457,7 +457,7 @@ def test_a_draw_depends_on_the_precision_by_rounding_alone(dtype: torch.dtype) -
 
 
 def test_a_tensor_with_one_odd_entry_changes_in_every_draw() -> None:
-    """One order in n would leave it as it is; bfloat16 gains can look like this."""
+    """One order in n would leave it unchanged; bfloat16 gains can look like this."""
     original = torch.tensor([1.0, 1.0, 1.0, 1.0078125])
     for draw in range(20):
         drawn = permute(original, torch.Generator().manual_seed(draw))
@@ -476,11 +476,11 @@ def test_orders_of_a_permutation_are_all_as_likely() -> None:
 
 
 def test_random_frames_are_uniform() -> None:
-    """The Q of a QR alone is not: its diagonal leans to one side (Mezzadri 2007)."""
+    """The Q of a QR alone is not: its diagonal is biased (Mezzadri 2007)."""
     generator, n = torch.Generator().manual_seed(0), 4000
     square = torch.stack([haar_frame(3, 3, generator) for _ in range(n)])
     assert torch.allclose(square.mT @ square, torch.eye(3, dtype=torch.float64), atol=1e-12)
-    # Each entry has mean 0 and variance 1/3; so has the trace, with variance 1.
+    # Each entry has mean 0 and variance 1/3; the trace has mean 0 and variance 1.
     assert float(square.mean(dim=0).abs().max()) < 5 * math.sqrt(1 / 3 / n)
     traces = square.diagonal(dim1=1, dim2=2).sum(dim=1)
     assert abs(float(traces.mean())) < 5 / math.sqrt(n)
@@ -492,7 +492,7 @@ def test_random_frames_are_uniform() -> None:
 
 
 def test_singular_vectors_of_a_matched_matrix_are_new_in_each_draw() -> None:
-    """Of a rank-one matrix, both vectors must be new in each draw, and unrelated."""
+    """For a rank-one matrix, both vectors must be new in each draw, and unrelated."""
     a, b = (torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (300, 500))
     generator = torch.Generator().manual_seed(0)
     left, right = [a.double() / a.norm()], [b.double() / b.norm()]
@@ -509,7 +509,7 @@ def test_singular_vectors_of_a_matched_matrix_are_new_in_each_draw() -> None:
 
 
 def test_stacked_matrices_are_matched_one_by_one() -> None:
-    """Experts in one tensor [experts, rows, columns] keep their own singular values each."""
+    """Experts in one tensor [experts, rows, columns] each keep their own singular values."""
     generator = torch.Generator().manual_seed(0)
     stack = (
         torch.randn(3, 8, 5, generator=generator) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
@@ -522,7 +522,7 @@ def test_stacked_matrices_are_matched_one_by_one() -> None:
 
 
 def test_a_tall_embedding_needs_no_square_matrix_of_its_height() -> None:
-    """Of 200,000 rows, that would be 320 GB."""
+    """For 200,000 rows, it would take 320 GB."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(200_000, 4, generator=generator) * torch.arange(1.0, 5.0)
     assert spectra_apart(table, match_spectrum(table, generator)) < 1e-6

@@ -48,7 +48,7 @@ GATES = {
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(params' source, eval manifest, folder) with the trained variant already made."""
+    """Return (params' source, eval manifest, folder) with the trained variant already made."""
     root = tmp_path_factory.mktemp(request.param)
     source = save_source(request.param, root / "source")
     tokens = write_corpus(root / "corpus", *tokens_of(12, seed=3))
@@ -57,7 +57,7 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def make(study: Any, variant: str, name: str, **keys: Any) -> Path:
-    """A variant made from the trained one; returns its folder."""
+    """Make a variant from the trained one; return its folder."""
     source, tokens, root = study
     randomize_model(
         model_params(source, variant, **keys),
@@ -170,7 +170,7 @@ def test_a_variant_passes_every_gate_and_reloads(study: Any, variant: str) -> No
     for folder, draw in zip(folders, (0, 1), strict=True):
         recipe = json.loads((folder / "recipe.json").read_text())
         assert (recipe["variant"], recipe["draw"]) == (variant, draw)
-        # Half of three blocks, rounded down, stay.
+        # Half of three blocks, rounded down, are kept.
         assert recipe["first_random_block"] == (1 if variant == "cascade" else None)
         subject = load_subject(folder / "recipe.json", CPU)
         loss = json.loads((folder / "gates.json").read_text())["heldout_loss_nats"]
@@ -180,7 +180,7 @@ def test_a_variant_passes_every_gate_and_reloads(study: Any, variant: str) -> No
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("variant", sorted(GATES))
 def test_no_gate_fails_for_rounding_alone(variant: str, dtype: Any, tmp_path: Path) -> None:
-    """A subject of half precision, made from its source at once."""
+    """A subject of half precision, made directly from its source."""
     source = save_source("gpt_neox", tmp_path / "source")
     source = source.model_copy(update={"dtype": dtype})
     tokens = write_corpus(tmp_path / "corpus", *tokens_of(12, seed=3))
@@ -216,7 +216,7 @@ def test_a_cascade_beyond_the_last_block_is_refused(study: Any) -> None:
 @pytest.mark.parametrize("variant", ["trained", "step0"])
 def test_a_second_draw_of_what_is_not_drawn_is_refused(study: Any, variant: str) -> None:
     assert refused(make, study, variant, "second", draw=1) == (
-        f"--params: keys.draw: 1, but nothing in {variant!r} is drawn; it has draw 0 only"
+        f"--params: keys.draw: 1, but nothing in {variant!r} is random; it has only draw 0"
     )
     assert not (study[2] / "second").exists()
 
@@ -255,7 +255,7 @@ def test_a_fresh_model_needs_neither_the_source_nor_its_weights(study: Any, tmp_
 
 
 def test_health_equals_numpy_by_hand(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whole batches and of parts of a context, for every block."""
+    """For whole batches and for parts of a context, for every block."""
     tokens = load_tokens(chain.eval_tokens)
     written = json.loads((chain.recipe.parent / "gates.json").read_text())["health"]
     assert written["n_tokens"] == tokens.input_ids.size == 960
@@ -396,7 +396,7 @@ def test_a_draw_that_depends_on_more_than_its_key_is_refused(
 def test_a_variant_is_held_to_its_own_gate(
     study: Any, monkeypatch: pytest.MonkeyPatch, variant: str, gate: str
 ) -> None:
-    """A change that every other gate lets pass: the result, enlarged a little."""
+    """A change that passes every other gate: the result, slightly enlarged."""
     real = randomize
 
     def wrong(model: Any, *args: Any, **keys: Any) -> Any:

@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads wait for each other on a busy machine, which costs such small models minutes."""
+    """On a busy machine, threads wait for each other, which costs such small models minutes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 
 def tokens(n_contexts: int = 64) -> Tokens:
-    """A noisy chain: the next token is the last plus one, three times in four."""
+    """Return a noisy chain: the next token is the last plus one, three times in four."""
     rng = np.random.default_rng(0)
     steps = np.where(rng.random(n_contexts * CONTEXT) < 0.75, 1, rng.integers(1, VOCAB))
     ids = (np.cumsum(steps) % VOCAB).astype(np.int32).reshape(n_contexts, CONTEXT)
@@ -73,7 +73,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 def test_two_trainings_with_one_key_are_equal_to_the_bit() -> None:
     first, first_initial, first_log = train()
-    torch.manual_seed(123)  # a global generator that is somewhere else
+    torch.manual_seed(123)  # a global generator in another state
     before = torch.get_rng_state()
     second, second_initial, second_log = train()
     assert torch.equal(torch.get_rng_state(), before), "the global generator was moved"
@@ -178,7 +178,7 @@ def test_orthogonalizing_keeps_singular_vectors_and_evens_singular_values(
 
 
 def test_muon_steps_where_the_one_of_torch_does() -> None:
-    # torch's own runs the same iteration in bfloat16, which is good to about 1 %.
+    # torch's own runs the same iteration in bfloat16, which is accurate to about 1 %.
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(24, 40, generator=generator)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
@@ -226,12 +226,12 @@ def test_a_training_that_sigterm_stopped_resumes_to_the_same_bits(
     checkpoint = tmp_path / "work/state.safetensors"
     stop_at(last, checkpoint, source=source)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    torch.manual_seed(123)  # the global generator is elsewhere in a new process
+    torch.manual_seed(123)  # the global generator has another state in a new process
     steps: list[int] = []
     resumed, initial, log = train(
         source=source, checkpoint=checkpoint, progress=lambda step, *_: steps.append(step)
     )
-    # Fails if resume is a no-op: the same bits could come from training all of it again.
+    # Fails if resume is a no-op, since training all of it again could give the same bits.
     assert steps == list(range(last + 1, 46))
     assert same(whole.state_dict(), resumed.state_dict())
     assert same(whole_initial, initial)
@@ -352,10 +352,10 @@ def test_a_subject_is_trained_by_one_process_at_a_time(
         )
 
     def beside(step: int, *_: Any) -> None:
-        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already working"):
             run()
         [lock] = (tmp_path / "work").glob("*.lock")
-        # A killed process was writing a checkpoint; nobody is, now.
+        # A killed process was writing a checkpoint; now nobody is.
         lock.with_name(f".{lock.stem}.1.partial.safetensors").touch()
         tried.append(step)
         raise KeyboardInterrupt

@@ -18,7 +18,7 @@ def path_of(model: Any, site: str = "resid_post.0") -> Tensor:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    """How far a is from b times the positive number that fits best, as a share of a."""
+    """Return how far a is from the best positive multiple of b, as a share of a."""
     factor = (a * b).sum() / (b * b).sum()
     assert factor > 0
     return float((a - factor * b).norm() / a.norm())
@@ -28,7 +28,7 @@ def centred(matrix: Tensor) -> Tensor:
     return matrix - matrix.mean(dim=1, keepdim=True)
 
 
-# Gain and centring by hand, from the names that each family has for its last norm.
+# Gain and centring by hand, from each family's name for its last norm.
 BY_HAND = {
     "gpt_neox": lambda m: centred(m.lm_head.weight * m.gpt_neox.final_layer_norm.weight),
     "gpt2": lambda m: centred(m.transformer.wte.weight * m.transformer.ln_f.weight),
@@ -52,7 +52,7 @@ def test_the_path_is_gain_and_centring_of_the_last_norm_and_the_head(family: str
     assert relative(found, BY_HAND[family](model)) < 1e-5
 
 
-# Weights of the projections of block 1, [what they give, what they read].
+# Weights of the projections of block 1, [outputs, inputs].
 MATRICES = {
     "gpt_neox": lambda m: (
         m.gpt_neox.layers[1].attention.dense.weight,
@@ -81,7 +81,7 @@ def test_neither_what_an_mlp_reads_nor_what_a_norm_follows_has_a_path() -> None:
     with pytest.raises(NoDirectPathError, match="not in the residual stream and not written to it"):
         path_of(family_model("llama"), "mlp_in.1")
     for site in ("hook_z.1", "mlp_post.1"):
-        with pytest.raises(NoDirectPathError, match="a norm stands between"):
+        with pytest.raises(NoDirectPathError, match="a norm follows the site's projection"):
             path_of(family_model("gemma3"), site)
 
 
@@ -118,8 +118,8 @@ def test_scales_and_caps_behind_the_head_change_no_order(
 
 @pytest.mark.parametrize("family", ["gpt_neox", "gemma3"])
 def test_the_path_tells_how_logits_move_with_the_norms_scale_held(family: str) -> None:
-    # The logits of x + d minus those of x, where d has no part along x and is small: the scale of
-    # the norm stays, and what is left is the direct effect, by the model's own forward pass.
+    # The logits of x + d minus those of x, where d is small and orthogonal to x: the scale of the
+    # norm stays, and the direct effect remains, by the model's own forward pass.
     model = family_model(family)
     subject = Subject(model, {}, CPU)
     ids, where = torch.arange(5)[None], {"split": "eval", "contexts": [0]}
@@ -162,7 +162,7 @@ def test_a_model_without_a_last_norm_has_the_head_alone() -> None:
 
 
 def without_blocks(family: str, embedding: Tensor) -> Any:
-    """A model whose blocks add nothing, and whose norms have gain 1 and no bias."""
+    """Return a model whose blocks add nothing, and whose norms have gain 1 and no bias."""
     model = family_model(family)
     added = ("o_proj", "down_proj", "attention.dense", "dense_4h_to_h")
     with torch.no_grad():
@@ -176,7 +176,7 @@ def without_blocks(family: str, embedding: Tensor) -> Any:
 
 
 def test_a_norm_that_only_scales_the_stream_of_a_text_still_takes_the_mean_away() -> None:
-    # Rows of mean 0 and one size, as the probe sees them; a direction need not have mean 0.
+    # Rows of mean 0 and equal size, as the probe sees them; a direction need not have mean 0.
     rows = centred(torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(2)))
     model = without_blocks("gpt_neox", rows / rows.norm(dim=1, keepdim=True))
     assert relative(path_of(model), centred(model.lm_head.weight)) < 1e-5

@@ -63,7 +63,7 @@ def test_probabilities_are_the_formula_written_out() -> None:
         np.testing.assert_allclose(row, [min(1.0, q * 1.5 / sum(p)) for q in p], rtol=1e-12)
 
 
-def test_normals_have_the_variance_that_is_asked_for() -> None:
+def test_normals_have_the_requested_variance() -> None:
     settings = source(n_true_features=400)
     unit = mixing_matrix(settings, generators("a"))
     torch.testing.assert_close((unit @ unit.T).diagonal(), torch.ones(400).double())
@@ -97,7 +97,7 @@ def test_the_flaw_of_the_paper_is_there_when_asked_for() -> None:
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_as_many_true_features_are_active_as_the_mean_says(normalize: bool) -> None:
-    # The first has Phi^0 = 1 before rescaling, so with a mean of 1 no probability is cut off.
+    # The first has Phi^0 = 1 before rescaling, so with a mean of 1 no probability is clipped.
     settings = source(n_samples=20_000, mean_active=1.0, normalize_covariance=normalize)
     found = sharkey(settings, generators).mean_active
     assert found is not None
@@ -106,7 +106,7 @@ def test_as_many_true_features_are_active_as_the_mean_says(normalize: bool) -> N
 
 
 def test_samples_are_sums_of_true_features_with_coefficients_from_0_to_1() -> None:
-    # More dimensions than true features: the coefficients can be solved for.
+    # With more dimensions than true features, the coefficients can be solved for.
     settings = source(n_samples=3000, d_input=40, n_true_features=10, mean_active=3.0)
     made = sharkey(settings, generators)
     assert made.directions is not None
@@ -134,11 +134,11 @@ def test_a_matched_gaussian_has_the_same_mean_and_covariance() -> None:
     # Variance of an entry of a sample covariance of normals: (s_ii s_jj + s_ij^2) / n.
     error = np.sqrt((np.outer(np.diag(covariance), np.diag(covariance)) + covariance**2) / 4000)
     assert (np.abs(own - covariance) < 5 * error).all()
-    # Three dimensions of variance, as the data has.
+    # Three dimensions of variance, as in the data.
     assert np.linalg.matrix_rank(own, tol=1e-3) == 3
     standard = (found[:, 0] - found[:, 0].mean()) / found[:, 0].std()
     assert stats.kstest(standard.numpy(), "norm").pvalue > 1e-3
-    # The test can fail: the data itself is no Gaussian.
+    # The test can fail, because the data is not Gaussian.
     skewed = (x[:, 0] - x[:, 0].mean()) / x[:, 0].std()
     assert stats.kstest(skewed.numpy(), "norm").pvalue < 1e-3
 
@@ -173,7 +173,7 @@ def test_the_output_of_the_network_is_that_of_its_input() -> None:
     network = random_network(8, 4, torch_generator(0, "toy_mlp", "s", 0))
     for data in ("data", "gaussian"):
         torch.testing.assert_close(network(inputs[data].x), outputs[data].x)
-        # Outputs are no sums of true features: none are claimed.
+        # Outputs are not sums of true features, so none are claimed.
         assert outputs[data].directions is None
     images = outputs["data"].images
     assert images is not None
@@ -193,7 +193,7 @@ def words(lines: list[str], tmp_path: Path, **changes: Any) -> WordVectorsSource
 LINES = [f"word{i} {i}.5 -0.25 1e-3" for i in range(30)]
 
 
-def test_word_vectors_are_read_as_they_stand(tmp_path: Path) -> None:
+def test_word_vectors_are_read_unchanged(tmp_path: Path) -> None:
     found = read_word_vectors(words([*LINES, "at name@domain.com 1 2 3"], tmp_path))
     expected = [[i + 0.5, -0.25, 1e-3] for i in range(30)] + [[1, 2, 3]]
     assert found.dtype == torch.float32

@@ -31,7 +31,7 @@ def test_hoyer_does_not_depend_on_the_scale() -> None:
 
 
 def test_norms_are_divided_before_they_are_averaged() -> None:
-    # The slip of the paper's code: norms of the batch's means. Samples of unequal size tell.
+    # The paper's code computes norms of the batch's means. Samples of unequal size reveal this.
     scale = torch.tensor([[0.1], [1.0], [30.0]]).repeat(10, 1)
     v = torch.rand(30, 5, generator=torch_generator(0, "v")) * scale
     v[2::3, 1:] = 0  # the large ones are sparse
@@ -76,7 +76,7 @@ def test_explained_variance_is_the_variance_weighted_r2() -> None:
 
 
 def test_about_one_scalar_a_common_mean_is_counted_as_variance() -> None:
-    # Rows that differ by 1% of what they have in common: predicting the mean explains all but it.
+    # Rows that differ by 1% of what they share: predicting the mean explains all but that.
     common = torch.tensor([-3.0, 3.0, -1.0, 1.0])
     x = common + 0.03 * torch.randn(500, 4, generator=torch_generator(0, "x"))
     output = common.expand_as(x)

@@ -48,12 +48,12 @@ def job(cell: dict[str, str], toy: Toy) -> TrainToyParams:
 
 
 def nothing(done: int, total: int, loss: float) -> None:
-    """Progress that nobody watches."""
+    """Progress callback that does nothing."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Toy]:
-    """A finished sweep of two sources, and its page."""
+    """Return a finished sweep of two sources, and its page."""
     root = tmp_path_factory.mktemp("toy")
     rng = np.random.default_rng(0)
     lines = [f"w{i} " + " ".join(f"{x:.4f}" for x in rng.normal(size=6)) for i in range(400)]
@@ -89,7 +89,7 @@ def test_a_sweep_has_a_row_per_coefficient_and_its_own_columns(made: tuple[Path,
         assert {(r["d_input"], r["n_latents"]) for r in rows} == {(d, 2 * d)}
         n = 600 if cell["source"] == "sharkey" else 400
         assert {(r["n_train"], r["n_heldout"]) for r in rows} == {(n - n // 10, n // 10)}
-        # Sparser codes for a larger penalty, and less explained by them.
+        # A larger penalty makes codes sparser, and they explain less.
         assert (np.diff([r["l1"] for r in rows]) < 0).all()
         assert (np.diff([r["explained_variance"] for r in rows]) < 0).all()
         is_data, is_mlp = cell["data"] == "data", cell["data"] == "mlp_of_data"
@@ -100,7 +100,7 @@ def test_a_sweep_has_a_row_per_coefficient_and_its_own_columns(made: tuple[Path,
 
 
 def test_a_middle_coefficient_recovers_the_true_features() -> None:
-    # Without unit variance of the normals true features are about equally common.
+    # Without unit variance of the normals, true features are about equally common.
     source = SharkeySource(
         kind="sharkey",
         n_samples=3000,
@@ -121,7 +121,7 @@ def test_a_middle_coefficient_recovers_the_true_features() -> None:
     rows = sweep(job(next(toy_cells(toy)), toy))
     found = [row["mmcs"] for row in rows]
     assert rows[0]["mmcs_at_start"] < 0.6
-    # A middle zone recovers them, as in the paper's figure 4; neither end does.
+    # Middle coefficients recover them, as in the paper's figure 4; neither end does.
     assert found[1] > 0.9
     assert max(found[0], found[2]) < 0.75
 
@@ -158,7 +158,7 @@ def test_the_page_needs_no_script_and_lacks_no_figure(made: tuple[Path, Toy]) ->
         assert svg.startswith("<svg")
         png = (root / paths.FIGURE.format(figure=figure, format="png")).read_bytes()
         assert png.startswith(b"\x89PNG")
-    # All curves are named, and hold marks.
+    # All curves are labelled and have marks.
     pareto = (root / paths.FIGURE.format(figure="toy.sharkey", format="svg")).read_text()
     for label in ("input", "Gaussian input", "random MLP of input", "random MLP of Gaussian"):
         assert label in pareto
@@ -188,7 +188,7 @@ def test_the_value_between_two_points_is_that_of_a_line_in_log_l0() -> None:
 
 
 def rows_of(evs: dict[tuple[str, int], tuple[float, float]]) -> list[dict[str, Any]]:
-    """Sweeps of two coefficients with an L0 of 1 and 16."""
+    """Return sweeps of two coefficients with an L0 of 1 and 16."""
     return [
         {
             **{"data": data, "seed": seed, "expansion": 2, "n_latents": 32, "d_input": 16},
@@ -206,7 +206,7 @@ def test_gaps_are_taken_within_seeds() -> None:
     found = {row["l0"]: row for row in at_equal_l0(rows_of(evs), "explained_variance")}
     assert list(found) == [1.0, 2.0, 4.0, 8.0]
     assert found[1.0]["data"] == pytest.approx(0.3)
-    # Within seeds: 0.2 and 0.1, so that their deviation is 0.1 / sqrt(2).
+    # Within seeds 0.2 and 0.1, so the standard error is 0.1 / sqrt(2).
     assert found[1.0]["gap"] == pytest.approx((0.15, 0.1 / 2**0.5))
     assert found[4.0]["gap"] == pytest.approx((0.15, 0.1 / 2**0.5))
     assert found[4.0]["mlp_gap"] == pytest.approx((0.0, 0.0))

@@ -71,7 +71,7 @@ def test_training_together_is_training_one_by_one_with_pytorchs_modules() -> Non
             (one.decoder[0].T, model.decoder.weight),
         ):
             torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)
-    # The coefficient matters: the tolerance is not what makes them equal.
+    # The coefficient matters, so equality is not due to the tolerance.
     assert not torch.allclose(together.encoder[0], together.encoder[2], rtol=1e-4, atol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_the_start_is_as_pytorch_starts_a_linear_layer_and_orthogonal() -> None:
     assert float(start.encoder.var()) == pytest.approx(1 / 64 / 3, rel=0.05)
     rows = start.decoder[0]
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(128))
-    # Columns of a tall orthogonal matrix are orthogonal; unit rows keep them nearly so.
+    # Columns of a tall orthogonal matrix are orthogonal, and nearly so with unit rows.
     raw = nn.init.orthogonal_(torch.empty(128, 64), generator=torch_generator(0, "other"))
     gram = F.normalize(raw, dim=1).T @ F.normalize(raw, dim=1)
     own = rows.T @ rows

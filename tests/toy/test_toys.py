@@ -99,7 +99,7 @@ def test_a_mistake_is_refused_and_named(toy: Any, said: str) -> None:
     assert str(caught.value).startswith(said)
 
 
-def test_a_job_depends_on_what_it_uses_alone() -> None:
+def test_a_job_depends_only_on_what_it_uses() -> None:
     toy: dict[str, Any] = {
         "sources": {"sharkey": {"kind": "sharkey"}},
         "gaussian": "scalar",
@@ -112,7 +112,7 @@ def test_a_job_depends_on_what_it_uses_alone() -> None:
     more |= {"expansion_factors": [8, 2], "seeds": [5, 0]}
     for data in DATA:
         assert params(study(toy), data=data) == params(study(more), data=data)
-    # The control and the network concern the data that are made by them, and no others.
+    # The control and the network affect only the data made from them.
     for key, value, used in (
         ("gaussian", "matched", {"gaussian", "mlp_of_gaussian"}),
         ("mlp_hidden_factor", 3, {"mlp_of_data", "mlp_of_gaussian"}),

@@ -1,4 +1,4 @@
-"""Batches of one size from shards of any, and what makes shards that are not on disk."""
+"""Batches of one size from shards of any size, and the source of shards that are not on disk."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 
 
 class Live(Protocol):
-    """What makes the activations of a split again that are not kept."""
+    """Recomputes the activations of a split that are not stored."""
 
     def rows(self, index: int, sites: Sequence[str]) -> dict[str, Tensor]:
-        """Of one shard, in its order: per site [n, width] in the storage type."""
+        """Return one shard in its order: per site [n, width] in the storage type."""
 
 
 class Batcher:
-    """Cuts parts of shards into batches of one size, whatever the size of the parts."""
+    """Cuts parts of shards into batches of one size, whatever the sizes of the parts."""
 
     def __init__(self, size: int) -> None:
         self.size, self.lacking = size, size
         self.held: list[tuple[Tensor, ...]] = []
 
     def cut(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Whole batches that these rows complete.
+        """Yield the batches that these rows complete.
 
-        Rows are activations [n, d], of one or more sites, and at last positions int64 [n]; batches
-        are alike, with activations in float32.
+        Rows are activations [n, d] of one or more sites, followed by positions int64 [n]; so are
+        batches, with activations in float32.
         """
         while len(rows[-1]):
             self.held.append(tuple(x[: self.lacking] for x in rows))
@@ -38,13 +38,13 @@ class Batcher:
                 self.held, self.lacking = [], self.size
 
     def rest(self) -> Iterator[tuple[Tensor, ...]]:
-        """What is left, less than a batch."""
+        """Yield what is left, less than a batch."""
         if self.held:
             yield _joined(self.held)
 
 
 def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Concatenate parts of shards, activations as float32."""
+    """Concatenate parts of shards, with activations as float32."""
     *sites, position = zip(*parts, strict=True)
     return (*(_whole(x).float() for x in sites), _whole(position))
 

@@ -1,10 +1,10 @@
 """The stream of activations that SAEs are trained on, in blocks that fit into memory.
 
-A block is a shard of `sae_train`: consecutive contexts, tokens permuted within it. Blocks come in
-an order drawn anew for each epoch; the first epoch trusts the permutation within them, later ones
-permute again. Order and permutations depend on the config's seed alone: SAEs differ by what they
-see, not by when they see it, and any of them can be trained together. A token that is excluded at
-a site has another one of the block in its place.
+A block is a shard of `sae_train`: consecutive contexts, with tokens permuted within it. The order
+of blocks is drawn again for each epoch; the first epoch uses the stored permutation within blocks,
+later ones permute again. Order and permutations depend on the config's seed alone: SAEs differ in
+what they see, not in when they see it, and any of them can be trained together. A token excluded at
+a site is replaced by another one of the block.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ R = TypeVar("R")
 
 
 class Blocks(Protocol):
-    """Where blocks come from: read from disk, or computed."""
+    """A source of blocks: read from disk, or computed."""
 
     @property
     def sizes(self) -> list[int]:
-        """Tokens in each block."""
+        """The number of tokens in each block."""
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
-        """Activations of one block at some sites, each [n, width], the same tokens in each.
+        """Return one block at some sites, each [n, width], with the same tokens at each.
 
-        They are in the type in which they are kept, on any device, and not to be written to.
+        Activations are in the storage type, on any device, and must not be modified.
         """
 
     def name(self, index: int, site: str) -> str:
-        """What a message calls the block of a site."""
+        """Return the name of a site's block, for messages."""
 
     def work(self, indices: Collection[int]) -> str:
-        """What it takes to get these blocks, in words."""
+        """Describe the work of getting these blocks."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class CachedBlocks:
 
 
 def block_order(seed: int, epoch: int, n_blocks: int) -> list[int]:
-    """The order of the blocks in an epoch."""
+    """Return the order of the blocks in an epoch."""
     order = torch.randperm(n_blocks, generator=torch_generator(seed, "block_order", epoch))
     return order.tolist()
 
 
 def order_within(seed: int, epoch: int, index: int, n_tokens: int) -> Tensor | slice:
-    """Indices of a block's rows in an epoch's order, int64 [n_tokens]; the first keeps them."""
+    """Return the order of a block's rows in an epoch, int64 [n_tokens]; the first keeps them."""
     if epoch == 0:
         return slice(None)
     generator = torch_generator(seed, "order_within_block", epoch, index)
@@ -89,9 +89,10 @@ def order_within(seed: int, epoch: int, index: int, n_tokens: int) -> Tensor | s
 
 
 def ahead(get: Callable[[T], R], items: Iterable[T], *, in_background: bool) -> Iterator[R]:
-    """Results of `get`, in order.
+    """Yield the results of `get`, in order.
 
-    In the background, a thread makes the next while the caller uses the last: two are in memory.
+    In the background, a thread computes the next one while the caller uses the last, so that two
+    are in memory.
     """
     if not in_background:
         yield from map(get, items)
@@ -110,9 +111,9 @@ def ahead(get: Callable[[T], R], items: Iterable[T], *, in_background: bool) -> 
 
 
 class Batches:
-    """Cuts the stream of blocks into one SAE's batches, from some step on.
+    """Cuts the stream of blocks into one SAE's batches, from a given step on.
 
-    A rest of less than a batch is left out at the end of an epoch.
+    At the end of an epoch, a remainder of less than a batch is dropped.
     """
 
     def __init__(self, n_tokens: int, batch_tokens: int, *, start_step: int) -> None:
@@ -121,21 +122,21 @@ class Batches:
         self.usable = self.per_epoch * batch_tokens
         epoch, done = divmod(start_step, self.per_epoch)
         self.start = (epoch, done * batch_tokens)
-        # Tokens of this epoch that were handed out or are held.
+        # Tokens of this epoch that were returned or are held.
         self.taken = done * batch_tokens
         self.held: Tensor | None = None
 
     def want(self, epoch: int, start: int, stop: int) -> bool:
-        """Whether any of the tokens `start` ... `stop` of the epoch are in batches to come.
+        """Return whether any of the tokens `start` ... `stop` of the epoch are in later batches.
 
-        It counts from the first step, so that it can be asked before the stream starts.
+        The answer refers to the first step, so this may be called before the stream starts.
         """
         return start < self.usable and (epoch, stop) > self.start
 
     def cut(self, start: int, x: Tensor) -> Iterator[Tensor]:
-        """Whole batches that a block x [n, width] completes, views of it where they can be.
+        """Yield the batches that a block x [n, width] completes, as views of it if possible.
 
-        `start` tokens of the epoch are before it; the blocks wanted must come in their order.
+        `start` tokens of the epoch precede it; wanted blocks must come in order.
         """
         x = x[self.taken - start : self.usable - start]
         self.taken = (self.taken + len(x)) % self.usable
@@ -148,5 +149,5 @@ class Batches:
         whole = len(x) - len(x) % self.batch_tokens
         # A view would keep the whole block in memory.
         self.held = x[whole:].clone() if whole < len(x) else None
-        if whole:  # torch.split makes one empty batch of no rows
+        if whole:  # torch.split returns one empty batch for no rows
             yield from torch.split(x[:whole], self.batch_tokens)

@@ -28,20 +28,20 @@ from nullsae.jobs.work.making import ROW_BYTES
 from nullsae.subjects.loading import DTYPES, Subject, shared_subject
 from nullsae.subjects.site_gates import verify_sites
 
-# Shards in memory: one is captured while the one before it is written.
+# Shards in memory: one is captured while the previous one is written.
 N_HELD = 2
 
 
 @dataclass(frozen=True)
 class Portion:
-    """The shards that one of several jobs captures, of the same split."""
+    """The shards that one of several jobs captures from the same split."""
 
     index: int
     n: int
 
     @classmethod
     def parse(cls, text: str) -> Portion:
-        """From `2/8`, the third of eight; `UserError` for anything else."""
+        """Parse `2/8`, the third of eight; raise a `UserError` for anything else."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or not int(found[1]) < int(found[2]):
             raise UserError(f"--portion: {text!r} is not one of 0/N to N-1/N, such as 0/4")
@@ -49,11 +49,11 @@ class Portion:
 
     @property
     def manifest(self) -> str:
-        """Name of the file that says that the portion is done."""
+        """Name of the file that marks the portion as done."""
         return f"portion-{self.index}-of-{self.n}.json"
 
     def among(self, n_shards: int) -> range:
-        """Indices of its shards, of `n_shards`; none where there are fewer shards than jobs."""
+        """Return its shards' indices among `n_shards`; none if there are fewer shards than jobs."""
         return range(self.index * n_shards // self.n, (self.index + 1) * n_shards // self.n)
 
 
@@ -67,18 +67,18 @@ def cache_activations(
     portion: Portion | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Capture all sites of a split that are not there yet.
+    """Capture all sites of a split that are not complete yet.
 
-    Whole shards of this provenance are left alone, also where a killed run, or a damage to others,
-    left their site incomplete: adding a site, or running again, computes only what is missing, to
-    the same bytes.
+    Complete shards of the same provenance are kept, even if a killed run, or damage to other
+    shards, left their site incomplete: adding a site, or running again, computes only what is
+    missing, and gives the same bytes.
 
-    With `params.keep` false, shards hold norms and positions alone, and the manifests what computes
-    the activations again when they are read (`passes`).
+    If `params.keep` is false, shards contain norms and positions alone, and the manifests describe
+    how to compute the activations again when they are read (`passes`).
 
-    In memory are two shards, 2 * n * (sum of the sites' widths) * bytes of the storage type with
-    n = `shard_tokens`, beside what one forward pass takes: one is captured while a thread writes
-    the other. After two batches a line is logged with tokens, bytes and the time of all of it.
+    Memory: two shards, 2 * n * (sum of the sites' widths) * bytes of the storage type with
+    n = `shard_tokens`, plus one forward pass; a thread writes one shard while the other is
+    captured. After two batches, a line is logged with the tokens, bytes and time of the whole job.
 
     Args:
         params: the rule's slice of the config.
@@ -86,18 +86,18 @@ def cache_activations(
         model: `recipe.json` of the variant.
         tokens: manifest of the corpus' split.
         output: the split's folder; its `manifest.json` is written last.
-        portion: capture these shards only, and write no manifest but the portion's own. Jobs of
-            other portions may run at the same time. Shards that they made count like those of a
-            killed run: the job without a portion that follows them has only manifests to write.
-        progress: called with (tokens done, tokens in all).
+        portion: capture only these shards, and write only the portion's manifest. Jobs of other
+            portions may run at the same time. A later job without a portion reuses their shards
+            and only writes the other manifests.
+        progress: called with (tokens done, tokens in total).
 
     Returns:
         The sites that were not complete before.
 
     Raises:
-        UserError: not enough disk, a site beyond the last block, activations not finite, a file
-            that cannot be written, or another process that captures the same for longer than a
-            minute. Shards that were finished stay.
+        UserError: too little disk space, a site beyond the last block, activations that are not
+            finite, a file that cannot be written, or another process that has been capturing the
+            same for more than a minute. Finished shards are kept.
     """
     torch.set_num_threads(params.compute.threads)
     own = "manifest.json" if portion is None else portion.manifest
@@ -123,7 +123,7 @@ def _capture(
     own = range(len(shards)) if portion is None else portion.among(len(shards))
     among = None if portion is None else own
     kept = {s: finished_shards(job.folder(s), key=params.shards_key, among=own) for s in sites}
-    # Per shard the sites that lack it.
+    # The sites that lack each shard.
     todo = {i: [s for s in sites if kept[s].get(i) != tokens[i]] for i in own}
     todo = {index: lacking for index, lacking in todo.items() if lacking}
     keep = {site: [i for i in own if site not in todo.get(i, ())] for site in sites}
@@ -165,7 +165,7 @@ def _capture(
 
 
 def _again(job: SplitJob[CacheActivationsParams], model: Path) -> Callable[..., Tensor]:
-    """What runs the passes of a shard once more, for one `site`."""
+    """Return a function that runs the passes of a shard again, for one `site`."""
 
     def rows(index: int, site: str) -> Tensor:
         device, ids = device_of(job.params.compute.device), torch.from_numpy(job.corpus.input_ids)
@@ -196,7 +196,7 @@ def _write_shards(
             writers[site].write(index, values, position, order)
 
     def wait(*, at_most: int) -> None:
-        """Until at most so many shards are not yet written; raise what the writer raised."""
+        """Wait until at most so many shards are unwritten; raise the writer's errors."""
         while writing and (len(writing) > at_most or writing[0].done()):
             writing.popleft().result()
 
@@ -208,10 +208,10 @@ def _write_shards(
         buffers(subject, len(shards[0]) * context_tokens, list(writers), dtype)
         for _ in range(min(N_HELD, len(todo)))
     ]
-    # It ends after its work, after an error too: what was captured need not be captured again.
+    # On exit, even after an error, it finishes writing, so that captured shards are not lost.
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as pool:
         for turn, (index, lacking) in enumerate(todo.items()):
-            # The shard that was last in this room must be written by now.
+            # The previous shard in this buffer must be written by now.
             wait(at_most=N_HELD - 1)
             clock.start(shards[index].start * context_tokens)
             found = capture_contexts(

@@ -1,7 +1,7 @@
-"""Tokens that are captured and then left out of training and of every metric.
+"""Tokens that are captured and then excluded from training and from every metric.
 
-Attention sinks and other tokens of massive norm can hold nearly all variance of a site (Sun et al.
-2024, arXiv 2402.17762): explained variance then says how well those are copied, and no more.
+Attention sinks and other tokens of massive norm can account for nearly all variance of a site (Sun
+et al. 2024, arXiv 2402.17762): explained variance then measures only how well those are copied.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from nullsae.core.randomness import torch_generator
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """Norms of stored activations [n, d_model], as they are compared with a limit: float32 [n]."""
+    """Return norms of stored activations [n, d_model], as compared with a limit: float32 [n]."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
     return norms
 
 
 def lower_median(parts: Callable[[], Iterable[Tensor]]) -> float:
-    """The exact median of nonnegative float32 numbers that come in parts [n], in constant memory.
+    """Return the exact median of nonnegative float32 numbers that come in parts [n].
 
-    Of an even number it is the lower of the middle two; of none it is 0. Nonnegative floats are
-    ordered as their bits are: a count by the upper half of the bits finds the bin, a second one by
-    the lower half the number. So `parts` is called twice.
+    It needs constant memory. Of an even number it returns the lower of the middle two; of none, 0.
+    Nonnegative floats are ordered like their bits: counting by the upper half of the bits finds the
+    bin, counting by the lower half finds the number. So `parts` is called twice.
     """
 
     def bits() -> Iterable[Tensor]:
@@ -56,7 +56,7 @@ def lower_median(parts: Callable[[], Iterable[Tensor]]) -> float:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which tokens of a site count: the rule of the config with the limit that it gave there."""
+    """Which tokens of a site count: the rule in the config with the resulting norm limit."""
 
     start_tokens: int = 0
     norm_limit: float = math.inf
@@ -64,7 +64,7 @@ class Kept:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Self:
-        """As the manifest of a site says."""
+        """Return the rule in the manifest of a site."""
         excluded = manifest["excluded"]
         limit = excluded["norm_limit"]
         return cls(
@@ -80,10 +80,11 @@ class Kept:
         rows: Callable[[], Iterable[tuple[Tensor, Tensor]]],
         context_tokens: int,
     ) -> tuple[Self, float]:
-        """By all `rows` of a split, (norms float32 [n], positions int64 [n]); and the median norm.
+        """Fit the rule to all `rows` of a split; return it and the median norm.
 
-        The median is of the tokens that are not at the start. Where it is 0, no norm is too large:
-        a site where most tokens are zero has no typical norm.
+        Rows are (norms float32 [n], positions int64 [n]). The median is over the tokens that are
+        not at the start. If it is 0, no norm is too large: a site where most tokens are zero has no
+        typical norm.
         """
         start = cls(exclude.start_tokens, math.inf, context_tokens)
         median = lower_median(lambda: (norm[start.mask(norm, at)] for norm, at in rows()))
@@ -92,15 +93,15 @@ class Kept:
         return cls(exclude.start_tokens, exclude.norm_above_median * median, context_tokens), median
 
     def mask(self, norm: Tensor, position: Tensor) -> Tensor:
-        """Bool [n], from norms float32 [n] and flat positions int64 [n]."""
+        """Return which tokens count, bool [n], from norms float32 [n] and flat positions int64."""
         return (norm <= self.norm_limit) & (position % self.context_tokens >= self.start_tokens)
 
     def fill(self, x: Tensor, kept: Tensor, seed: int, index: int, where: str) -> Tensor:
-        """A block [n, d_model] of which each token that is left out is replaced by one that counts.
+        """Replace each excluded token of a block [n, d_model] by one that counts.
 
-        Blocks and batches thus keep their sizes, the same for every variant. Which tokens are seen
-        twice is drawn by the config's seed and the index of the block. A `UserError` says that
-        nothing is left, naming `where`.
+        Blocks and batches thus keep their sizes, the same for every variant. The config's seed and
+        the index of the block determine which tokens are seen twice. Raises a `UserError` that
+        starts with `where` if all tokens are excluded.
         """
         if bool(kept.all()):
             return x
@@ -120,10 +121,10 @@ class Kept:
 
 @dataclass
 class LeftOut:
-    """Sums over the tokens of a site that are left out, beside those over all of its tokens."""
+    """Sums over a site's excluded tokens, next to those over all of its tokens."""
 
     n: int
-    """All tokens."""
+    """Number of all tokens."""
     total: Tensor
     """Sum of all activations, float64 [d_model]."""
     norm_sum: float
@@ -134,13 +135,13 @@ class LeftOut:
     excluded_norm_sum: float = 0.0
     excluded_square_sum: float = 0.0
     positions: list[Tensor] = field(default_factory=list)
-    """Of the tokens that are left out, int64."""
+    """Positions of the excluded tokens, int64."""
 
     def __post_init__(self) -> None:
         self.excluded_total = torch.zeros_like(self.total)
 
     def add(self, x: Tensor, position: Tensor) -> None:
-        """Add tokens that are left out: activations [n, d_model], positions int64 [n]."""
+        """Add excluded tokens: activations [n, d_model], positions int64 [n]."""
         exact = x.double()
         norms = exact.norm(dim=1)
         self.n_excluded += len(exact)
@@ -161,7 +162,7 @@ class LeftOut:
 
     @property
     def variance(self) -> float:
-        """Mean squared distance of the tokens that count from their mean; 0 if that is rounding."""
+        """Mean squared distance of the tokens that count from their mean; 0 if only rounding."""
         n = self.n - self.n_excluded
         square = (self.square_sum - self.excluded_square_sum) / n
         variance = square - float(self.mean.square().sum())
@@ -169,7 +170,7 @@ class LeftOut:
 
     @property
     def variance_share(self) -> float:
-        """Share of sum |x - mean|^2, over all tokens and about their mean, that is left out."""
+        """Share of sum |x - mean|^2, over all tokens and about their mean, that is excluded."""
         mean = self.total / self.n
         square = float(mean.square().sum())
         variance = self.square_sum - self.n * square

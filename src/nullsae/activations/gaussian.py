@@ -1,4 +1,4 @@
-"""Activations without a model: mean and covariance of a variant's, and nothing else."""
+"""Activations without a model: Gaussian samples with a variant's mean and covariance."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.keys import ModelKeys
 
-# With fewer tokens per dimension the sample covariance is shrunk.
+# With fewer tokens per dimension, the sample covariance is shrunk.
 ENOUGH_TOKENS = 10
-# Below this share of the largest one, an eigenvalue of the correlation matrix is rounding.
+# An eigenvalue of the correlation matrix below this share of the largest one is rounding error.
 ROUNDING = 1e-13
-# A dimension whose standard deviation is a smaller share of its mean is constant but for rounding.
+# A dimension is constant, up to rounding, if its standard deviation over its mean is below this.
 CONSTANT = 1e-12
 
 
 def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
-    """Mean and covariance of a site's activations, after `SiteReader.check`."""
+    """Check a site's shards and return the moments of its activations."""
     reader.check()
     fit = Moments(reader.d_model, device=device)
     for x, _ in reader.batches():
@@ -32,7 +32,7 @@ def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
 
 
 def oas_shrinkage(covariance: Tensor, n: int) -> float:
-    """Weight of the target tr(S)/p * I that approximates the oracle (Chen et al. 2010, eq. 23).
+    """Return the OAS weight of the target tr(S)/p * I (Chen et al. 2010, eq. 23).
 
     S is the sample covariance [p, p] of n samples, with n in the denominator.
     """
@@ -49,14 +49,14 @@ def oas_shrinkage(covariance: Tensor, n: int) -> float:
 class Gaussian:
     """N(mean, covariance) in float64, the covariance as D R D with R a correlation matrix.
 
-    A dimension of massive activations would drown the small ones in an eigendecomposition of the
-    covariance; in R all dimensions count the same.
+    In an eigendecomposition of the covariance, a dimension of massive activations would swamp the
+    small ones; in R all dimensions have equal weight.
     """
 
     mean: Tensor
     """[d_model]."""
     scale: Tensor
-    """Diagonal of D, [d_model]: standard deviations, 0 where a dimension is constant."""
+    """Diagonal of D, [d_model]: standard deviations, 0 for constant dimensions."""
     eigenvalues: Tensor
     """Eigenvalues of R, ascending, [d_model]; those due to rounding are 0."""
     eigenvectors: Tensor
@@ -64,13 +64,13 @@ class Gaussian:
     root: Tensor
     """R^(1/2) D, [d_model, d_model], R^(1/2) symmetric: no eigenvector's sign matters."""
     shrinkage: float
-    """Weight of the isotropic target in the covariance; 0 where tokens were plenty."""
+    """Weight of the isotropic target in the covariance; 0 if there were enough tokens."""
 
     @classmethod
     def fitted_to(cls, moments: Moments, device: torch.device) -> Gaussian:
-        """With these moments; shrunk where there are fewer than 10 tokens per dimension.
+        """Fit to moments; with fewer than 10 tokens per dimension, shrink the covariance.
 
-        It lies on `device`, if that has float64.
+        The tensors are on `device` if that has float64.
         """
         mean, covariance = moments.mean(), moments.covariance()
         d_model, shrinkage = len(mean), 0.0
@@ -91,16 +91,16 @@ class Gaussian:
         return cls(mean, scale, eigenvalues, vectors, root, shrinkage)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Independent samples, float64 [n, d_model]; drawn on the CPU, the same on any device."""
+        """Draw samples, float64 [n, d_model], on the CPU, so that they are the same everywhere."""
         noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
         return self.mean + noise.to(self.mean.device) @ self.root
 
     def contexts(
         self, contexts: range, length: int, seed: int, keys: ModelKeys, site: str, split: str
     ) -> Iterator[Tensor]:
-        """Samples of each context, float64 [length, d_model].
+        """Yield the samples of each context, float64 [length, d_model].
 
-        They depend on the context's index and the other arguments alone.
+        They depend only on the context's index and the other arguments.
         """
         for context in contexts:
             of = (keys.variant, keys.subject, keys.draw, site, split, context)

@@ -1,4 +1,4 @@
-"""What every maker of a split's activations shares: its provenance, its shards, their order."""
+"""What every producer of a split's activations shares: provenance, shards and their order."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from nullsae.jobs.activations import CacheActivationsParams, SampleGaussianParam
 
 logger = logging.getLogger(__name__)
 
-# Token ids that a warning names.
+# How many token ids a warning names.
 NAMED_IDS = 5
 
 P = TypeVar("P", CacheActivationsParams, SampleGaussianParams)
 
 
 class SplitJob(Generic[P]):
-    """The activations of a split that a job makes, and which sites it has to."""
+    """The activations of a split that a job makes, and the sites that are still missing."""
 
     def __init__(self, params: P, split: str, source: Path, tokens: Path, output: Path) -> None:
-        """Look for what is there.
+        """Find out what exists already.
 
         Args:
-            params: the job's. Without a key, as by hand, it is made from all inputs: what is on
-                disk then counts only if it came from just these.
+            params: the job's. Without a key, as when run by hand, the key is made from all inputs:
+                files on disk then count only if they came from the same inputs.
             split: `sae_train` or `eval`.
-            source: JSON file that describes what the activations are made by.
+            source: JSON file that describes what makes the activations.
             tokens: manifest of the corpus' split.
             output: the split's folder.
 
@@ -63,11 +63,11 @@ class SplitJob(Generic[P]):
 
     @staticmethod
     def lock(output: Path, manifest: str = "manifest.json") -> Path:
-        """Locked by the process that makes what ends in a manifest of the split's folder."""
+        """Return the lock file of the process that makes a manifest of the split's folder."""
         return output / f".{manifest}.lock"
 
     def folder(self, site: str) -> Path:
-        """Where a site's shards are."""
+        """Return the folder of a site's shards."""
         return self.output / f"site={site}"
 
     @cached_property
@@ -81,21 +81,21 @@ class SplitJob(Generic[P]):
         return shard_contexts(self.corpus, self.params.max_tokens, self.params.shard_tokens)
 
     def rows(self, index: int) -> tuple[Tensor, Tensor]:
-        """Positions of a shard's rows in its split, and their `shard_order`: int64 [n] each."""
+        """Return positions of a shard's rows in the split, and `shard_order`: int64 [n] each."""
         contexts, length = self.shards[index], self.corpus.input_ids.shape[1]
         position = torch.arange(contexts.start * length, contexts.stop * length)
         return position, shard_order(self.params.seed, self.split, index, len(position))
 
     def again(self, rows: Callable[[int], Tensor]) -> Again | None:
-        """How a site is written that `rows` makes; None where its activations are kept."""
+        """Return how to write a site computed by `rows`; None if its activations are stored."""
         if self.params.keep:
             return None
         return Again(rows, self.params.exclude, self.corpus.input_ids.shape[1])
 
     def made_from(self, **more: Any) -> dict[str, Any]:
-        """What computes these activations again, for the manifest of a site that keeps none.
+        """Describe how to compute these activations again, for a manifest without activations.
 
-        Paths are relative to the split's folder, so that results may be moved as a whole.
+        Paths are relative to the split's folder, so that results may be moved as a unit.
         """
         files = {"source": self.source, "tokens": self.tokens}
         settings = self.params.model_dump(include={"seed", "max_tokens", "shard_tokens"})
@@ -103,9 +103,9 @@ class SplitJob(Generic[P]):
         return {**paths, **settings, **more}
 
     def finish_site(self, writer: SiteWriter, site: str, **more: Any) -> None:
-        """Write a site's manifest, with its provenance and what else its maker knows.
+        """Write a site's manifest, with its provenance and further facts from its maker.
 
-        A warning says which tokens were left out, and how much of the variance they held.
+        A warning names the excluded tokens and their share of the variance.
         """
         left_out = writer.finish(
             key=self.params.key,
@@ -120,7 +120,7 @@ class SplitJob(Generic[P]):
             logger.warning("warning: %s: %s", self.folder(site), self._told(left_out))
 
     def _told(self, left_out: LeftOut) -> str:
-        """Which tokens were left out, in words."""
+        """Describe which tokens were excluded."""
         position = torch.cat(left_out.positions).numpy()
         first = int((position % self.corpus.input_ids.shape[1] == 0).sum())
         ids, counts = np.unique(self.corpus.input_ids.reshape(-1)[position], return_counts=True)
@@ -133,15 +133,15 @@ class SplitJob(Generic[P]):
         ]
         return (
             f"activations.exclude leaves out {left_out.n_excluded:,} of {left_out.n:,} tokens, "
-            f"which hold {left_out.variance_share:.1%} of the variance; {first:,} are the first "
+            f"with {left_out.variance_share:.1%} of the variance; {first:,} are the first "
             f"of their context; most often: {', '.join(names)}"
         )
 
     def finish(self) -> None:
-        """Write the split's `manifest.json` over the sites' own, once these are complete."""
+        """Write the split's `manifest.json` from those of its sites, once these are complete."""
         manifest, sites = self.output / "manifest.json", {}
         for site in self.params.sites:
-            # Of a run that was killed between a site's manifest and their deletion.
+            # Records remain if a run was killed between writing the manifest and deleting them.
             drop_records(self.folder(site))
             reader = SiteReader.open(manifest, site)
             checksums = [shard["checksum"] for shard in reader.manifest["shards"]]
@@ -151,13 +151,13 @@ class SplitJob(Generic[P]):
 
 
 def shard_contexts(corpus: Tokens, max_tokens: int | None, shard_tokens: int) -> list[range]:
-    """The contexts of each shard, as consecutive indices; all shards but the last are equal.
+    """Return the contexts of each shard, as consecutive indices; only the last may be shorter.
 
     `max_tokens` (all of the split if None) and `shard_tokens` (at least one context) are rounded
     down to whole contexts.
 
     Raises:
-        UserError: less than one context is wanted, or more than the split has.
+        UserError: `max_tokens` is less than one context, or more than the split has.
     """
     n_contexts, context_tokens = map(int, corpus.input_ids.shape)
     if max_tokens is not None:
@@ -173,9 +173,9 @@ def shard_contexts(corpus: Tokens, max_tokens: int | None, shard_tokens: int) ->
 
 
 def shard_order(seed: int, split: str, index: int, n_tokens: int) -> Tensor:
-    """Indices of the captured rows in their order in a shard, int64 [n_tokens]; `eval` keeps it."""
+    """Return the order of captured rows in a shard, int64 [n_tokens]; `eval` keeps it."""
     if split != "sae_train":
         return torch.arange(n_tokens)
-    # The same order at every site and variant: SAEs differ by what they see, not when.
+    # The same at every site and variant: SAEs differ in what they see, not in when they see it.
     generator = torch_generator(seed, "shard_permutation", split, index)
     return torch.randperm(n_tokens, generator=generator)

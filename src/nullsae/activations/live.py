@@ -1,8 +1,8 @@
-"""Blocks of activations that are computed when they are asked for, and kept nowhere.
+"""Blocks of activations that are computed on demand and stored nowhere.
 
-Block i holds what shard i of a cache would: the same contexts, run in the same batches, rounded to
-the same type and permuted alike. So a stream is, bit for bit, what is read from a cache with the
-same `shard_tokens`, and 100 million tokens need no disk.
+Block i equals shard i of a cache: the same contexts, run in the same batches, rounded to the same
+type and permuted alike. So a stream is, bit for bit, what is read from a cache with the same
+`shard_tokens`, and 100 million tokens need no disk.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SPLIT = "sae_train"
 class LiveBlocks:
     """`Blocks` from forward passes, or from a Gaussian.
 
-    In memory: one block in the storage type, n * (sum of the sites' widths) bytes times the type's
-    size, n = `shard_tokens` rounded down to whole contexts (one context at least); while it is
-    permuted, the largest site a second time.
+    Memory: one block in the storage type, n * (sum of the sites' widths) * the type's bytes, with
+    n = `shard_tokens` rounded down to whole contexts (at least one); while it is permuted, the
+    largest site a second time.
     """
 
     seed: int
@@ -54,7 +54,7 @@ class LiveBlocks:
         return [len(contexts) * self.context_tokens for contexts in self.shards]
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
-        """Activations of one block, all sites by one pass: each [n, width], in the storage type.
+        """Compute one block, all sites in one pass: each [n, width], in the storage type.
 
         Raises:
             UserError: NaN or infinite activations; names subject, variant, site, block and row.
@@ -64,7 +64,7 @@ class LiveBlocks:
         order = shard_order(self.seed, SPLIT, index, len(contexts) * self.context_tokens)
         for site, captured in found.items():
             x = found[site] = captured[order.to(captured.device)]
-            # One pass without a copy; only what it finds is looked at row by row.
+            # One pass without a copy; rows are checked one by one only if it finds something.
             finite = bool(torch.isfinite(x.sum(dtype=torch.float32)))
             if not finite and (row := bad_row(x)) is not None:
                 position = contexts.start * self.context_tokens + int(order[row])
@@ -92,7 +92,7 @@ class LiveBlocks:
 
 
 def bad_row(x: Tensor) -> int | None:
-    """The first row of x [n, d] with a NaN or an infinite entry, if any."""
+    """Return the first row of x [n, d] with a NaN or infinite entry, if any."""
     bad = ~torch.isfinite(x).all(dim=1)
     return int(bad.nonzero()[0]) if bool(bad.any()) else None
 
@@ -105,17 +105,18 @@ def live_blocks(
     model: Path | None,
     fitted: Path | None,
 ) -> LiveBlocks:
-    """The stream that `params.stream` describes.
+    """Make the stream that `params.stream` describes.
 
     Args:
         params: of a job in stream mode.
-        sites: the variant's cached part, which was made of the same tokens.
+        sites: the variant's cached part, made from the same tokens.
         tokens: manifest of the corpus' `sae_train` split.
         model: `recipe.json` of the variant; `gaussian` and floors need none.
-        fitted: manifest of the cached `sae_train` activations that these two are fitted to.
+        fitted: manifest of the cached `sae_train` activations that `gaussian` or a floor is
+            fitted to.
 
     Raises:
-        UserError: a file is missing, damaged, or of another corpus or config.
+        UserError: a file is missing, damaged, or from another corpus or config.
     """
     stream, keys = params.stream, params.keys
     assert stream is not None
@@ -127,8 +128,8 @@ def live_blocks(
     for site, reader in sites.items():
         if reader.manifest["tokens_checksum"] != corpus.manifest["tokens_checksum"]:
             raise UserError(
-                f"{tokens}: not the tokens that site {site} of the cached activations was made of "
-                f"({reader.folder})"
+                f"{tokens}: not the tokens from which site {site} of the cached activations was "
+                f"made ({reader.folder})"
             )
     context_tokens = int(corpus.input_ids.shape[1])
     device = device_of(params.compute.device)
@@ -153,7 +154,7 @@ def live_blocks(
         ids, n_contexts = torch.from_numpy(corpus.input_ids), stream.batch_contexts
         source = ModelRows(model, device, ids, SPLIT, n_contexts, DTYPES[stream.dtype])
     shards = shard_contexts(corpus, stream.max_tokens, stream.shard_tokens)
-    # Of the cached part, whose median stands for that of the stream.
+    # From the cached part, whose median stands for that of the stream.
     rules = {site: reader.rule for site, reader in sites.items()}
     batch_contexts = stream.batch_contexts
     return LiveBlocks(params.seed, keys, context_tokens, shards, batch_contexts, source, rules)

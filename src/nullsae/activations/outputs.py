@@ -1,4 +1,4 @@
-"""What a transcoder is to give beside what it reads: two sites of the same tokens."""
+"""The outputs that a transcoder predicts: activations at a second site of the same tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nullsae.activations.store import SiteReader
 
 @dataclass(frozen=True)
 class OutputReader(SiteReader):
-    """Activations of an output site; the tokens that count are those that count at the input."""
+    """Activations of an output site; the tokens that count at the input count here too."""
 
     input: SiteReader = field(kw_only=True)
 
@@ -30,7 +30,7 @@ class OutputReader(SiteReader):
         return self.input.kept(index)
 
     def mean(self) -> Tensor:
-        """Over the tokens that count at the input; float64 [width of the site]."""
+        """Return the mean over the tokens that count at the input; float64 [site's width]."""
         if not self.n_excluded and not super().n_excluded:
             return super().mean()
         total = torch.zeros(self.d_model, dtype=torch.float64)
@@ -40,7 +40,7 @@ class OutputReader(SiteReader):
 
 
 def outputs_of(reader: SiteReader, site: str, output_site: str) -> SiteReader:
-    """What is to come out at `output_site` of what is read at `site`: the same for an SAE.
+    """Return the reader of the targets at `output_site`: `reader` itself for an SAE.
 
     Raises:
         UserError: the other site was not captured; names the file.
@@ -50,14 +50,14 @@ def outputs_of(reader: SiteReader, site: str, output_site: str) -> SiteReader:
     manifest = reader.folder.parent / "manifest.json"
     found = SiteReader.open(manifest, output_site, key=str(reader.manifest.get("key", "")))
     found.check()
-    # What computes one site of a split computes all.
+    # Whatever computes one site of a split computes all.
     return OutputReader(found.folder, found.manifest, found.rebuild, reader.live, input=reader)
 
 
 def both(
     reader: SiteReader, output: SiteReader, **keys: Any
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of what is read and what is to come out, and positions; keys as of `batches`."""
+    """Yield batches of inputs, targets and positions; `keys` are those of `batches`."""
     if output is reader:
         for x, position in reader.batches(**keys):
             yield x, x, position

@@ -1,8 +1,8 @@
-"""Activations that are computed when they are read, and kept nowhere.
+"""Activations that are computed when they are read, and stored nowhere.
 
-A site that was captured without its activations has a manifest like any other, and shards that hold
-no more than norms and positions. Whoever reads it runs the same contexts in the same batches again,
-rounds to the same type and permutes alike: what is read is, bit for bit, what a cache would hold.
+A site captured without its activations has an ordinary manifest, and shards with only norms and
+positions. Its reader runs the same contexts in the same batches again, rounds to the same type and
+permutes alike: the result is, bit for bit, what a cache would contain.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ K = TypeVar("K")
 
 
 class Source(Protocol):
-    """What makes activations of some contexts, per site [tokens, width] in the storage type."""
+    """Computes activations of contexts, per site [tokens, width] in the storage type."""
 
     def __call__(self, *, contexts: range, sites: Sequence[str]) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class ModelRows:
-    """Activations by forward passes of a variant, all sites by one pass."""
+    """Activations from forward passes of a variant, all sites in one pass."""
 
     model: Path
     """Its `recipe.json`."""
@@ -63,10 +63,10 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class SampledRows:
-    """Activations from Gaussians fitted to other ones, each when it is first asked for."""
+    """Samples of Gaussians fitted to other activations; each is fitted when first needed."""
 
     fitted: Callable[[str], SiteReader]
-    """Opens the activations of a site that they are fitted to."""
+    """Opens a site's activations to fit to."""
     device: torch.device
     keys: ModelKeys
     seed: int
@@ -89,17 +89,17 @@ class SampledRows:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """What the shards of a split would hold: `store.Live`."""
+    """Computes what the shards of a split would contain: a `batches.Live`."""
 
     source: Source
     seed: int
     split: str
     context_tokens: int
     shards: list[range]
-    """Contexts of each."""
+    """Contexts of each shard."""
 
     def rows(self, index: int, sites: Sequence[str]) -> dict[str, Tensor]:
-        """Activations of one shard in its order: per site [n, width], in the storage type."""
+        """Compute one shard in its order: per site [n, width], in the storage type."""
         contexts = self.shards[index]
         found = self.source(contexts=contexts, sites=sorted(sites))
         if self.split != "sae_train":  # in the order of the contexts
@@ -111,7 +111,7 @@ class ShardRows:
 def open_site(
     manifest: Path, site: str, *, key: str = "", device: torch.device | None = None
 ) -> SiteReader:
-    """Open a site of a captured split, be its activations on disk or to be computed again.
+    """Open a site of a captured split, whether its activations are stored or recomputed.
 
     Args:
         manifest: of the split.
@@ -135,7 +135,7 @@ def open_site(
 
 @lru_cache(maxsize=8)
 def _live(folder: Path, text: str, device: torch.device) -> ShardRows:
-    """The same for all sites of a split, so that one pass can serve them together."""
+    """Return one object for all sites of a split, so that one pass can serve them together."""
     made = json.loads(text)
     of = made["made_from"]
     source_file, tokens = (
@@ -143,7 +143,9 @@ def _live(folder: Path, text: str, device: torch.device) -> ShardRows:
     )
     corpus = load_tokens(tokens)
     if corpus.manifest["tokens_checksum"] != made["tokens_checksum"]:
-        raise UserError(f"{tokens}: not the tokens that the activations in {folder} were made of")
+        raise UserError(
+            f"{tokens}: not the tokens from which the activations in {folder} were made"
+        )
     length = int(corpus.input_ids.shape[1])
     split, dtype = made["split"], DTYPES[made["dtype"]]
     source: Source
@@ -164,12 +166,12 @@ def _live(folder: Path, text: str, device: torch.device) -> ShardRows:
 def group_of(
     manifest: Path, keys: CellKeys, key: str, *, sites_together: bool = True
 ) -> tuple[str, ...]:
-    """What SAEs have in common that share passes; those that read shards from disk share nothing.
+    """Return a key shared by the SAEs that can share passes; unique if shards are on disk.
 
     Args:
         manifest: of the split.
         keys: of the SAE.
-        key: as for `open_site`, which has the errors.
+        key: as for `open_site`, including its errors.
         sites_together: whether all sites of a model share passes.
     """
     of_site = (keys.variant, keys.site)
@@ -181,7 +183,7 @@ def group_of(
 def stored_together(
     readers: Mapping[str, SiteReader], index: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """One shard of several sites of a split, computed by one pass where it is not on disk.
+    """Yield one shard of several sites of a split; sites not on disk are computed in one pass.
 
     Yields:
         (site, activations [n, d_model] in the storage dtype, position int64 [n]).
@@ -200,10 +202,10 @@ def stored_together(
 def batches_together(
     pairs: Mapping[K, tuple[SiteReader, SiteReader]],
 ) -> Iterator[tuple[K, bool, Tensor, Tensor, Tensor]]:
-    """All tokens of a split at pairs of sites, what is read and what is to come out, in one pass.
+    """Yield all tokens of a split at pairs of sites (input, target), in one pass.
 
-    The two are one reader for an SAE (`outputs.outputs_of`). Tokens that count at the first and
-    those that do not come in batches of their own, each the same as from `SiteReader.batches`.
+    For an SAE, both are the same reader (`outputs.outputs_of`). Tokens that count at the first site
+    and those that do not come in separate batches, each the same as from `SiteReader.batches`.
 
     Yields:
         (key of the pair, whether the tokens count, activations float32 [n, d_model] of both sites,
@@ -252,11 +254,11 @@ def capture_contexts(
         ids: integers [contexts of the split, context_tokens].
         split: the split that they belong to.
         contexts: which of them, as consecutive indices.
-        batch_contexts: contexts in one forward pass, counted from the first of `contexts`.
+        batch_contexts: contexts per forward pass, counted from the first of `contexts`.
         sites: names of sites.
-        dtype: what is stored.
-        progress: called after each batch with the index of the context that follows it.
-        into: tensors to fill instead of new ones, at least as long as what is returned.
+        dtype: the storage type.
+        progress: called after each batch with the index of the next context.
+        into: tensors to fill instead of new ones, at least as long as the result.
 
     Returns:
         Per site [len(contexts) * context_tokens, width of the site] in `dtype`, on the CPU, in the
@@ -290,6 +292,6 @@ def capture_contexts(
 def buffers(
     subject: Subject, n_tokens: int, sites: Sequence[str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Room for captured rows, per site [n_tokens, width]; pinned where a GPU fills it."""
+    """Allocate captured rows, per site [n_tokens, width]; pinned if a GPU fills them."""
     keys: dict[str, Any] = {"dtype": dtype, "pin_memory": subject.device.type == "cuda"}
     return {site: torch.empty(n_tokens, subject.width(site), **keys) for site in sites}

@@ -1,4 +1,4 @@
-"""Checks disk space and estimates time before a capture begins."""
+"""Checks disk space and estimates the time before a capture."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 # The batch whose time is multiplied by the number of batches.
 TIMED_BATCH = 2
-# What a file system needs beside the tensors: headers, manifests, blocks half used.
+# Headers, manifests and partly used blocks of the file system, in addition to the tensors.
 DISK_OVERHEAD = 1.02
 
 
 @dataclass
 class CaptureClock:
-    """Counts tokens; logs an estimate of the total time after the second, first warm, batch."""
+    """Counts tokens; logs an estimate of the total time after the second (the first warm) batch."""
 
     what: str
     total: int
@@ -36,11 +36,11 @@ class CaptureClock:
         self.done = self.total - self.todo
 
     def start(self, position: int) -> None:
-        """A shard begins, with this token."""
+        """Start a shard at this token."""
         self.position, self.since = position, time.perf_counter()
 
     def reach(self, position: int) -> None:
-        """A batch is done; the next begins with this token."""
+        """Finish a batch; the next one starts at this token."""
         tokens, self.position = position - self.position, position
         self.done += tokens
         self.batches += 1
@@ -57,12 +57,12 @@ class CaptureClock:
 
 
 def check_disk(output: Path, n_bytes: int, *, freed: int = 0) -> None:
-    """Stop before writing `n_bytes` of tensors to a disk that will not hold them.
+    """Stop before writing `n_bytes` of tensors to a disk that is too small.
 
-    `freed` are bytes of files that are deleted first.
+    `freed` are bytes of files that will be deleted first.
 
     Raises:
-        UserError: names the folder, what is needed and what is free.
+        UserError: names the folder, the space needed and the space available.
     """
     folder = output
     while not folder.exists():

@@ -1,4 +1,4 @@
-"""A split of Gaussian activations, checked against what it is fitted to: a job."""
+"""The job that samples a split of Gaussian activations and checks them against the fit."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from nullsae.jobs.work.making import ROW_BYTES
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, judged, passed, require
 from nullsae.subjects.loading import DTYPES
 
-# Smaller eigenvalues, as shares of the largest one, are too small for sums in float64 to tell by
-# how much they are off.
+# Below this share of the largest eigenvalue, float64 sums cannot tell how far off a variance is.
 MEASURABLE = 1e-10
-# Directions in which token means are compared: each costs a float64 per token id.
+# Directions in which token means are compared; each costs a float64 per token id.
 TOKEN_DIRECTIONS = 16
-# A correlation of fewer samples is far from normal.
+# With fewer samples, a correlation is far from normal.
 MIN_CORRELATED_TOKENS = 64
 
 
@@ -40,12 +39,12 @@ def sample_gaussian(
     output: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Sample all sites of a split that are not there yet, in shards as `cache_activations` writes.
+    """Sample all sites of a split that are missing, in the shards of `cache_activations`.
 
     Each token's vector is drawn independently from N(mean, covariance) of another variant's
     `sae_train` activations at that site: the trained one's for `gaussian`, V's for `gaussian@V`. A
-    context's samples depend on (seed, subject, variant, draw, site, split, context) alone. A site's
-    manifest holds the gates that its samples passed, their health before rounding to the storage
+    context's samples depend only on (seed, subject, variant, draw, site, split, context). A site's
+    manifest records the gates that its samples passed, their health before rounding to the storage
     dtype, and what they were fitted to.
 
     Args:
@@ -54,15 +53,15 @@ def sample_gaussian(
         fitted: manifest of the `sae_train` activations to fit to.
         tokens: manifest of the corpus' split: as many tokens are sampled.
         output: the split's folder; its `manifest.json` is written last.
-        progress: called with (tokens done, tokens in all), sites counted one by one.
+        progress: called with (tokens done, tokens in total), sites counted one by one.
 
     Returns:
         The sites that were sampled now.
 
     Raises:
-        UserError: the activations to fit to are missing, damaged or of another config, not enough
-            disk, or a gate that fails; names the file, or the site and the gate. Or another
-            process samples the same, for longer than a minute.
+        UserError: the activations to fit to are missing, damaged or from another config; too
+            little disk space; a failed gate; or another process that has been sampling the same
+            for more than a minute. Names the file, or the site and the gate.
     """
     torch.set_num_threads(params.compute.threads)
     with alone_at([SplitJob.lock(output)]):
@@ -118,11 +117,11 @@ def _sample_site(
 
 
 class SampleCheck:
-    """Sums over samples, and the gates that tell whether they follow a Gaussian.
+    """Sums over samples, and the gates that check whether they follow a Gaussian.
 
-    In the eigenbasis of R, divided by the standard deviations, samples are independent N(0, 1).
-    So each statistic below has a known distribution; it is turned into standard errors of a
-    normal one, exactly or nearly so at any number of samples.
+    In the eigenbasis of R, divided by the standard deviations, samples are independent N(0, 1). So
+    each statistic below has a known distribution; it is converted to standard errors of a normal
+    one, exactly or nearly so for any number of samples.
     """
 
     def __init__(self, gaussian: Gaussian, vocab_size: int) -> None:
@@ -139,21 +138,21 @@ class SampleCheck:
         self._counts = self._leading.new_zeros(vocab_size)
 
     def add(self, x: Tensor, ids: Tensor) -> None:
-        """Add samples float64 [n, d_model] with the token ids int64 [n] of their positions."""
+        """Add samples float64 [n, d_model], and the token ids int64 [n] at their positions."""
         self.moments.add(x)
         ids = ids.to(x.device)
         self._by_token.index_add_(0, ids, (x - self.gaussian.mean) @ self._leading)
         self._counts.index_add_(0, ids, torch.ones_like(ids, dtype=torch.float64))
 
     def gates(self) -> list[Gate]:
-        """Finite; mean, covariance and token means within 6 standard errors, each jointly."""
+        """Check: finite; mean, covariance and token means within 6 standard errors, jointly too."""
         mean, covariance = self.moments.mean(), self.moments.covariance()
         if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
             return [failed("finite", "NaN or infinite samples")]
         n, whiten, silent = self.moments.n, self.whiten.cpu(), self.silent.cpu()
         shift = mean - self.gaussian.mean.cpu()
         if not whiten.shape[1]:
-            # A site where all tokens are the same: so must be all samples.
+            # A site where all tokens are the same: all samples must be, too.
             holds = not bool(covariance.any() or shift.any())
             return [
                 passed("finite", f"{n} samples"),
@@ -174,7 +173,7 @@ class SampleCheck:
         ]
 
     def _covariance_gate(self, white: Tensor, silent: Tensor) -> Gate:
-        """From second moments about the fitted mean, whitened [r, r] and where there are none.
+        """Check second moments about the fitted mean: whitened [r, r], and the directions without.
 
         n * white is Wishart: n times its diagonal is chi-square with n degrees of freedom, n times
         its trace with n * r, and for its correlations -(n - 1) log(1 - c^2) is nearly the square
@@ -197,17 +196,17 @@ class SampleCheck:
 
 
 def _standard_errors(chi_square: Tensor | float, degrees: int) -> Tensor:
-    """Deviation of a chi-square value from its mean, in standard errors (Wilson, Hilferty 1931)."""
+    """Return a chi-square value's deviation in standard errors (Wilson and Hilferty 1931)."""
     spread = 2 / (9 * degrees)
     ratio = torch.as_tensor(chi_square, dtype=torch.float64) / degrees
     return (ratio.pow(1 / 3) - (1 - spread)) / math.sqrt(spread)
 
 
 def _gate(name: str, deviations: Sequence[Tensor], what: str) -> Gate:
-    """Whether the largest deviations hold, each kind against 6 standard errors of one draw.
+    """Check the largest deviation of each kind against 6 standard errors of one draw.
 
-    Of m deviations the largest may be sqrt(36 + 2 log m): by the union bound it then exceeds that
-    no more often than one draw exceeds 6.
+    The largest of m deviations may be sqrt(36 + 2 log m): by the union bound, it exceeds that no
+    more often than one draw exceeds 6.
     """
     found = [
         (float(x.abs().max()), math.sqrt(STANDARD_ERRORS**2 + 2 * math.log(x.numel())))

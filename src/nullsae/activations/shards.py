@@ -1,8 +1,8 @@
-"""Single shards: their bytes, their sums, and the records that vouch for them.
+"""Single shards: their bytes, their sums, and the records that certify them.
 
-A shard is a safetensors file, `shard-00000.safetensors`. Its record, `shard-00000.json`, stands
-beside it until a manifest vouches for all shards: it is written after the shard, so that a run
-after a kill knows which shards are whole, and holds what they add to the manifest's statistics.
+A shard is a safetensors file, `shard-00000.safetensors`. Its record, `shard-00000.json`, is written
+after it, so that a run after a kill knows which shards are complete. The record contains the
+shard's contribution to the manifest's statistics, and is deleted once a manifest covers all shards.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from nullsae.core.files import read_json, verify, write_json
 SHARD = "shard-{:05d}.safetensors"
 SHARD_FILE = re.compile(r"shard-\d+\.(safetensors|json)")
 RECORD, RECORDS = "shard-{:05d}.json", "shard-*.json"
-# Rows that are permuted, summed, hashed and written while the processor's cache holds them. The
-# sums of a shard are sums over such pieces: another number changes their last bits.
+# Rows are permuted, summed, hashed and written while they are in the processor's cache. Sums of a
+# shard are sums over such pieces, so another size changes their last bits.
 PIECE_ROWS = 512
-# A shard's own median times the limit is off from the split's by less than this.
+# A shard's own limit (by its median), times this, is below the split's with near certainty.
 NEAR_LIMIT = 0.8
 
 
 class ShardSums:
-    """What a record says about a shard's values; they are added in the order of its rows.
+    """The sums over a shard's values in its record, added in the order of its rows.
 
-    In float64, in which neither the values nor, in any storage dtype, their squares overflow. A
-    piece fits into the cache: a float64 copy of all of it would cost more than all else here.
+    They are in float64, where neither values nor their squares overflow in any storage dtype. Only
+    one piece at a time is converted: a float64 copy of the whole shard would dominate the cost.
     """
 
     def __init__(self, path: Path, d_model: int) -> None:
@@ -46,7 +46,7 @@ class ShardSums:
         self.total = torch.zeros(d_model, dtype=torch.float64)
 
     def add(self, piece: Tensor, position: Tensor) -> None:
-        """Add the next rows [at most PIECE_ROWS, d_model]; `position` int64 [n] is of all rows."""
+        """Add the next rows [at most PIECE_ROWS, d_model]; `position` int64 [n] covers all rows."""
         values = piece.double()
         norms = torch.linalg.vector_norm(values, dim=1)
         norm_sum = float(norms.sum())
@@ -62,7 +62,7 @@ class ShardSums:
         self.n_tokens += len(piece)
 
     def save_record(self, key: str, checksum: str) -> None:
-        """Vouch for the shard, which must be whole by now."""
+        """Certify the shard, which must be complete by now."""
         record = {"key": key, "file": self.path.name, "checksum": checksum}
         sums = {
             "n_tokens": self.n_tokens,
@@ -75,20 +75,21 @@ class ShardSums:
 
 @dataclass(frozen=True)
 class Again:
-    """How shards are written that do not keep their activations."""
+    """How to write shards without their activations."""
 
     rows: Callable[[int], Tensor]
-    """Makes those of one shard anew, [n, d_model] in its order and in the storage dtype."""
+    """Recomputes one shard, [n, d_model] in its order and in the storage dtype."""
     exclude: Exclude
     context_tokens: int
 
     def likely(
         self, activations: Tensor, norms: Tensor, position: Tensor, order: Tensor | None
     ) -> dict[str, Tensor]:
-        """Tensors of the shard: the few rows that will probably be left out, `far`, and which.
+        """Return tensors of the shard: `far`, the few rows that will probably be excluded, and ids.
 
-        So the manifest, which is about those, needs no second pass. The shard's median stands for
-        that of the split. `activations` are permuted by `order`; norms and positions already are.
+        They save the manifest, which describes excluded tokens, a second pass. The shard's median
+        stands in for that of the split. `activations` are still to be permuted by `order`; norms
+        and positions already are.
         """
         exclude, above = self.exclude, self.exclude.norm_above_median
         if above is not None:
@@ -98,7 +99,7 @@ class Again:
         return {"far": activations[rows if order is None else order[rows]], "far_row": rows}
 
     def left_out(self, index: int, file: Path, rows: Tensor) -> Tensor:
-        """Activations of these rows of a shard, int64 [n] in ascending order."""
+        """Return the activations of these rows of a shard, int64 [n] in ascending order."""
         with safe_open(file, framework="pt") as tensors:
             far: Tensor = tensors.get_tensor("far")
             row: Tensor = tensors.get_tensor("far_row")
@@ -109,13 +110,13 @@ class Again:
 
 
 def pieces(n: int) -> Iterator[slice]:
-    """Slices of a shard of `n` rows, in the pieces that `ShardSums` adds."""
+    """Yield slices of a shard of `n` rows, in the pieces that `ShardSums` adds."""
     for start in range(0, n, PIECE_ROWS):
         yield slice(start, start + PIECE_ROWS)
 
 
 def norms(file: Path) -> tuple[Tensor, Tensor]:
-    """Norms float32 [n] and positions int64 [n] of a shard's rows."""
+    """Read norms float32 [n] and positions int64 [n] of a shard's rows."""
     with safe_open(file, framework="pt") as tensors:
         return tensors.get_tensor("norm"), tensors.get_tensor("position")
 
@@ -123,11 +124,11 @@ def norms(file: Path) -> tuple[Tensor, Tensor]:
 def finished_shards(
     folder: Path, *, key: str, among: Container[int] | None = None
 ) -> dict[int, int]:
-    """Tokens in each whole shard that an earlier run of the same provenance left, by index.
+    """Return the number of tokens in each complete shard of the same provenance, by index.
 
-    Those are the shards with a record, and those of a manifest whose other shards are damaged or
-    missing: these get their records back. Without a key, nothing is of the same provenance.
-    With `among`, only these indices are looked at: other jobs are at work on the others.
+    These are the shards with a record, and those of a manifest whose other shards are damaged or
+    missing, which get their records back. Without a key, no shard has the same provenance. With
+    `among`, only these indices are checked: other jobs work on the others.
     """
     if not key:
         return {}
@@ -147,7 +148,7 @@ def finished_shards(
         if "sum" not in record:
             tensors = load_file(file)
             if "activations" not in tensors:
-                continue  # computed when they are read: what they add up to is not known any more
+                continue  # recomputed when read: its sums are unknown
             sums = ShardSums(file, tensors["activations"].shape[1])
             for rows in pieces(len(tensors["position"])):
                 sums.add(tensors["activations"][rows], tensors["position"])
@@ -157,7 +158,7 @@ def finished_shards(
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is none."""
+    """Read a JSON object; return an empty one if there is none."""
     try:
         found = read_json(file, rebuild="")
     except UserError:
@@ -166,17 +167,17 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def shard_index(file: Path) -> int:
-    """The number of a shard, from the name of its file or of its record."""
+    """Return the number of a shard, from the name of its file or of its record."""
     return int(file.stem.removeprefix("shard-"))
 
 
 def left_over(
     folder: Path, *, keep: Collection[int], among: Container[int] | None = None
 ) -> list[Path]:
-    """The files of a site's folder that belong to none of these shards.
+    """Return the files of a site's folder that belong to none of these shards.
 
-    With `among`, the manifest and shards with such an index only: the rest is of other jobs. Who
-    made the shards is not of them: `SiteWriter` knows whether that still holds.
+    With `among`, only the manifest and shards with these indices: the rest belongs to other jobs.
+    Provenance files are not included: `SiteWriter` knows whether they are still true.
     """
     kept = {name.format(index) for index in keep for name in (SHARD, RECORD)}
 
@@ -192,6 +193,6 @@ def left_over(
 
 
 def drop_records(folder: Path) -> None:
-    """Delete what vouched for single shards, once the manifest vouches for all."""
+    """Delete the records of single shards once the manifest covers all of them."""
     for file in folder.glob(RECORDS):
         file.unlink()

@@ -1,9 +1,9 @@
-"""Shards of activations: safetensors files beside a manifest that vouches for them.
+"""Shards of activations: safetensors files next to a manifest that certifies them.
 
-A site's folder holds `shard-00000.safetensors` ... with the keys `activations` [n, d_model],
+A site's folder contains `shard-00000.safetensors` ... with the keys `activations` [n, d_model],
 `norm` float32 [n] and `position` int64 [n], the flat index (context * context_tokens + offset) of
-each row's token in its split, and `manifest.json`, written last. All tokens are there; `excluded`
-in the manifest says which of them count, and statistics there are of those alone.
+each row's token in its split, and `manifest.json`, written last. Shards contain all tokens;
+`excluded` in the manifest defines which of them count, and its statistics cover only those.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, 
 from nullsae.core.tensor_files import header
 from nullsae.core.tensor_pieces import TYPES
 
-# Tokens that are read and added up together: another number changes the last bits of sums.
+# Tokens that are read and summed together; another number changes the last bits of sums.
 BATCH_TOKENS = 4096
-# Who made some of a site's shards, where several jobs share it.
+# Makers of some of a site's shards, if several jobs share it.
 PART_OF_PROVENANCE = "provenance-{}.json"
-# Norms of a shard that is computed again may differ by so much, on another device.
+# Relative difference allowed between stored norms and those recomputed on another device.
 NORM_TOLERANCE = 0.05
 
 
 class SiteWriter:
-    """Writes the shards of one site, each with a record of its checksum and sums beside it.
+    """Writes the shards of one site, each with a record of its checksum and sums next to it.
 
-    All that a manifest is made of lies on disk: it is the same however often the writing was cut
-    off, and memory does not grow with the number of shards.
+    The manifest is made only from files on disk: it is the same however often writing was
+    interrupted, and memory does not grow with the number of shards.
     """
 
     def __init__(
@@ -57,20 +57,20 @@ class SiteWriter:
         among: Container[int] | None = None,
         again: shards.Again | None = None,
     ) -> None:
-        """Start, or go on after what `finished_shards` found; all else in the folder is deleted.
+        """Start, or continue after the shards that `finished_shards` found; delete all other files.
 
         Args:
             folder: of the site.
             dtype: storage dtype, by its name in the config.
             key: provenance of the shards.
-            keep: shards that are there.
-            among: shards that this job makes, where other jobs make others; else all.
-            again: if given, shards hold norms and positions alone, and this makes activations anew.
+            keep: shards that exist already.
+            among: the shards that this job makes, if other jobs make others; else all.
+            again: if given, shards contain norms and positions alone, and this recomputes the rest.
         """
         self.folder, self.dtype, self.key, self.again = folder, dtype, key, again
         self.resumes, self.shared, self.recorded = bool(keep), among is not None, False
         for file in shards.left_over(folder, keep=keep, among=among):
-            # Another job may have deleted a manifest that is no longer true.
+            # Another job may have deleted an outdated manifest meanwhile.
             file.unlink(missing_ok=True)
 
     def write(
@@ -82,15 +82,15 @@ class SiteWriter:
             index: its number; shards may be written in any order.
             activations: [n, d_model] in the storage dtype, on the CPU.
             position: int64 [n].
-            order: int64 [n], which of these rows stands where in the shard; as they are by default.
+            order: int64 [n], the row of `activations` at each place of the shard; identity if None.
 
         Raises:
-            UserError: NaN or infinite activations, naming the shard and the row, or a file that
-                cannot be written; no part of the shard stays.
+            UserError: NaN or infinite activations, with the shard and the row, or a file that
+                cannot be written; no part of the shard remains.
         """
         path = self.folder / shards.SHARD.format(index)
         sums = shards.ShardSums(path, activations.shape[1])
-        # Of the bytes that are meant: what a disk makes of them is found out by readers.
+        # Of the intended bytes, so that readers detect errors of the disk.
         digest = xxhash.xxh3_128()
         placed = position if order is None else position[order]
         try:
@@ -104,7 +104,7 @@ class SiteWriter:
                     for part in shards.pieces(len(placed)):
                         piece = activations[part]
                         if order is not None:
-                            # Copies whole rows; indexing goes through them number by number.
+                            # Copies whole rows; indexing would copy number by number.
                             piece = activations.index_select(0, order[part])
                         sums.add(piece, placed)
                         if keep:
@@ -118,7 +118,7 @@ class SiteWriter:
                 else:
                     put_rows(keep=False)
                     stored |= self.again.likely(activations, norms, placed, order)
-                # In the order in which safetensors wants them: by falling alignment.
+                # safetensors orders tensors by falling alignment.
                 rows = sorted(stored.items(), key=lambda row: (-row[1].itemsize, row[0]))
                 put(header((name, TYPES[x.dtype], x.shape) for name, x in rows))
                 for name, x in rows:
@@ -126,26 +126,26 @@ class SiteWriter:
                         put_rows(keep=True)
                     else:
                         put(x.contiguous().view(torch.uint8).numpy().data)
-            # Before what makes the shard count: no shard that stays has a maker unknown.
+            # Before the record, so that no certified shard has an unknown maker.
             self._record_maker(index)
             sums.save_record(self.key, digest.hexdigest())
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be written: {error.strerror or error}; shards that are finished "
-                f"stay, and the same command goes on after them"
+                f"{path}: cannot be written: {error.strerror or error}; finished shards are kept, "
+                f"and the same command continues after them"
             ) from None
 
     def _record_maker(self, index: int) -> None:
-        """Say who writes, with its first shard: a job that is killed later has made some."""
+        """Record the maker with its first shard, because the job may be killed later."""
         if self.recorded:
             return
         self.recorded = True
-        # Jobs that share a site each have a file: two may write at the same time.
+        # Jobs that share a site have separate files, as two may write at the same time.
         name = PART_OF_PROVENANCE.format(f"{index:05d}") if self.shared else makers.FILE
         makers.record(self.folder, key=self.key, resumes=self.resumes, name=name)
 
     def _join_makers(self) -> None:
-        """Name those who shared the site in one file."""
+        """List the makers that shared the site in one file."""
         if parts := sorted(self.folder.glob(PART_OF_PROVENANCE.format("*"))):
             makers.record(self.folder, key=self.key, resumes=True, parts=parts, own=False)
             for part in parts:
@@ -154,12 +154,12 @@ class SiteWriter:
     def finish(
         self, *, context_tokens: int = 1, exclude: Exclude | None = None, **provenance: Any
     ) -> LeftOut:
-        """Write the site's manifest: from now on the shards count as complete.
+        """Write the site's manifest, which makes the shards count as complete.
 
-        By default no token is left out. Returns what was.
+        By default no token is excluded. Returns the excluded ones.
 
         Raises:
-            UserError: fewer than half of the tokens are left.
+            UserError: more than half of the tokens are excluded.
         """
         total = torch.zeros(0, dtype=torch.float64)
         norm_sum, square_sum, n_tokens = 0.0, 0.0, 0
@@ -222,7 +222,7 @@ class SiteReader:
     manifest: dict[str, Any]
     rebuild: str
     live: Live | None = field(default=None, compare=False)
-    """What computes the activations, where shards do not hold them: `passes.open_site`."""
+    """Computes the activations if shards do not store them: `passes.open_site`."""
 
     @classmethod
     def open(cls, split_manifest: Path, site: str, *, key: str = "") -> SiteReader:
@@ -244,13 +244,12 @@ class SiteReader:
             )
         if "excluded" not in manifest:
             raise UserError(
-                f"{folder / 'manifest.json'}: does not name excluded tokens; rebuild it with: "
-                f"{rebuild}"
+                f"{folder / 'manifest.json'}: lacks the key `excluded`; rebuild it with: {rebuild}"
             )
         return cls(folder, manifest, rebuild)
 
     def file(self, index: int) -> Path:
-        """The path of one shard."""
+        """Return the path of one shard."""
         return self.folder / str(self.manifest["shards"][index]["file"])
 
     @property
@@ -259,17 +258,17 @@ class SiteReader:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that count."""
+        """Number of tokens that count."""
         return int(self.manifest["n_tokens"])
 
     @property
     def n_excluded(self) -> int:
-        """Tokens that are there and do not count."""
+        """Number of excluded tokens."""
         return int(self.manifest["excluded"]["n_tokens"])
 
     @cached_property
     def rule(self) -> Kept:
-        """Which tokens count."""
+        """The rule for which tokens count."""
         return Kept.of(self.manifest)
 
     @property
@@ -278,11 +277,11 @@ class SiteReader:
 
     @property
     def is_constant(self) -> bool:
-        """Whether all tokens that count have the same activation: no variance to explain."""
+        """Whether all tokens that count have the same activation, so no variance to explain."""
         return not self.manifest["variance"]
 
     def mean(self) -> Tensor:
-        """Mean activation over the tokens of the split that count, float64 [d_model]."""
+        """Return the mean over the tokens of the split that count, float64 [d_model]."""
         return torch.tensor(self.manifest["mean"], dtype=torch.float64)
 
     def check(self) -> None:
@@ -295,13 +294,13 @@ class SiteReader:
             verify(self.file(index), shard["checksum"], rebuild=self.rebuild)
 
     def stored(self, index: int) -> tuple[Tensor, Tensor]:
-        """One shard as (activations [n, d_model] in the storage dtype, position int64 [n]).
+        """Return one shard: activations [n, d_model] in the storage dtype, position int64 [n].
 
-        All its tokens are there: `kept` says which count. Both are mapped from the file: what is
-        not looked at is not read. Or they are computed: `checked`.
+        It contains all tokens: `kept` tells which count. Both tensors are mapped from the file, so
+        parts that are never accessed are never read; or they are computed (see `checked`).
 
         Raises:
-            UserError: the file cannot be read, or what is computed is something else.
+            UserError: the file cannot be read, or the computed activations differ.
         """
         if self.live is not None:
             site = str(self.manifest["site"])
@@ -314,9 +313,9 @@ class SiteReader:
             raise UserError(f"{path}: {error}; rebuild it with: {self.rebuild}") from None
 
     def checked(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of activations that were computed, after a look at their norms.
+        """Return computed activations and positions, after a check of their norms.
 
-        Another device or library rounds differently; another model or text is refused.
+        Other devices or libraries round differently; another model or text is refused.
         """
         norm, position = shards.norms(self.file(index))
         if not torch.allclose(row_norms(x).cpu(), norm, rtol=NORM_TOLERANCE, atol=0.0):
@@ -327,7 +326,7 @@ class SiteReader:
         return x, position
 
     def kept(self, index: int) -> Tensor:
-        """Which tokens of a shard count, bool [n].
+        """Return which tokens of a shard count, bool [n].
 
         Raises:
             UserError: the file cannot be read.
@@ -345,13 +344,13 @@ class SiteReader:
         *,
         max_tokens: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The tokens that count in stored order, in batches of exactly `batch_tokens` but the last.
+        """Yield the tokens that count, in stored order, in batches of `batch_tokens`.
 
-        By default of `BATCH_TOKENS`. They run on over the ends of shards, so that shard sizes never
-        change a result.
+        By default of `BATCH_TOKENS`; the last may be smaller. Batches cross the ends of shards, so
+        that shard sizes never change a result.
 
         Yields:
-            (activations float32 [n, d_model], position int64 [n]), not to be written to.
+            (activations float32 [n, d_model], position int64 [n]), which must not be modified.
 
         Raises:
             UserError: as `stored`.
@@ -372,7 +371,7 @@ class SiteReader:
             yield rows, at
 
     def excluded_positions(self) -> Tensor:
-        """Flat positions of the tokens that do not count, int64 [n], in stored order."""
+        """Return flat positions of the excluded tokens, int64 [n], in stored order."""
         found = [torch.zeros(0, dtype=torch.int64)]
         for index in range(self.n_shards if self.n_excluded else 0):
             norm, position = shards.norms(self.file(index))
@@ -381,7 +380,7 @@ class SiteReader:
 
 
 def is_complete(folder: Path, *, key: str) -> bool:
-    """Whether a site's folder holds whole, undamaged shards of the same provenance."""
+    """Return whether a site's folder has complete, undamaged shards of the same provenance."""
     try:
         manifest = read_json(folder / "manifest.json", rebuild="")
         if manifest.get("key") != key:
@@ -393,5 +392,5 @@ def is_complete(folder: Path, *, key: str) -> bool:
 
 
 def document_of(position: Tensor, document_id: np.ndarray) -> np.ndarray:
-    """Documents of tokens by their flat positions; `document_id` is [n_contexts, tokens]."""
+    """Return the documents of tokens at flat positions; `document_id` is [n_contexts, tokens]."""
     return np.take(document_id, position.numpy())

@@ -1,7 +1,7 @@
 """From the files of single cells to the tables of a study.
 
 In: every cell's tables. Out: one table of each kind for the whole study, with contrasts, verdicts
-and costs. Nothing here may draw, or compute what a cell's own job could.
+and costs. Nothing here may draw, or compute anything that a cell's own job could.
 """
 
 from nullsae.aggregation.costs import read_costs

@@ -1,4 +1,4 @@
-"""Which contrasts rest on files of older code, for which the present one was accepted."""
+"""Which contrasts depend on files of older code for which the current code was accepted."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from nullsae.jobs.accepted import accepted_jobs, job_keys, read_acceptances
 from nullsae.jobs.rules import rules
 
 KEYS = ("corpus", "subject", "variant", "site", "sae", "explainer", "scorer")
-"""The keys of jobs that say which contrasts rest on them: on all draws, seeds and splits alike."""
-# Rules about explanations alone.
+"""The job keys that identify dependent contrasts: every draw, seed and split counts."""
+# Rules that concern explanations only.
 JUDGING = ("explain_", "score_")
-# What has no part in a contrast, or is made anew with the tables.
+# Rules that no contrast depends on, or that run again with the tables.
 APART = ("aggregate", "report", "train_toy", "report_toy")
 
 
 def accepted_notes(config: Config, root: Path) -> Callable[[Mapping[str, Any]], str | None]:
-    """A function of rows of `contrasts`: what was accepted of the files that they rest on.
+    """Return a function of rows of `contrasts`: which acceptances their files depend on.
 
-    Only what is in force counts: where the code changed once more, files were made anew.
+    Acceptances count only while in force: once code changes again, its files are made again.
 
     Raises:
         UserError: the file of acceptances is damaged.
     """
-    # The values of jobs' keys, by the names of the keys and by what to say.
+    # By the names of the keys and the text: the values of those keys.
     in_force: dict[tuple[tuple[str, ...], str], set[tuple[str, ...]]] = {}
     for rule, job, present, accepted in accepted_jobs(read_acceptances(root)):
         keys = job_keys(job)
@@ -44,7 +44,7 @@ def accepted_notes(config: Config, root: Path) -> Callable[[Mapping[str, Any]], 
             "corpus": (config.subjects[row["subject"]].corpus,),
             "variant": (*variants, *map(floor_name, variants)),
         }
-        # At these stages the null is another cell of the same key.
+        # At these stages the null is another cell with the same keys otherwise.
         if (key := {"dictionary": "sae", "explanation": "explainer"}.get(row["stage"])) is not None:
             own[key] += (row["null"],)
         found = [
@@ -59,7 +59,7 @@ def accepted_notes(config: Config, root: Path) -> Callable[[Mapping[str, Any]], 
 
 
 def _present(config: Config, rule: str, keys: Mapping[str, Any]) -> str | None:
-    """Hash of a job's present code; None for a job that the config has no more."""
+    """Return the hash of a job's current code; None if the config no longer contains the job."""
     try:
         return rules()[rule].present_code(config, keys)
     except (KeyError, UserError):

@@ -1,4 +1,4 @@
-"""The file that holds a study's answer."""
+"""The file with a study's answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nullsae.statistics.answer import Answer, answer
 def write_answer(
     config: Config, root: Path, contrasts: Sequence[Mapping[str, Any]], words: Sequence[str]
 ) -> None:
-    """Write the answer of a study; `words` are the verdicts of its contrasts, of any stage."""
+    """Write a study's answer; `words` are the verdicts of its contrasts, of any stage."""
     placebos = {name for name, one in config.explainers.items() if one.exchanges is not None}
     controls = set(filter(is_positive_control, config.variants))
     saes = config.answering_saes
@@ -26,10 +26,10 @@ def write_answer(
 
 
 def read_answer(root: Path) -> Answer:
-    """The answer of the study in a folder.
+    """Read the answer of the study in a folder.
 
     Raises:
-        UserError: it is missing, damaged or of another version.
+        UserError: it is missing, damaged or from another version.
     """
     rebuild = rebuild_command(paths.ANSWER)
     try:

@@ -1,4 +1,4 @@
-"""How many of the windows that a judge was asked about were answered, arm by arm."""
+"""How many of a judge's windows were answered, arm by arm."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from nullsae.aggregation.cells import Units
 from nullsae.config.metrics import Metric
 
-# Tables of metrics that rest on a judge's answers about windows.
+# Tables of metrics that depend on a judge's answers about windows.
 JUDGED = ("scores", "interpretability")
 Arm = tuple[str | None, ...]
 
 
 class Answered:
-    """Windows with and without an answer, of all draws, seeds and latents of each arm."""
+    """Windows with and without an answer, over all draws, seeds and latents of each arm."""
 
     def __init__(self, scores: Iterable[Units]) -> None:
-        """From the cells of the table `scores`."""
+        """Count them in the cells of the table `scores`."""
         self._windows: Counter[Arm] = Counter()
         self._failed: Counter[Arm] = Counter()
         for cell in scores:
@@ -28,7 +28,7 @@ class Answered:
             self._windows[cell.arm] += judged + failed
 
     def of_arm(self, metric: Metric, arm: Arm) -> dict[str, Any]:
-        """Columns of `summaries`; None for a metric that rests on no judge, or without windows."""
+        """Return columns of `summaries`; None for a metric without a judge, or without windows."""
         n = self._windows[arm]
         if metric.table not in JUDGED or not n:
             return {"n_failed": None, "answered_share": None}
@@ -36,7 +36,7 @@ class Answered:
         return {"n_failed": failed, "answered_share": 1 - failed / n}
 
     def of_contrast(self, metric: Metric, real: Arm, null: Arm) -> dict[str, Any]:
-        """Columns of `contrasts`, from both arms."""
+        """Return columns of `contrasts`, from both arms."""
         own, other = self.of_arm(metric, real), self.of_arm(metric, null)
         shares = [a["answered_share"] for a in (own, other) if a["answered_share"] is not None]
         return {

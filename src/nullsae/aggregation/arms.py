@@ -20,7 +20,7 @@ ArmKeys = tuple[str | None, ...]
 
 
 class Pair(NamedTuple):
-    """Two arms of the same latents."""
+    """Two arms with the same latents."""
 
     real: Arm
     null: Arm
@@ -29,10 +29,10 @@ class Pair(NamedTuple):
 
 
 class Arms:
-    """All cells of a study by the arm that they belong to."""
+    """All cells of a study, by arm."""
 
     def __init__(self, sources: Mapping[str, Sequence[Units]], statistics: Statistics) -> None:
-        """Cells by table, in config order, those of floors among them."""
+        """Group cells by table, in config order, including those of floors."""
         self._statistics = statistics
         self._cells: dict[str, dict[ArmKeys, list[Units]]] = {}
         for table, cells in sources.items():
@@ -43,20 +43,20 @@ class Arms:
         self._judged = JudgedWindows(sources.get("predictions", ()))
 
     def has_floor(self, metric: Metric, keys: ArmKeys) -> bool:
-        """Whether the trained arm of a comparison has a Gaussian floor to compare with."""
+        """Return whether the trained arm of a comparison has a Gaussian floor."""
         return bool(self._floors(metric, (*keys, "trained")))
 
     def arm(self, metric: Metric, keys: ArmKeys, variant: str) -> Arm:
-        """The arm of one variant in one comparison (subject, site, sae, explainer, scorer)."""
+        """Return the arm of one variant in a comparison (subject, site, sae, explainer, scorer)."""
         cells = self._cells[metric.table][(*keys, variant)]
         own = tuple(self._cell(metric, cell) for cell in cells)
         return Arm(own, metric.form, metric.complement, metric.unit == "document")
 
     def by_latent(self, metric: Metric, own: ArmKeys, other: ArmKeys) -> Pair:
-        """Two arms of the same SAEs, such as of two explainers, latent by latent.
+        """Return two arms of the same SAEs, such as of two explainers, latent by latent.
 
-        Latents count that both have values of, on as many windows. What documents move in the
-        differences is known where it is of both.
+        Only latents with values in both, on equally many windows, count. Document effects on the
+        differences are known if they are known for both.
         """
         cells = self._cells[metric.table]
         twins = {cell.sae: cell for cell in cells[other]}
@@ -73,7 +73,7 @@ class Arms:
         return Pair(*arms, Arm(tuple(between)))
 
     def by_placebo(self, metric: Metric, keys: ArmKeys, placebo: str) -> Pair:
-        """The arm of a metric and that of one of its placebos, of the latents that have both."""
+        """Return the arms of a metric and of one of its placebos, for latents with both values."""
         columns = metric.placebos[placebo]
         one, two = [], []
         for cell in self._cells[metric.table][keys]:
@@ -87,7 +87,7 @@ class Arms:
         return Pair(*arms, differences(*arms))
 
     def _floors(self, metric: Metric, arm: ArmKeys) -> dict[tuple[int, int], Units]:
-        """The floors of a variant's cells by draw and seed; `gaussian` is that of `trained`."""
+        """Return the floors of a variant's cells by draw and seed; `trained` may use `gaussian`."""
         *group, variant = arm
         assert variant is not None
         names = [floor_name(variant), *([GAUSSIAN] if variant == "trained" else [])]
@@ -104,13 +104,13 @@ class Arms:
         among: Flags | None = None,
         columns: Sequence[str] | None = None,
     ) -> ArmCell:
-        """The units of one cell, without rows in which a column is null.
+        """Return the units of one cell, without rows in which a column is null.
 
         Args:
-            metric: says what counts.
+            metric: defines which rows count.
             cell: of its table.
             among: bool [n_units], the rows that count; by default all.
-            columns: those that take the place of the metric's own, one for one.
+            columns: replacements for the metric's own columns, in the same order.
         """
         columns = columns or metric.columns
         draw, seed = int(cell.keys["draw"]), int(cell.keys["seed"])
@@ -134,7 +134,7 @@ class Arms:
                 values += self._values(metric, floor, kept, columns)[0][:2]
         units, strata = cell.ids[kept], None
         if metric.unit == "latent":
-            # Half-decades of firing shares; none where a latent has no such share.
+            # Half-decades of firing shares; None if a latent has no firing share.
             shares = self._latents[cell.sae].looked_up("firing_share", units)
             strata = half_decades(shares) if bool((shares > 0).all()) else None
         documents = None
@@ -145,9 +145,9 @@ class Arms:
     def _values(
         self, metric: Metric, cell: Units, kept: Flags, names: Sequence[str]
     ) -> tuple[tuple[Floats, ...], str | None]:
-        """A metric's values of some units of a cell, and why it is undefined, if it is.
+        """Return a metric's values for units of a cell, and the reason if it is undefined.
 
-        `names` are the columns that stand for the metric's own.
+        `names` are the columns used in place of the metric's own.
         """
         columns = {
             name: cell.column(of)[0][kept] for name, of in zip(metric.columns, names, strict=True)
@@ -156,13 +156,13 @@ class Arms:
         values = found if isinstance(found, tuple) else (found,)
         if metric.at_least is not None:
             bound = float(getattr(self._statistics, metric.at_least))
-            # NaN stays NaN: it is no latent below the bound.
+            # NaN stays NaN instead of counting as below the bound.
             values = tuple(np.where(np.isnan(v), v, v >= bound) for v in values)
         return values, metric.undefined(columns)
 
 
 def differences(own: Arm, other: Arm) -> Arm:
-    """The arm of the second minus the first, unit by unit; both are of the same units, of means."""
+    """Return the second arm minus the first, unit by unit; both are means over the same units."""
     cells = [
         ArmCell(a.draw, a.seed, (b.columns[0] - a.columns[0],))
         for a, b in zip(own.cells, other.cells, strict=True)
@@ -171,7 +171,7 @@ def differences(own: Arm, other: Arm) -> Arm:
 
 
 def _as_in(metric: Metric, cell: Units, other: Units) -> Flags:
-    """Which latents of a cell of `scores` the other has a value of, too, on as many windows."""
+    """Return which latents of a `scores` cell the other has values of, on as many windows."""
     valid = np.logical_and.reduce([other.column(name)[1] for name in metric.columns])
     found: Flags = np.isin(cell.ids, other.ids[valid])
     for name in ("n_active", "n_silent"):

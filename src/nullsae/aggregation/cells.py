@@ -1,4 +1,4 @@
-"""The cells of a study as columns of numbers, each unit in its place."""
+"""The cells of a study as columns of numbers, one row per unit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nullsae.jobs.grid import Keys
 from nullsae.statistics.bootstrap import Floats, Ints
 from nullsae.tables.cells import CELL_TABLES
 
-# Keys of an SAE, and of a comparison of variants.
+# The keys of an SAE, and of a comparison of variants.
 SAE_KEYS = ("subject", "variant", "draw", "site", "sae", "seed")
 GROUP_KEYS = ("subject", "site", "sae", "explainer", "scorer")
 
@@ -28,9 +28,9 @@ class Units:
     """A cell's table, sorted by unit."""
 
     def __init__(self, keys: Keys, table: pa.Table, unit: Level) -> None:
-        """A table without its keys; a column named as `unit` numbers the units.
+        """Sort a table without its keys by the column named as `unit`.
 
-        The table of a whole cell has one row.
+        With unit "cell", the table has one row.
         """
         self.keys = keys
         self.unit = unit
@@ -55,7 +55,7 @@ class Units:
         return np.asarray(self.table[self.unit].to_numpy(), dtype=np.int64)
 
     def column(self, name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """A column as float64 [n_units], NaN for nulls, and where it has a value, bool."""
+        """Return a column, float64 [n_units] with NaN for nulls, and where it is valid, bool."""
         if name not in self._columns:
             column = self.table[name]
             if pa.types.is_boolean(column.type):
@@ -65,24 +65,24 @@ class Units:
         return self._columns[name]
 
     def looked_up(self, name: str, ids: Ints) -> Floats:
-        """A column at the units `ids`, int64 [n_ids]: float64 [n_ids], NaN where there is none."""
+        """Return a column at units `ids`, int64 [n_ids]: float64 [n_ids], NaN for missing ones."""
         values = pd.Series(self.column(name)[0], self.ids).reindex(ids)
         return np.array(values, dtype=np.float64)  # a copy, to be written
 
 
 def read_cells(table: str, files: Iterable[str], root: Path) -> list[tuple[Keys, pa.Table]]:
-    """Each file of a table with its keys, in the order given.
+    """Read each file of a table with its keys, in the order given.
 
     Raises:
-        UserError: a file is missing, damaged or of another version.
+        UserError: a file is missing, damaged or from another version.
     """
     schema = tables.cell_schema(table)
-    # Keys come from the relative path: `root` may hold a folder with = in its name.
+    # Keys come from the relative path, because `root` may contain a folder with = in its name.
     return [(paths.partition_keys(f), tables.read_table(root / f, schema)) for f in files]
 
 
 def with_keys(schema: pa.Schema, keys: Keys, part: pa.Table) -> pa.Table:
-    """A cell's rows with its keys as leading columns, and no column that the schema lacks."""
+    """Return a cell's rows with its keys as leading columns, restricted to the schema's columns."""
 
     def column(field: pa.Field) -> pa.Array | pa.ChunkedArray:
         if field.name not in keys:
@@ -93,7 +93,7 @@ def with_keys(schema: pa.Schema, keys: Keys, part: pa.Table) -> pa.Table:
 
 
 def whole_table(table: str, cells: list[tuple[Keys, pa.Table]]) -> pa.Table:
-    """A table of all cells, without what a clock gave."""
+    """Return one table of all cells, without columns that depend on the time."""
     schema = tables.SCHEMAS[table]
     leading = [name for name, _ in CELL_TABLES[table][0]]
     parts = [with_keys(schema, {n: keys[n] for n in leading}, part) for keys, part in cells]
@@ -101,7 +101,7 @@ def whole_table(table: str, cells: list[tuple[Keys, pa.Table]]) -> pa.Table:
 
 
 def check_same_documents(cells: Iterable[Units]) -> None:
-    """Contrasts of document metrics are paired: all cells of a subject must list one set.
+    """Check that all cells of a subject list the same documents, as paired contrasts need.
 
     Raises:
         UserError: names the cell that differs.

@@ -1,4 +1,4 @@
-"""Whether two arms can be compared: SAEs of as many training tokens, one L0 and one precision."""
+"""Whether two arms are comparable: similar training tokens, similar L0, the same precision."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Comparable:
         reconstruction: Iterable[Units],
         histories: Iterable[tuple[Keys, pa.Table]],
     ) -> None:
-        """From the cells of the tables `reconstruction` and `history`."""
+        """Collect them from the cells of the tables `reconstruction` and `history`."""
         self._config = config
         self._l0 = _means((unit.keys, float(unit.column("l0")[0][0])) for unit in reconstruction)
         histories = list(histories)
@@ -42,7 +42,7 @@ class Comparable:
             self._precisions.setdefault(place, set()).update(found)
 
     def of_contrast(self, compared: Compared) -> dict[str, Any]:
-        """Columns of `contrasts`."""
+        """Return columns of `contrasts`."""
         names = compared.names
         own, other = ((*keys[:3], keys[-1]) for keys in compared.keys)
         row = {
@@ -52,7 +52,7 @@ class Comparable:
         }
         problems = [compared.not_comparable, self._of_l0(row, names)]
         problems.append(self._of_precision(own, other, names))
-        # What is computed from the activations takes no steps: tokens seen say nothing of it.
+        # A dictionary that is computed from activations is not trained, so tokens do not matter.
         if all(self._recipe(place).origin.trained for place in (own, other)):
             problems.insert(1, self._of_tokens(row, names))
         return row | {"not_comparable": "; ".join(filter(None, problems)) or None}
@@ -63,7 +63,7 @@ class Comparable:
         return self._config.saes[recipe_name(sae)]
 
     def _known_tokens(self, place: Place) -> float | None:
-        """An SAE made elsewhere was trained on nobody knows how many."""
+        """Return an arm's training tokens; None for an SAE made elsewhere."""
         elsewhere = self._recipe(place).made_elsewhere(str(place[-1]))
         return None if elsewhere else self._tokens[place]
 
@@ -74,8 +74,8 @@ class Comparable:
             return None
         if own is None or other is None:
             return (
-                f"the pretrained SAE's number of training tokens is not known (statistics.{key}: "
-                f"null compares it all the same)"
+                f"the pretrained SAE's number of training tokens is not known (set "
+                f"statistics.{key}: null to compare it anyway)"
             )
         few, many = sorted((own, other))
         if many <= most * few:
@@ -86,7 +86,7 @@ class Comparable:
         )
 
     def _of_precision(self, own: Place, other: Place, names: tuple[str, str]) -> str | None:
-        """An arm whose SAEs were not trained here has none."""
+        """Return the problem, if any; SAEs that were not trained here have no precision."""
         found = [" and ".join(sorted(self._precisions[place])) for place in (own, other)]
         if not all(found) or found[0] == found[1]:
             return None
@@ -107,7 +107,7 @@ class Comparable:
 
 
 def _means(cells: Iterable[tuple[Keys, float]]) -> dict[Place, float]:
-    """Of each arm, the mean over draws of the means over seeds."""
+    """Return each arm's mean over draws of the means over seeds."""
     draws: dict[Place, dict[str, list[float]]] = {}
     for keys, value in cells:
         place = tuple(keys[name] for name in PLACE)

@@ -13,22 +13,22 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.tables.study import COSTS
 
-# What a job asked of a language model: nulls for one that asked nothing.
+# What a job asked a language model for; null for other jobs.
 ASKED = COSTS.names[COSTS.names.index("model") :]
 
 
 def read_costs(root: Path) -> list[dict[str, Any]]:
-    """Rows of `costs`, from the benchmark files that Snakemake wrote, sorted by rule and keys.
+    """Read rows of `costs` from Snakemake's benchmark files, sorted by rule and keys.
 
     Raises:
-        UserError: a benchmark file that is not one of Snakemake's.
+        UserError: a benchmark file was not written by Snakemake.
     """
     folder = root / Path(paths.COSTS).parent
     rows: list[dict[str, Any]] = []
     for path in folder.rglob("*.tsv"):
         rule, *rest = path.relative_to(folder).with_suffix("").parts
         try:
-            # Snakemake writes - and NA where a job ended before it could be measured.
+            # Snakemake writes - and NA for jobs that ended before it could measure them.
             frame = pd.read_csv(path, sep="\t", na_values=["-", "NA"])
             columns = frame[["s", "cpu_time", "max_rss"]].astype("float64")
         except (ValueError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""Per latent: what an explanation tells beyond tokens, and beyond another latent's explanation."""
+"""What each latent's explanation adds over tokens, and over another latent's explanation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nullsae.statistics.baselines import (
 from nullsae.statistics.bootstrap import Floats
 from nullsae.tables.study import INTERPRETABILITY
 
-# Its columns without the keys, which stand apart as in a cell's file.
+# The columns without the keys, as in a cell's file.
 COLUMNS = pa.schema(
     [INTERPRETABILITY.field(i) for i in range(len(SAE_KEYS) + 2, len(INTERPRETABILITY))]
 )
@@ -32,15 +32,15 @@ COLUMNS = pa.schema(
 def interpretability(
     config: Config, statistics: Statistics, scores: list[Units], latents: list[Units]
 ) -> list[Units]:
-    """The table `interpretability`, cell by cell.
+    """Return the table `interpretability`, cell by cell.
 
-    `gain_over_lexical` is AUROC minus that of `lexical_baseline` under the same scorer,
-    `discrimination` AUROC minus that of the explainer's `swapped` one: of the same latent on the
+    `gain_over_lexical` is AUROC minus that of `lexical_baseline` under the same scorer;
+    `discrimination` is AUROC minus that of the explainer's `swapped` one: the same latent on the
     same windows, judged by its own explanation and by another latent's. A scorer that uses no
-    explanation and brings its placebo is compared with that (`placebo_auroc`).
+    explanation and has its own placebo is compared with that (`placebo_auroc`).
 
     Raises:
-        UserError: a latent is scored that its SAE does not have.
+        UserError: a scored latent does not exist in its SAE.
     """
     by_sae = {cell.sae: cell for cell in latents}
     by_judge = {(*cell.sae, cell.keys["explainer"], cell.keys["scorer"]): cell for cell in scores}
@@ -72,7 +72,7 @@ def _rows(
     compared: Mapping[tuple[str, str], tuple[Floats, list[str | None]]],
     statistics: Statistics,
 ) -> list[dict[str, Any]]:
-    """Rows of one cell, from what `_baseline` finds for each pair of columns."""
+    """Return the rows of one cell, from the results of `_baseline` for each pair of columns."""
     shares = latents.looked_up("firing_share", cell.ids)
     known = np.isin(cell.ids, latents.ids)
     if not known.all():
@@ -113,7 +113,7 @@ def _rows(
 
 
 def _baseline(cell: Units, other: Units | None, why: str | None) -> tuple[Floats, list[str | None]]:
-    """The baseline's AUROC for each latent of a cell, NaN where there is none, and why."""
+    """Return the baseline's AUROC for each latent of a cell; NaN, with a reason, if missing."""
     if why is not None or other is None:
         n = len(cell.ids)
         return np.full(n, np.nan), [why or "not scored by this scorer"] * n
@@ -127,7 +127,7 @@ def _baseline(cell: Units, other: Units | None, why: str | None) -> tuple[Floats
         if not has_latent[i]:
             reasons[i] = "the other explanation was not scored"
         elif not is_same[i]:
-            reasons[i], values[i] = "the two were judged on other numbers of windows", np.nan
+            reasons[i], values[i] = "the two were judged on different numbers of windows", np.nan
         elif np.isnan(value):
             reasons[i] = "the other explanation has no auroc"
     return values, reasons

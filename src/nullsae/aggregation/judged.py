@@ -1,4 +1,4 @@
-"""What each document contributes to the scores of a cell, from its judged windows."""
+"""The contribution of each document to the scores of a cell, from its judged windows."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Moved(NamedTuple):
     """[n_windows], ascending."""
     document: Ints
     influences: dict[str, Floats]
-    """By score, [n_windows]: how much each window moves that of its latent."""
+    """By score, [n_windows]: the influence of each window on its latent's score."""
 
 
 class JudgedWindows:
     """The predictions of a study, by the cell of `scores` that was made from them."""
 
     def __init__(self, predictions: Iterable[Units]) -> None:
-        """Cells of the table `predictions`, sorted by latent."""
+        """Store cells of the table `predictions`, sorted by latent."""
         self._cells = {(*cell.arm, *cell.sae): cell for cell in predictions}
         self._moved: dict[tuple[str | None, ...], Moved] = {}
 
@@ -37,9 +37,9 @@ class JudgedWindows:
         return 1 + max(largest, default=0)
 
     def documents(self, scores: Units, column: str, latents: Ints) -> Documents | None:
-        """What documents move in the mean of a column of `scores` over some latents, ascending.
+        """Return documents' effects on the mean of a column of `scores` over latents (ascending).
 
-        None if the column is no score of windows, or the cell has no predictions.
+        None if the column is not a score of windows, or the cell has no predictions.
         """
         found = self._effects(scores, column, latents)
         return None if found is None else _documents(*found)
@@ -47,10 +47,10 @@ class JudgedWindows:
     def differences(
         self, pair: tuple[Units, Units], column: str, latents: Ints
     ) -> Documents | None:
-        """What documents move in the mean difference of the second cell minus the first.
+        """Return documents' effects on the mean difference, the second cell minus the first.
 
-        Of the same latents, ascending, that both have scores of. A document that is hard for both
-        moves it by what it moves one more than the other.
+        `latents`, ascending, have scores in both. A document that is hard for both counts only by
+        the difference of its effects.
         """
         found = [self._effects(scores, column, latents) for scores in pair]
         if found[0] is None or found[1] is None:
@@ -59,9 +59,9 @@ class JudgedWindows:
         return _documents(other - own, windows)
 
     def _effects(self, scores: Units, column: str, latents: Ints) -> tuple[Floats, Floats] | None:
-        """What each document moves in each latent's part of the mean, [n_latents, n_documents].
+        """Return each document's effect on each latent's part of the mean, and its windows.
 
-        And the windows of each document, [n_documents].
+        They are [n_latents, n_documents] and [n_documents].
         """
         key = (*scores.arm, *scores.sae)
         if key not in self._cells:

@@ -1,7 +1,7 @@
 """Who made the cells of a study, and which arms were not made alike.
 
-It is no function of the config: two machines that share all tables have different rows here. So
-nothing of it stands in `results/tables`.
+This does not depend on the config alone: two machines with identical tables have different rows
+here. So none of it is in `results/tables`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Row = dict[str, Any]
 
 UNKNOWN = "unknown"
 SPLITS = ("sae_train", "eval")
-# What arms are compared by, and how it is called in a sentence.
+# What arms are compared by, and its name in a sentence.
 COMPARED = {
     **{name: name for name in ("nullsae", "commit", "torch", "transformers")},
     **{"python": "Python", "cuda": "CUDA", "device_kind": "device", "dtype": "dtype"},
     "precision": "precision",
 }
-# Columns that an arm is found by, and the variant.
+# Columns that identify an arm, besides the variant.
 ARM = ("kind", "subject", "split", "site", "sae", "explainer", "scorer")
 # Places that a sentence names before it counts the rest.
 NAMED = 3
@@ -46,7 +46,7 @@ OF_JOB = tuple(_names[_names.index("verb") : _names.index("revisions")])
 
 
 def artifacts(config: Config) -> Iterator[tuple[str, Keys, str]]:
-    """Kind, keys and folder of all that a study consists of, in the order in which it is made."""
+    """Yield kind, keys and folder of every part of a study, in the order they are made."""
     for corpus in dict.fromkeys(subject.corpus for subject in config.subjects.values()):
         yield "corpus", {"corpus": corpus}, paths.CORPUS.format(corpus=corpus)
     for keys in model_cells(config):
@@ -73,7 +73,7 @@ def artifacts(config: Config) -> Iterator[tuple[str, Keys, str]]:
 
 
 def read_provenance(config: Config, root: Path) -> list[Row]:
-    """Rows of `provenance`: of what is there, in the order of `artifacts`."""
+    """Return rows of `provenance` for the parts that exist, in the order of `artifacts`."""
     rows: list[Row] = []
     for kind, keys, folder in artifacts(config):
         if not (root / folder).is_dir():
@@ -89,7 +89,7 @@ def read_provenance(config: Config, root: Path) -> list[Row]:
 
 
 def _jobs(file: Path) -> Iterator[Row]:
-    """The columns that a `provenance.json` tells, a row for each job."""
+    """Yield the columns from a `provenance.json`, one row per job."""
     made = provenance.read(file)
     if made is None or not made.jobs:
         yield {"job": 0, "revisions": None, "tokens_seen": None} | {
@@ -107,9 +107,9 @@ def _jobs(file: Path) -> Iterator[Row]:
 
 
 def _differing(rows: list[Row]) -> list[str | None]:
-    """Of each row, in what the cells of its arm differ from those of the trained one.
+    """Return, for each row, how the cells of its arm differ from those of the trained one.
 
-    What an arm's jobs did not use, and what is not known of them, is no difference.
+    Properties that an arm's jobs did not use, or that are unknown, do not count.
     """
     arms: dict[tuple[Any, ...], dict[str, set[str]]] = {}
     for row in rows:
@@ -136,9 +136,9 @@ def _arm(row: Row) -> tuple[Any, ...]:
 
 
 def differences(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """(Subject, sentence) of the contrasts whose arms were not made alike.
+    """Return (subject, sentence) for contrasts whose arms were not made alike.
 
-    Such a contrast may hold what a version or a device did; `rows` are those of `provenance`.
+    Such a contrast may reflect a version or a device; `rows` are those of `provenance`.
     """
     places: dict[tuple[str, str, str], dict[str, None]] = {}
     for row in rows:
@@ -155,9 +155,9 @@ def differences(rows: Iterable[Row]) -> list[tuple[str, str]]:
 
 
 def in_short(rows: list[Row]) -> tuple[str, list[Row]]:
-    """What made a study, in a line, and what differs within a kind of artifacts.
+    """Summarize what made a study in one line, and what differs within a kind of artifacts.
 
-    Rows of the latter: `kind`, `what`, `value`, `n` (artifacts) and `variants`.
+    Rows of the latter have `kind`, `what`, `value`, `n` (artifacts) and `variants`.
     """
     words = {**COMPARED, "device": "device", "threads": "threads"}
     del words["device_kind"]

@@ -1,4 +1,4 @@
-"""The tables `latents_ranked` and `beating_placebo`: each latent against those of nulls."""
+"""The tables `latents_ranked` and `beating_placebo`: each latent compared with those of nulls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nullsae.tables.study import LATENTS_RANKED
 
 Rows = list[dict[str, Any]]
 ALL = "all"
-"""What stands in the column `null` for the latents of all nulls together."""
+"""Value of the column `null` for the latents of all nulls together."""
 MIXED = "nulls differ in the side on which trained is expected"
 
 
@@ -36,19 +36,19 @@ class _Comparison(NamedTuple):
     """The latents of a cell and those of a null, by one metric."""
 
     keys: dict[str, Any]
-    """Of the cell; metric and null."""
+    """Keys of the cell, metric and null."""
     own: Latents
     null: Latents
     direction: Direction | None
 
 
 def rank_latents(config: Config, sources: Mapping[str, Sequence[Units]]) -> tuple[pa.Table, Rows]:
-    """The table `latents_ranked`, and the rows of `beating_placebo`.
+    """Return the table `latents_ranked`, and the rows of `beating_placebo`.
 
-    Single latents are listed of `trained` alone; those of positive controls are counted.
+    Single latents are listed for `trained` alone; those of positive controls are only counted.
 
     Args:
-        config: of the study; its order is that of the rows.
+        config: of the study; rows follow its order.
         sources: cells by table, as `Arms` takes them.
     """
     parts, shares = [LATENTS_RANKED.empty_table()], []
@@ -70,12 +70,12 @@ def rank_latents(config: Config, sources: Mapping[str, Sequence[Units]]) -> tupl
 
 
 def is_ranked(metric: Metric) -> bool:
-    """Whether single latents have values of a metric, and no judge is asked for them."""
+    """Return whether single latents have values of a metric without asking a judge."""
     return metric.table == "latents" and metric.form == "mean" and metric.at_least is None
 
 
 def _comparisons(config: Config, arms: Arms) -> Iterator[_Comparison]:
-    """Of whole SAEs: cells of one site, recipe and seed. The draws of a null are pooled."""
+    """Yield comparisons of cells with the same site, recipe and seed; a null's draws are pooled."""
     places = [
         {"subject": subject, "site": site, "sae": sae}
         for subject, section in config.subjects.items()
@@ -104,7 +104,7 @@ def _comparisons(config: Config, arms: Arms) -> Iterator[_Comparison]:
 def _nulls(
     metric: Metric, latents: Mapping[str, Latents]
 ) -> Iterator[tuple[str, Latents, Direction | None]]:
-    """Each null's latents with the side on which trained is expected, and those of all together."""
+    """Yield each null's latents with trained's expected side, then those of all nulls together."""
     for name, found in latents.items():
         yield name, found, metric.direction_against(name)
     if latents:
@@ -116,7 +116,7 @@ def _nulls(
 
 
 def _latents(cells: Iterable[ArmCell]) -> Latents:
-    """The latents of some cells that have a value and a firing rate."""
+    """Return the latents of cells that have a value and a firing rate."""
     parts = [Latents(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
     for cell in cells:
         (value,) = cell.columns
@@ -127,7 +127,7 @@ def _latents(cells: Iterable[ArmCell]) -> Latents:
 
 
 def _ranked(comparison: _Comparison, p: np.ndarray, q: np.ndarray) -> pa.Table:
-    """Rows of `latents_ranked`."""
+    """Return rows of `latents_ranked`."""
     keys, own, null, direction = comparison
     order = ranking(own, q, direction)
     n_null = n_nulls(own, null)
@@ -153,7 +153,7 @@ def _ranked(comparison: _Comparison, p: np.ndarray, q: np.ndarray) -> pa.Table:
 
 
 def _reasons(n_null: np.ndarray, direction: Direction | None) -> pa.Array:
-    """Why latents have no p, by their numbers of null latents; null where they have one."""
+    """Return why latents have no p, from their numbers of null latents; null if they have one."""
     if direction is None:
         return pa.repeat(pa.scalar(MIXED), len(n_null))
     fewest = fewest_nulls(direction)
@@ -167,5 +167,5 @@ def _reasons(n_null: np.ndarray, direction: Direction | None) -> pa.Array:
 
 @lru_cache(maxsize=32)
 def _repeated(value: str | int | None, kind: pa.DataType, n: int) -> pa.Array:
-    """A column of one value: the nulls of a cell share those of its keys."""
+    """Return a column of one value, cached because a cell's nulls share the values of its keys."""
     return pa.repeat(pa.scalar(value, kind), n)

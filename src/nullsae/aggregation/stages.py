@@ -1,8 +1,8 @@
 """What is compared with what, at each stage of a study.
 
-Each stage has a real thing and nulls of it: the trained subject and its variants; on the trained
-subject a learned dictionary and null ones, an explanation and another latent's or that of token
-counts, a latent's own direction and another one. All of them become contrasts in one way.
+Each stage has a real thing and its nulls: the trained subject and its variants; on the trained
+subject, a learned dictionary and null ones, an explanation and another latent's or one from token
+counts, a latent's own direction and another one. All become contrasts in the same way.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from nullsae.statistics.matching import common_bins
 
 @dataclass(frozen=True)
 class Compared:
-    """A real thing and a null of it, by one metric."""
+    """A real thing and one of its nulls, by one metric."""
 
     stage: Stage
     metric: Metric
     real: str
     null: str
     keys: tuple[ArmKeys, ArmKeys]
-    """Of the real arm and of the null's: subject, site, SAE, explainer, scorer, variant."""
+    """Of the real arm and of the null arm: subject, site, SAE, explainer, scorer, variant."""
     estimates: tuple[Estimate, Estimate]
     bins: Mapping[int, int] = field(default_factory=dict)
     differences: Estimate | None = None
-    """Latent by latent, where both arms are about the same latents."""
+    """Latent by latent, if both arms have the same latents."""
     not_comparable: str | None = None
-    """Why there is no verdict, whatever the SAEs are."""
+    """A reason for no verdict, independent of the SAEs."""
 
     @property
     def names(self) -> tuple[str, str]:
-        """Of the real thing and of the null."""
+        """Names of the real thing and of the null."""
         return self.real, self.null
 
     @property
     def variant(self) -> str:
-        """Whose arm the null's is."""
+        """The variant of the null arm."""
         return str(self.keys[1][-1])
 
     @property
     def row_keys(self) -> dict[str, Any]:
-        """The keys of its row: where the real thing is, and the variant that the null is of."""
+        """The keys of its row: where the real thing is, and the null's variant."""
         own = dict(zip(GROUP_KEYS, self.keys[0], strict=False))
         return {"stage": self.stage, **own, "metric": self.metric.name, "variant": self.variant}
 
@@ -59,7 +59,7 @@ class Stages:
     """The comparisons of all stages, from the arms of a study."""
 
     def __init__(self, config: Config, arms: Arms, resampler: Resampler) -> None:
-        """`model` is asked first, group by group: it keeps what `dictionary` compares."""
+        """Prepare; call `model` first for every group, because `others` needs its estimates."""
         self._config = config
         self._arms = arms
         self._resampler = resampler
@@ -68,7 +68,7 @@ class Stages:
     def model(
         self, metric: Metric, where: ArmKeys, estimates: Mapping[str, Estimate]
     ) -> Iterator[Compared]:
-        """The trained subject against its variants, whose estimates are given by name."""
+        """Compare the trained subject with its variants, whose estimates are given by name."""
         self._trained[where, metric.name] = estimates["trained"]
         bins = _bins(metric, *estimates.values())
         own = (*where, "trained")
@@ -78,7 +78,7 @@ class Stages:
                 yield Compared("model", metric, "trained", variant, keys, both, bins)
 
     def others(self) -> Iterator[Compared]:
-        """Those within the trained subject: of dictionaries, of explanations, of effects."""
+        """Compare within the trained subject: dictionaries, explanations, effects."""
         for where, metric in self._known():
             yield from self._dictionaries(metric, where)
         for where, metric in self._known():
@@ -92,15 +92,15 @@ class Stages:
             yield where, METRICS[name]()
 
     def _dictionaries(self, metric: Metric, where: ArmKeys) -> Iterator[Compared]:
-        """A learned dictionary against each null one: by document, or by other latents.
+        """Compare a learned dictionary with each null one: by document, or unpaired by latent.
 
-        What is made from an SAE is a null of that one alone.
+        A dictionary made from an SAE is a null of that SAE only.
         """
         subject, site, sae, *judge = where
         if sae is None or not self._config.saes[sae].is_real:
             return
         if self._config.saes[sae].output_site is not None:
-            return  # what it explains is another site than that of the dictionaries
+            return  # it reconstructs another site than the dictionaries do
         real = self._trained[where, metric.name]
         for null, recipe in self._config.saes.items():
             other = (subject, site, null, *judge)
@@ -112,7 +112,7 @@ class Stages:
                 yield Compared("dictionary", metric, sae, null, keys, (real, found), bins)
 
     def _explanations(self, metric: Metric, where: ArmKeys) -> Iterator[Compared]:
-        """An explanation against another latent's, and against that of token counts."""
+        """Compare an explanation with another latent's, and with one from token counts."""
         *place, explainer, scorer = where
         if explainer is None or scorer is None or explainer == NO_EXPLAINER:
             return
@@ -123,14 +123,14 @@ class Stages:
             if judges[0] != judges[1]:
                 named = ["a formula" if one is None else one.model for one in judges]
                 problem = (
-                    f"{explainer} is judged by {named[0]}, {null} by {named[1]}: what {null} "
-                    f"scores stands beside as a ceiling, and is no null"
+                    f"{explainer} is judged by {named[0]}, {null} by {named[1]}: the score of "
+                    f"{null} is a ceiling, not a null"
                 )
             pair = self._arms.by_latent(metric, *keys)
             yield self._paired("explanation", metric, (explainer, null), keys, pair, problem)
 
     def _effects(self, metric: Metric, where: ArmKeys) -> Iterator[Compared]:
-        """A latent's own direction against those that its metric names as placebos."""
+        """Compare a latent's own direction with the placebos that the metric names."""
         keys = (*where, "trained")
         for null in metric.placebos:
             pair = self._arms.by_placebo(metric, keys, null)
@@ -160,7 +160,7 @@ class Stages:
 
 
 def _bins(metric: Metric, *estimates: Estimate) -> dict[int, int]:
-    """Firing rates at which the arms can be compared that have a value."""
+    """Return the firing-rate bins in which the arms that have a value can be compared."""
     if metric.unit != "latent" or metric.form != "mean":
         return {}
     return common_bins([one.arm for one in estimates if one.value is not None])

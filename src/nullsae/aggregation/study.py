@@ -48,13 +48,13 @@ Progress = Callable[[int, int], None]
 def aggregate(config: Config, root: Path, progress: Progress = lambda done, total: None) -> None:
     """Write `results/tables/*` and the tables of costs and of provenance below `root`.
 
-    The config says which cells the study consists of, and their order. The log names the contrasts
+    The config defines which cells the study consists of, and their order. The log names contrasts
     whose arms were not made alike. `progress` is called with (comparisons done, comparisons in
-    all).
+    total).
 
     Raises:
-        UserError: a cell's file is missing, damaged, or about other documents than the rest, or
-            no latent of any SAE can be scored.
+        UserError: a cell's file is missing, damaged, or about different documents than the rest,
+            or no latent of any SAE can be scored.
     """
     files = cell_files(config)
     sources: dict[str, list[Units]] = {}
@@ -96,7 +96,7 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
         | {"verdict": word, "reason": reason}
         for contrast, (word, reason) in zip(contrasts, judged, strict=True)
     ]
-    # What metrics say of models; other stages have verdicts alone.
+    # Discriminating power is about models; other stages only have verdicts.
     of_models = [
         (row, word) for row, (word, _) in zip(contrasts, judged, strict=True) if is_of_model(row)
     ]
@@ -114,7 +114,7 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
     for table, rows in written.items():
         tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])
     write_answer(config, root, contrasts, [word for word, _ in judged])
-    # Neither is a function of the config.
+    # Neither depends on the config alone.
     tables.write_table(root / paths.COSTS, read_costs(root), COSTS)
     made_by = read_provenance(config, root)
     tables.write_table(root / paths.PROVENANCE, made_by, PROVENANCE)
@@ -123,9 +123,9 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
 
 
 def _cautions(models: pa.Table) -> dict[tuple[str, str], str]:
-    """What speaks against trained subjects and positive controls, by subject and variant."""
+    """Return warnings about trained subjects and positive controls, by subject and variant."""
     found = {}
-    # Of several draws, the worst.
+    # Of several draws, the worst counts.
     for row in sorted(models.to_pylist(), key=itemgetter("heldout_loss_nats")):
         if is_null(row["variant"]):
             continue
@@ -141,12 +141,12 @@ def compare(
     comparable: Comparable,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Rows, Rows]:
-    """Rows of `summaries` and of `contrasts`, the latter stage by stage.
+    """Return rows of `summaries` and of `contrasts`, the latter stage by stage.
 
-    SAEs along their training have summaries only: contrasts and verdicts are about whole SAEs,
-    and further ones would make each of these harder to show (Holm).
+    SAEs along their training have summaries only: contrasts are about finished SAEs, and more
+    contrasts would weaken each of them (Holm).
 
-    `sources` are the cells of the tables that metrics are computed from, in config order.
+    `sources` are the cells of the tables from which metrics are computed, in config order.
     """
     statistics = config.statistics
     arms = Arms(sources, statistics)
@@ -205,11 +205,11 @@ def compare(
 
 
 def family(config: Config, row: Mapping[str, Any]) -> str:
-    """The name of the contrasts that are corrected together: one metric of one SAE at one stage.
+    """Name the contrasts that are corrected together: one metric of one SAE at one stage.
 
-    What is concluded about an SAE must not depend on how many other dictionaries a study holds,
-    nor what is concluded about explanations on their placebos, which are a family of their own.
-    Positive controls ask another question than nulls, and are one as well.
+    Conclusions about an SAE must not depend on how many other dictionaries a study has, nor those
+    about explanations on their placebos, which form their own family. So do positive controls,
+    because they ask another question than nulls.
     """
     explainer = row["explainer"]
     is_placebo = explainer is not None and is_swapped(config, explainer)
@@ -220,7 +220,7 @@ def family(config: Config, row: Mapping[str, Any]) -> str:
 
 
 def _groups(config: Config) -> Iterator[dict[str, Any]]:
-    """The comparisons of a study, in display order: without an explainer first."""
+    """Yield the comparisons of a study in display order: without an explainer first."""
     for subject, section in config.subjects.items():
         for site in section.sites:
             for sae, recipe in sae_names(config).items():

@@ -1,4 +1,4 @@
-"""Checks of what functions are called with; those of scores load no torch."""
+"""Checks of functions' arguments; those for scores do not load torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nullsae.core.errors import UserError
 
 
 def check_model(model: Any, where: str) -> None:
-    """Refuse what is no model of Transformers, in a `UserError` that begins with `where`."""
+    """Raise a `UserError` that starts with `where` if `model` is not a Transformers model."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -20,26 +20,26 @@ def check_model(model: Any, where: str) -> None:
 
 
 def check_sae(sae: Any, where: str) -> None:
-    """Refuse what is no SAE as nullsae has it, in a `UserError` that begins with `where`."""
+    """Raise a `UserError` that starts with `where` if `sae` is not an SAE of nullsae."""
     from nullsae.sae.autoencoder import Autoencoder
 
     if not isinstance(sae, Autoencoder):
         raise UserError(
             f"{where}: sae: {type(sae).__name__} is not a nullsae.Autoencoder; nullsae.load_sae "
-            f"makes one of files and of objects"
+            f"makes one from files or an object"
         )
 
 
 def whole(value: Any, where: str, least: int = 0) -> int:
-    """A whole number of Python's or NumPy's, such as a seed.
+    """Return a whole number of Python's or NumPy's, such as a seed, as an `int`.
 
     Raises:
-        UserError: it is none, or below `least`; begins with `where`, which names the argument.
+        UserError: it is not a whole number of at least `least`; starts with `where`, the argument.
     """
     try:
         found = operator.index(value)
     except TypeError:
         found = least - 1
     if found < least:
-        raise UserError(f"{where}: {value!r} is not a whole number from {least} on")
+        raise UserError(f"{where}: {value!r} is not a whole number of at least {least}")
     return found

@@ -28,7 +28,7 @@ from nullsae.sae.python_object import EncodesAndDecodes, ObjectSae, sae_of
 
 RANDOM = "random"
 """The dictionary that training starts from."""
-# Activations that are encoded together, and those that a start is fitted to.
+# Activations encoded together, and those that a random dictionary is fitted to.
 BATCH_TOKENS, SAMPLE_TOKENS = 4096, 16_384
 
 
@@ -39,29 +39,30 @@ def load_sae(
     d_model: int | None = None,
     output_site: str | None = None,
 ) -> Autoencoder:
-    """Load an SAE made elsewhere, as `saes.*.pretrained` of a config does.
+    """Load an SAE made elsewhere, as `saes.*.pretrained` in a config does.
 
     Args:
         path: a folder or hub id in the layout of nullsae, SAELens, EleutherAI's sparsify or
             dictionary_learning, with a folder in it after `::`, such as
             `EleutherAI/sae-pythia-70m-32k::layers.3`; or a mapping with `release` and `sae_id` of
-            SAELens, which needs `sae_lens`; or an object of your own with `encode` and `decode`, or
-            its import path, {"object": "package.module:name", "d_model": 768}, which is run.
-        site: where its activations are read, such as `resid_post.3`. If given, it fills in `{site}`
+            SAELens, which needs `sae_lens`; or your own object with `encode` and `decode`, or its
+            import path, {"object": "package.module:name", "d_model": 768}, whose code is run.
+        site: where its activations are read, such as `resid_post.3`. If given, it replaces `{site}`
             and `{layer}` in `path`, and an SAE made at another site is refused.
-        d_model: of an object, the dimensions that it reads. It gets float32 [tokens, d_model] and
-            gives codes [tokens, n_latents], none below 0; `decode` has to be linear.
-        output_site: of an object that is a transcoder, the site that it writes, such as
+        d_model: only for an object, the number of dimensions it reads. It receives float32
+            [tokens, d_model] and returns codes [tokens, n_latents], none below 0; `decode` must be
+            linear.
+        output_site: only for an object that is a transcoder, the site it writes to, such as
             `mlp_out.3`.
 
     Returns:
-        Float32 weights on the CPU. `encode(x)` takes activations [tokens, d_model] to values and
-        latents, both [tokens, m], a value of 0 meaning that the latent did not fire;
-        `decode(values, latents, x)` takes them back.
+        An SAE with float32 weights on the CPU. `encode(x)` maps activations [tokens, d_model] to
+        values and latents, both [tokens, m], where a value of 0 means that the latent did not fire;
+        `decode(values, latents, x)` maps them back.
 
     Raises:
-        UserError: it is not found, or a key or tensor is missing, unknown, damaged or not
-            supported; the line names it.
+        UserError: the SAE is not found, or a key or tensor is missing, unknown, damaged or not
+            supported; the message names it.
     """
     for name, place in (("site", site), ("output_site", output_site)):
         if place is not None and not SITE.match(place):
@@ -76,14 +77,14 @@ def load_sae(
         given = os.fspath(path)
     else:
         if d_model is None:
-            raise UserError("load_sae: d_model: missing; an object does not say what it reads")
+            raise UserError("load_sae: d_model: missing; give the dimensions that the object reads")
         d_model = whole(d_model, "load_sae: d_model", least=1)
         if isinstance(path, type):
-            raise UserError(f"load_sae: {path.__qualname__} is a class; give an object of it")
+            raise UserError(f"load_sae: {path.__qualname__} is a class; give an instance of it")
         return sae_of(path, f"load_sae: {type(path).__qualname__}", d_model, output_site or "")
     if d_model is not None or (output_site is not None and not isinstance(given, FromObject)):
         key = "output_site" if d_model is None else "d_model"
-        raise UserError(f"load_sae: {key}: it is for an object; others say it themselves")
+        raise UserError(f"load_sae: {key}: only for an object; other SAEs record it themselves")
     sae, made_on = read_with_origin(given, site, where="load_sae", output_site=output_site or "")
     found = made_on.hook and site_of_hook(made_on.hook)
     if site is not None and made_on.hook and not (found and same_place(found, site)):
@@ -101,30 +102,31 @@ def null_dictionary(
 ) -> Autoencoder:
     """Make a null dictionary for an SAE, in minutes and without training.
 
-    It is as active as the SAE. A dictionary made from the SAE's weights has its L0 within 5%, or is
-    refused. The others have its k or, if it has none, the mean number of its latents that fire on
-    these activations, rounded.
+    It is as active as the SAE. A dictionary made from the SAE's weights must have its L0 within 5%.
+    Others have its k or, if it has none, the rounded mean number of its latents that fire on these
+    activations.
 
     Args:
         sae: the SAE that the dictionary is a placebo of.
         kind: `random` has as many latents as the SAE: random unit directions, a tied encoder and
-            b_dec at the geometric median, as training starts (fitted to the first 16,384 tokens);
-            `pca` and `identity` have principal components and neurons, plus and minus;
+            b_dec at the geometric median, as at the start of training (fitted to the first 16,384
+            tokens); `pca` and `identity` have principal components and neurons, with both signs;
             `token_lookup` has the mean activation of each token id. Made from the SAE's weights:
             `rotated` turns its encoder and decoder by one random rotation about the mean of the
             activations; `rotated_whitened` does so in whitened activations; `rate_matched_random`
-            has random directions that fire as often as its latents. Other packages may add kinds,
-            named as in `saes.*.dictionary` of a config.
-        activations: floats [tokens, d_model] of the SAE's site, to fit the dictionary to.
+            has random directions that fire as often as the SAE's latents. Other packages may add
+            kinds, named as in `saes.*.dictionary` of a config.
+        activations: floats [tokens, d_model] at the SAE's site, to fit the dictionary to.
         token_ids: integers [tokens]; only for `token_lookup`.
-        seed: of what is drawn.
-        settings: keys of this dictionary's recipe but `from`, such as `n_components` of `pca`.
+        seed: of random numbers.
+        settings: keys of this dictionary's recipe except `from`, such as `n_components` of `pca`.
 
     Returns:
         A dictionary in float32 on the CPU.
 
     Raises:
-        UserError: the kind or a setting is unknown, the kind must be trained, activations, token
+        UserError: the kind or a setting is unknown, the kind needs training, activations, token
+            ids and SAE do not fit together, or the dictionary fails a gate.
             ids and SAE do not fit each other, or the dictionary fails a gate.
     """
     check_sae(sae, "null_dictionary")
@@ -134,8 +136,8 @@ def null_dictionary(
     k = sae.k or round(l0 := _l0(sae, x, token_ids))
     if not k:
         raise UserError(
-            f"null_dictionary: {kind}: the SAE's L0 on these activations is {l0:.3f}, and at least "
-            f"1 latent of such a null is active; rate_matched_random can be so sparse"
+            f"null_dictionary: {kind}: the SAE's L0 on these activations is {l0:.3f}, but this "
+            f"null needs at least 1 active latent; use rate_matched_random"
         )
     if kind == RANDOM:
         if settings:
@@ -162,7 +164,7 @@ def null_dictionary(
 def _derived(
     sae: Autoencoder, kind: str, x: Tensor, seed: int, settings: dict[str, Any]
 ) -> Autoencoder:
-    """A dictionary from the weights of an SAE."""
+    """Make a dictionary from the weights of an SAE."""
     where = f"null_dictionary: {kind}"
     if sae.coding.reads_tokens or sae.transcodes:
         what = "transcoder" if sae.transcodes else f"{sae.architecture} dictionary"
@@ -172,8 +174,8 @@ def _derived(
         raise UserError(f"{where}: from: leave it out; the SAE is the first argument")
     if origin.needs_encoder and isinstance(sae, ObjectSae):
         raise UserError(
-            f"{where}: it is made from encoder rows, and a Python object shows none; "
-            f"rate_matched_random needs none"
+            f"{where}: it needs encoder rows, which a Python object does not have; use "
+            f"rate_matched_random"
         )
     generator = torch_generator(seed, "null_dictionary", kind)
     given = sae.to(torch.device("cpu"))
@@ -182,7 +184,7 @@ def _derived(
 
 @dataclass(frozen=True)
 class _Rows:
-    """What dictionaries ask of a site beside its batches."""
+    """What dictionaries need to know of a site besides its batches."""
 
     x: Tensor
 
@@ -195,7 +197,7 @@ class _Rows:
 
 
 def _rows(sae: Autoencoder, activations: Tensor) -> Tensor:
-    """Activations as float32 on the CPU, if they fit the SAE."""
+    """Return activations as float32 on the CPU, if they fit the SAE."""
     if sae.transcodes:
         raise UserError(
             "null_dictionary: a transcoder has no such nulls, as it writes to another site"
@@ -219,7 +221,7 @@ def _ids(x: Tensor, token_ids: Tensor | None, where: str) -> Tensor:
 
 
 def _tokens(ids: Tensor) -> Tokens:
-    """Token ids as a split of one context."""
+    """Return token ids as a split of one context."""
     row = ids.cpu().numpy().astype(np.int32)[None]
     return Tokens(row, np.zeros_like(row), {"vocab_size": int(row.max()) + 1})
 
@@ -231,7 +233,7 @@ def _pieces(n: int) -> Iterator[slice]:
 
 @torch.no_grad()
 def _l0(sae: Autoencoder, x: Tensor, token_ids: Tensor | None) -> float:
-    """Mean number of latents that fire, over tokens."""
+    """Return the mean number of firing latents per token."""
     if sae.coding.reads_tokens:
         _ids(x, token_ids, f"null_dictionary: {sae.architecture}")
     return int(firing_counts(sae, x, token_ids).sum()) / len(x)

@@ -41,14 +41,14 @@ WHERE = "collect"
 
 
 class Collected(NamedTuple):
-    """Tables about the latents of one SAE; `to_pandas()` makes data frames of them."""
+    """Tables about the latents of one SAE; their `to_pandas()` makes data frames."""
 
     latents: pa.Table
     """The table `latents` of docs/latents.md: one row per latent."""
     windows: pa.Table
-    """The table `windows`: stretches of text of the sampled latents, with their activations."""
+    """The table `windows`: stretches of text with the sampled latents' activations."""
     coverage: dict[str, Any]
-    """The row of `coverage`: how many tokens, windows and latents there were, and which latents
+    """The row of `coverage`: how many tokens, windows and latents there were, and how many latents
     were left out, and why."""
 
 
@@ -65,10 +65,10 @@ def collect(
     seed: int = 0,
     **settings: Any,
 ) -> Collected:
-    """Compute statistics of every latent over some texts, and windows of a sample of latents.
+    """Compute statistics of every latent over texts, and windows of a sample of latents.
 
     Texts are packed into contexts as in a study, and the model runs on them batch by batch.
-    Activations are not kept. Firings take 16 bytes each in a temporary folder.
+    Activations are not stored. Firings take 16 bytes each in a temporary folder.
 
     Args:
         model: a causal `transformers.PreTrainedModel` in evaluation mode: the trained one, or a
@@ -78,10 +78,10 @@ def collect(
         site: where the SAE reads, such as `resid_post.3` (the output of block 3), `mlp_out.3`,
             `attn_out.3`, `resid_pre.3` or `embed`.
         tokenizer: the model's fast tokenizer; only for texts.
-        context_tokens: length of the contexts, BOS included; tokens that do not fill one are
+        context_tokens: length of the contexts, including BOS; tokens that do not fill one are
             dropped.
-        prepend_bos: whether each context begins with BOS; `auto` does what the tokenizer does.
-        batch_contexts: contexts in one forward pass.
+        prepend_bos: whether each context starts with BOS; `auto` follows the tokenizer.
+        batch_contexts: contexts per forward pass.
         seed: of the sample of latents and windows.
         settings: keys of the config's `latents`: `min_firings=200`, `n_sampled=50`,
             `causal_places=0` (which saves most of the passes), `skip_start_tokens=1`, ...
@@ -90,8 +90,8 @@ def collect(
         The tables `latents` and `windows`, and the row of `coverage`.
 
     Raises:
-        UserError: texts, tokenizer, model, site and SAE do not fit each other, or a setting is
-            unknown; the line says which.
+        UserError: texts, tokenizer, model, site and SAE do not fit together, or a setting is
+            unknown; the message names the problem.
     """
     check_model(model, WHERE)
     check_sae(sae, WHERE)
@@ -123,7 +123,7 @@ def collect(
             sae.to(subject.device),
             _Passes(subject, torch.from_numpy(tokens.input_ids), site, batch_contexts),
             Split.of(tokens, Path(WHERE)),
-            # What a direction does to logits takes a head.
+            # A direction's effect on logits needs a head.
             None if model.get_output_embeddings() is None else subject,
             folder,
             str(model.dtype).removeprefix("torch."),
@@ -134,7 +134,7 @@ def collect(
 
 @dataclass(frozen=True)
 class _Passes:
-    """Activations of a site, computed when they are asked for; all tokens count."""
+    """Activations of a site, computed on demand; all tokens count."""
 
     subject: Subject
     ids: Tensor
@@ -171,13 +171,13 @@ class _Passes:
 
 
 def _as_written(name: str, table: pa.Table) -> pa.Table:
-    """A table in its schema: columns in order, with their units."""
+    """Return a table in its schema: columns in order, with their units."""
     schema = tables.cell_schema(name)
     return table.select(schema.names).cast(schema)
 
 
 def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:
-    """The site must be one that the model has and the SAE fits."""
+    """Check that the model has the site and that the SAE fits it."""
     written = sae.writes_at(site)
     sites = tuple(dict.fromkeys((site, written)))
     for name in sites:
@@ -197,7 +197,7 @@ def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:
 
 
 def _own_tokens(ids: Tensor) -> Tokens:
-    """Contexts as they are, each a document."""
+    """Return given contexts as they are, each as a document."""
     if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
         raise UserError(
             f"{WHERE}: texts: token ids are {ids.dtype} {list(ids.shape)}, should be integers "
@@ -209,7 +209,7 @@ def _own_tokens(ids: Tensor) -> Tokens:
 
 
 def _packed(texts: Iterable[str], tokenizer: Any, packing: dict[str, Any], folder: Path) -> Tokens:
-    """Texts as contexts, by the rules of a corpus; a map of a file in `folder`."""
+    """Pack texts into contexts by the rules of a corpus, in a mapped file in `folder`."""
     is_list = isinstance(texts, Iterable) and not isinstance(texts, str)
     documents = list(texts) if is_list else []  # it may be a generator
     if not is_list or not all(isinstance(text, str) for text in documents):
@@ -217,7 +217,7 @@ def _packed(texts: Iterable[str], tokenizer: Any, packing: dict[str, Any], folde
     if not getattr(tokenizer, "is_fast", False):
         what = "missing" if tokenizer is None else f"{type(tokenizer).__name__} is not fast"
         raise UserError(f"{WHERE}: tokenizer: {what}; texts need the model's fast tokenizer")
-    # Source and tokenizer are at hand already; the rest is what a corpus would do with them.
+    # Source and tokenizer exist already; the other settings apply as in a corpus.
     given = {"source": {"kind": "builtin"}, "tokenizer": {"kind": "train"}, **packing}
     corpus = parse_section(Corpus, given, where=WHERE)
     asks = tokenizer.init_kwargs.get("add_bos_token") is True

@@ -19,7 +19,7 @@ from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import PROBE_CONTEXTS, pass_gates, randomize_gated
 
 Model = TypeVar("Model")
-# Tokens of each context that the gates run on.
+# How many tokens of each context the gates run on.
 PROBE_TOKENS = 32
 
 
@@ -36,16 +36,16 @@ def randomize(
 
     The given model does not change. Numbers are drawn on the CPU, keyed by `seed`, `variant`,
     `subject`, `draw` and the name of each parameter: the same call gives the same weights on every
-    machine and device, those of a study with this `seed` and a subject of this name.
+    machine and device, and the same as a study with this `seed` and subject name.
 
-    All gates but those about files run: what should change did, and nothing else; each change keeps
-    what it promises; changed tensors do not correlate with the original; a second draw gives the
-    same bits; and on random token ids, a context alone gives what it gives in a batch, no row sees
-    later tokens, and activations are finite.
+    All gates except those about files run: exactly the intended tensors changed; each change keeps
+    the properties it promises; changed tensors do not correlate with the original; a second draw
+    gives the same bits; and on random token ids, a context gives the same alone as in a batch, no
+    row sees later tokens, and activations are finite.
 
     Args:
         model: any causal `transformers.PreTrainedModel`, with or without a head, with all weights
-            in memory, in any floating type.
+            in memory, in any floating-point type.
         variant: one that changes weights, such as `rerandomized`, `permuted_weights` or `cascade`.
         draw: index of the randomization; each draw is another null of the same kind.
         seed: as in a config.
@@ -54,12 +54,12 @@ def randomize(
             `norm_parameters="keep"` or `first_random_block=3`.
 
     Returns:
-        A new model of the same class, dtype and device, in evaluation mode. Making it takes two
-        more copies of its weights in the CPU's memory.
+        A new model of the same class, dtype and device, in evaluation mode. Making it needs CPU
+        memory for two more copies of its weights.
 
     Raises:
         UserError: the variant or a setting is unknown, the model is of another kind, or a gate
-            fails; the line names the tensor.
+            fails; the message names the tensor.
     """
     kind = _variant(variant, settings)
     draw, seed = whole(draw, "randomize: draw"), whole(seed, "randomize: seed")
@@ -68,7 +68,7 @@ def randomize(
     for name, parameter in given.named_parameters():
         if parameter.is_meta or not parameter.is_floating_point():
             at = "not in memory" if parameter.is_meta else f"of {parameter.dtype}"
-            raise UserError(f"randomize: {name} is {at}; load the model whole, and not quantized")
+            raise UserError(f"randomize: {name} is {at}; load the complete model, unquantized")
     null = deepcopy(given).eval()
     section = parse_section(Randomization, settings, where="randomize")
     resolved = kind.resolve(null, Settings(**kind.settings(section)), subject)
@@ -79,7 +79,7 @@ def randomize(
 
 
 def _variant(name: str, settings: dict[str, Any]) -> type[Variant]:
-    """A variant that is made from nothing but the weights of a model, if it reads the settings."""
+    """Return a variant that is made from a model's weights alone, if it reads the settings."""
     fitting = [
         other
         for other, kind in VARIANTS.items()
@@ -87,8 +87,8 @@ def _variant(name: str, settings: dict[str, Any]) -> type[Variant]:
     ]
     if name not in fitting:
         raise UserError(
-            f"randomize: variant {name!r} is not one of those that are made from a model's weights "
-            f"alone: {', '.join(fitting)}"
+            f"randomize: variant {name!r} is not one of those made from a model's weights alone: "
+            f"{', '.join(fitting)}"
         )
     if unread := sorted(settings.keys() - set(VARIANTS[name].reads)):
         reads = ", ".join(VARIANTS[name].reads) or "no setting"
@@ -97,7 +97,7 @@ def _variant(name: str, settings: dict[str, Any]) -> type[Variant]:
 
 
 def _pass_gates(model: Any, kind: type[Variant], seed: int) -> list[gates.Gate]:
-    """Those on forward passes, over random token ids."""
+    """Run the gates on forward passes, over random token ids."""
     device = model.get_input_embeddings().weight.device
     subject = Subject(model=model, recipe={}, device=device)
     n_tokens = min(PROBE_TOKENS, context_limit(model) or PROBE_TOKENS)

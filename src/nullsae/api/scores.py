@@ -26,7 +26,7 @@ from nullsae.statistics.spread import SeedVariance
 
 Unit = Literal["latent", "document"]
 Scores = ArrayLike | Sequence[ArrayLike] | Mapping[tuple[int, int], ArrayLike]
-"""Of one SAE, [n_units]; of several, a sequence of these, or these by (draw, seed)."""
+"""[n_units] for one SAE; for several, a sequence of these, or these by (draw, seed)."""
 TABLES: dict[Unit, str] = {"latent": "scores", "document": "documents"}
 
 
@@ -43,10 +43,10 @@ class GivenMargin(Statistics):
 
 
 class ScoresMetric(Metric):
-    """What is compared: the mean of a score over units."""
+    """A metric that is the mean of a score over units."""
 
     def __init__(self, metric: Metric | None, unit: Unit, direction: Direction) -> None:
-        """Describe the score; `metric` is None for one that nullsae does not know."""
+        """Describe the score; `metric` is None if nullsae does not know it."""
         self.name = "scores" if metric is None else metric.name
         self.floor = float("-inf") if metric is None else metric.floor
         self.table, self.columns, self.direction = TABLES[unit], ("score",), direction
@@ -57,7 +57,7 @@ class ScoresMetric(Metric):
 
 @dataclass(frozen=True)
 class Contrast:
-    """A null against the real thing, before any correction for other contrasts."""
+    """A null compared with the real thing, before any correction for other contrasts."""
 
     metric: Metric
     statistics: Statistics
@@ -66,10 +66,10 @@ class Contrast:
 
     @property
     def row(self) -> dict[str, Any]:
-        """Columns of the table `contrasts` (docs/statistics.md), as the only one of its family.
+        """Columns of the table `contrasts` (docs/statistics.md), as for a family of one.
 
-        Columns that begin with `real_` are about the real thing. P-values are None without
-        replication, because they would speak of the units of two SAEs alone.
+        Columns starting with `real_` are about the real thing. P-values are None without
+        replication, because they would describe only the units of two SAEs.
         """
         return _family([self])[0]
 
@@ -81,7 +81,7 @@ class Contrast:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Interval of the difference at `statistics.confidence`; None if `reason` says why."""
+        """Interval of the difference at `statistics.confidence`; if None, see `reason`."""
         low, high = (self.tested.get(f"difference_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
@@ -93,12 +93,12 @@ class Contrast:
 
 
 class Verdict(NamedTuple):
-    """What a contrast says."""
+    """The conclusion from a contrast."""
 
     word: str
     """`separates`, `reversed`, `equivalent` or `inconclusive`."""
     reason: str
-    """The numbers and the rule that gave it, in one line."""
+    """The numbers behind it and the rule, in one line."""
 
 
 def contrast(
@@ -126,23 +126,23 @@ def contrast(
             for several seeds.
         null: scores of the null, [n_units], or a sequence of such arrays for several draws. Either
             may be a mapping from (draw, seed) to [n_units].
-        unit: `latent`: units of one array are independent of those of another, and may differ in
-            number. `document`: the i-th score of every array is about the same document.
+        unit: `latent`: units of different arrays are independent and may differ in number.
+            `document`: the i-th score of every array is about the same document.
         metric: a metric of docs/metrics.md that is a mean over these units, such as `auroc`. It
-            gives margin (a share of |real - floor|) and direction if they are not given.
+            supplies the margin (a share of |real - floor|) and the direction if not given.
         margin: differences below it count as none, in the unit of the scores.
-        direction: the sign of real minus null if the score sees what it should; 0 if it may differ
-            either way. Without a metric the default is 1.
+        direction: the expected sign of real minus null; 0 if either is possible. Without a metric
+            the default is 1.
         paired: whether the i-th latents of real and null are the same, as when two explanations
             are scored on the same latents. Documents always are.
         names: names of real and null in reasons. If the null has the name of a variant, the
-            direction is the one that the metric expects of that variant.
+            direction is the one that the metric expects for that variant.
         confidence: of the interval; the level of the tests is 1 - confidence.
         n_resamples: of the bootstrap and the permutation test.
         seed: of both.
 
     Returns:
-        The contrast; `verdict` puts it into a word.
+        The contrast; `verdict` turns it into a verdict.
 
     Raises:
         UserError: neither a metric nor a margin is given, the metric is unknown or not a mean over
@@ -178,19 +178,19 @@ def contrast(
         differences=estimated(differences(own, other)) if is_paired else None,
     )
     scope = scope_of(names[1] if names[1] in VARIANTS else None, other)
-    # The metric knows its direction at any stage.
+    # The metric has its direction at any stage.
     row |= {"metric": about.name, "stage": "model", "scope": scope, "not_comparable": None}
     return Contrast(about, statistics, row)
 
 
 def verdict(contrast: Contrast, family: Sequence[Contrast] = ()) -> Verdict:
-    """Put a contrast into a word, by the rule of a study's table `verdicts`.
+    """Turn a contrast into a verdict, by the rule of a study's table `verdicts`.
 
     Both tests are corrected by Holm's procedure over the family.
 
     Args:
         contrast: from `contrast`.
-        family: all contrasts that are looked at together, such as one metric against several
+        family: all contrasts that are considered together, such as one metric against several
             nulls; `contrast` may be among them.
     """
     others = [one for one in family if one is not contrast]
@@ -199,7 +199,7 @@ def verdict(contrast: Contrast, family: Sequence[Contrast] = ()) -> Verdict:
 
 
 def _family(contrasts: Sequence[Contrast]) -> list[dict[str, Any]]:
-    """Rows of contrasts that are corrected together, at the level of the first."""
+    """Return rows of contrasts that are corrected together, at the level of the first."""
     rows = [dict(one.tested) for one in contrasts]
     adjust(rows, "given", contrasts[0].statistics)
     return rows
@@ -226,7 +226,7 @@ def _metric(name: str | None, unit: Unit, direction: Direction | None, null: str
 
 
 def _arm(scores: Scores, name: str, unit: Unit, level: Literal["draw", "seed"]) -> Arm:
-    """All arrays of one arm; those of a sequence are further draws, or seeds of one draw."""
+    """Return all arrays of one arm; a sequence gives further draws, or seeds of one draw."""
     arrays: Mapping[tuple[int, int], Any]
     if isinstance(scores, Mapping):
         arrays = scores
@@ -252,7 +252,7 @@ def _arm(scores: Scores, name: str, unit: Unit, level: Literal["draw", "seed"]) 
 
 
 def _check_paired(own: Arm, other: Arm, unit: Unit, names: tuple[str, str]) -> None:
-    """The i-th unit of each array must be the same."""
+    """Check that the i-th unit of each array can be the same."""
     sizes = {cell.n_units for arm in (own, other) for cell in arm.cells}
     if len(sizes) > 1:
         few, many = min(sizes), max(sizes)
@@ -262,4 +262,4 @@ def _check_paired(own: Arm, other: Arm, unit: Unit, names: tuple[str, str]) -> N
         )
     if unit == "latent" and len(own.cells) != len(other.cells):
         counts = f"{names[0]} {len(own.cells)}, {names[1]} {len(other.cells)}"
-        raise UserError(f"contrast: paired: as many arrays are needed on both sides: {counts}")
+        raise UserError(f"contrast: paired: both sides need equally many arrays: {counts}")

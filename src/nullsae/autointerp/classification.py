@@ -10,21 +10,21 @@ import numpy.typing as npt
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-# A window counts as predicted active from here on (F1 and balanced accuracy).
+# From this probability on, a window counts as predicted active (F1 and balanced accuracy).
 DECISION_THRESHOLD = 0.5
 
 
 def classification_scores(active: Flags, probability: Floats) -> dict[str, Any]:
-    """How well predictions [n_windows] of one latent tell active from silent; NaN: no valid reply.
+    """Score the predictions [n_windows] for one latent; NaN means no valid reply.
 
-    AUROC is the chance that an active window has a larger probability than a silent one, ties
-    counting one half (Mann-Whitney). AUPRC is average precision, sum of (R_n - R_{n-1}) P_n over
-    the distinct probabilities from the largest down. F1 and balanced accuracy take a probability
-    of at least 0.5 as a prediction of `active`. They equal scikit-learn's, whose import takes
-    longer than all else in this stage.
+    AUROC is the chance that an active window has a larger probability than a silent one, with ties
+    counting one half (Mann-Whitney). AUPRC is average precision, the sum of (R_n - R_{n-1}) P_n
+    over the distinct probabilities in descending order. F1 and balanced accuracy treat a
+    probability of at least 0.5 as a prediction of `active`. All equal scikit-learn's, whose import
+    takes longer than the rest of this stage.
 
-    These are columns of the table `scores`. `n_active`, `n_silent` and `n_failed` add up to
-    n_windows; scores are None when no active or no silent window is left.
+    The results are columns of the table `scores`. `n_active`, `n_silent` and `n_failed` add up to
+    n_windows; scores are None if no active or no silent window is left.
     """
     valid = ~np.isnan(probability)
     truth, probability = active[valid], probability[valid]
@@ -37,7 +37,7 @@ def classification_scores(active: Flags, probability: Floats) -> dict[str, Any]:
     hits = np.bincount(place[truth], minlength=len(distinct))
     false_alarms = np.bincount(place[~truth], minlength=len(distinct))
     hits_so_far, shown_so_far = np.cumsum(hits), np.cumsum(hits + false_alarms)
-    wins = hits_so_far - hits / 2  # of active windows over each silent one of this probability
+    wins = hits_so_far - hits / 2  # of active windows over each silent one with this probability
     result["auroc"] = float(false_alarms @ wins / (n_active * n_silent))
     result["auprc"] = float(hits @ (hits_so_far / shown_so_far) / n_active)
 
@@ -49,12 +49,12 @@ def classification_scores(active: Flags, probability: Floats) -> dict[str, Any]:
 
 
 def window_influences(active: Flags, probability: Floats) -> dict[str, Floats]:
-    """How much each window moves its latent's scores, [n_windows] for each score; sums to 0.
+    """Return each window's influence on its latent's scores, [n_windows] per score; sums to 0.
 
-    The derivative of a score by the window's weight, as in the infinitesimal jackknife (Jaeckel
-    1972). That of AUROC is the structural component of DeLong, DeLong & Clarke-Pearson (1988,
-    Biometrics 44, 837-845) over the number of its windows. There must be active and silent windows
-    and no NaN.
+    It is the derivative of a score by the window's weight, as in the infinitesimal jackknife
+    (Jaeckel 1972). For AUROC it is the structural component of DeLong, DeLong & Clarke-Pearson
+    (1988, Biometrics 44, 837-845) over the number of windows of its kind. There must be active and
+    silent windows and no NaN.
     """
     truth, silent = active.astype(np.float64), (~active).astype(np.float64)
     n_active, n_silent = truth.sum(), silent.sum()
@@ -69,7 +69,7 @@ def window_influences(active: Flags, probability: Floats) -> dict[str, Floats]:
     shown = at_least.sum(axis=1)
     precision = at_least @ truth / shown
     auprc = truth @ precision / n_active
-    # A window alters the precision at each probability that its own reaches.
+    # A window changes the precision at each probability up to its own.
     moved = (truth / shown) @ at_least * truth - (truth * precision / shown) @ at_least
     found["auprc"] = (truth * (precision - auprc) + moved) / n_active
 

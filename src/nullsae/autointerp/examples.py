@@ -26,27 +26,27 @@ MISPLACED = "misplaced"
 
 @dataclass(frozen=True)
 class Examples:
-    """Windows to judge, sorted by (latent, window); positions of all, end to end."""
+    """Windows to judge, sorted by (latent, window), with the positions of all concatenated."""
 
-    # Of each window, [n_examples].
+    # One entry per window, [n_examples].
     latent: Ints
     window: Ints
     document: Ints
     active: Flags
-    """The truth: False too where an active window has misplaced marks."""
+    """The truth; also False for an active window with misplaced marks."""
     silent_kind: pa.Array
-    """Null where `active`."""
+    """Null if `active`."""
     quantile: pa.Array
-    """Null where not `active`."""
+    """Null if not `active`."""
     starts: Ints
-    """[n_examples + 1]: example i is positions starts[i] to starts[i + 1]."""
-    # Of each token, [n_positions].
+    """[n_examples + 1]: example i has positions starts[i] to starts[i + 1]."""
+    # One entry per token, [n_positions].
     tokens: Ints
     activations: NDArray[np.float32]
     frequencies: NDArray[np.float32]
-    """Share of the corpus' tokens that have the same id."""
+    """Share of the corpus' tokens with the same id."""
     skipped: Flags
-    """Tokens that can be no firing, such as BOS: a mark on one would tell."""
+    """Tokens that cannot fire, such as BOS: a mark on one would give the answer away."""
     marked: Flags
     """All False until marks are drawn."""
 
@@ -67,11 +67,11 @@ class Examples:
         return found
 
     def positions_of(self, row: int) -> Ints:
-        """The positions of one window's tokens."""
+        """Return the positions of one window's tokens."""
         return np.arange(self.starts[row], self.starts[row + 1])
 
     def take(self, rows: Ints) -> Examples:
-        """Some of the examples, in the given order."""
+        """Return the examples at `rows`, in that order."""
         lengths = self.n_tokens[rows]
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         at = np.repeat(self.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])
@@ -87,10 +87,10 @@ class Examples:
 def examples_of(
     table: pa.Table, latents: pa.ChunkedArray, *, negatives: str, source: Path | str
 ) -> Examples:
-    """Take the scoring windows of `latents` out of the table `windows`, sorted, nothing marked.
+    """Select the scoring windows of `latents` from the table `windows`, sorted and unmarked.
 
-    `negatives` are the kind of silent windows, `misplaced` for active windows only; the table's
-    file `source` is for messages. A `UserError` names a window whose flag `active` contradicts its
+    `negatives` is the kind of silent windows, `misplaced` for active windows only; `source` is the
+    table's file, for messages. A `UserError` names a window whose flag `active` contradicts its
     activations.
     """
     wanted = pc.is_in(table["latent"], value_set=latents.combine_chunks())
@@ -123,12 +123,12 @@ def examples_of(
 def with_marks(
     examples: Examples, threshold: float, negatives: str, seed: int, *key: Key
 ) -> Examples:
-    """The examples with marks: true ones in active windows, wrong ones in the negatives.
+    """Return the examples with marks: true ones in active windows, wrong ones in the negatives.
 
-    For `misplaced` each active window stands there twice, with its true marks and, as a negative,
-    with as many marks on tokens at which the latent is silent. A window without such tokens stands
-    there once. `examples` are as from `examples_of` with the same `negatives`, `threshold` is the
-    share of a window's largest activation above which a token is marked.
+    For `misplaced`, each active window appears twice, with its true marks and, as a negative, with
+    equally many marks on tokens where the latent is silent; a window without such tokens appears
+    once. `examples` are from `examples_of` with the same `negatives`; `threshold` is the share of a
+    window's largest activation above which a token is marked.
     """
     marked = fuzz_marks(examples, threshold, seed, "fuzz_marks", *key)
     examples = replace(examples, marked=marked)
@@ -159,7 +159,7 @@ def fuzz_marks(
     """Choose the tokens that are marked in each window, bool [n_positions].
 
     Active windows: positions above `mark_threshold` times the window's largest activation.
-    Silent windows: those of `wrong_marks`, like the marks of the latent's active windows.
+    Silent windows: those of `wrong_marks`, resembling the marks of the latent's active windows.
     """
     n_tokens = examples.n_tokens
     maximum = np.maximum.reduceat(examples.activations, examples.starts[:-1])
@@ -174,10 +174,10 @@ def fuzz_marks(
 
 
 def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
-    """Marks on wrong tokens of active windows, like the true ones of each: bool [n_positions].
+    """Mark wrong tokens in active windows, resembling the true marks of each: bool [n_positions].
 
-    What stays without any mark cannot be shown with misplaced ones: silent windows, and those in
-    which the latent fires at every token.
+    Windows without any mark cannot be shown with misplaced ones: silent windows, and those in which
+    the latent fires at every token.
     """
     rows = np.flatnonzero(examples.active).astype(np.int64)
     return wrong_marks(examples, rows, list(rows[:, None]), seed, "misplaced_marks", *key)
@@ -186,18 +186,18 @@ def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
 def wrong_marks(
     examples: Examples, rows: Ints, like: Sequence[Ints], seed: int, purpose: str, *key: Key
 ) -> Flags:
-    """Marks where the latent is silent, on tokens as many and as frequent as true ones have.
+    """Mark tokens where the latent is silent, in number and frequency like true marks.
 
-    Each window of `rows` imitates one active window, drawn from its own in `like`. The true marks
-    of that take turns in random order: each takes the token that is nearest to its own in the log
-    of its frequency in the corpus, of those that are silent, may fire, and are not yet taken;
-    equally near ones are drawn from. The nearest is taken however far it is, so that the number of
-    marks stays: there are fewer only where the window has no more such tokens. A window that has
-    none to imitate gets one mark, drawn from all such tokens.
+    Each window of `rows` imitates one active window, drawn from its own entry in `like`. The true
+    marks of that window take turns in random order. Each picks, among tokens that are silent, may
+    fire and are not taken, the one whose log frequency in the corpus is nearest to its own; ties
+    are broken at random. The nearest is taken however far it is, to keep the number of marks; there
+    are fewer only if the window runs out of such tokens. A window with nothing to imitate gets one
+    mark on a random such token.
 
-    Each window has a generator of its own, keyed by (seed, purpose, key, latent, window): places
-    change from window to window, and every explainer is judged on the same marks. Returns bool
-    [n_positions], True in `rows` only.
+    Each window has its own generator, keyed by (seed, purpose, key, latent, window): positions vary
+    between windows, and every explainer is judged on the same marks. Returns bool [n_positions],
+    True only in `rows`.
     """
     wrong = np.zeros(len(examples.marked), dtype=np.bool_)
     octaves = examples.octaves
@@ -206,7 +206,7 @@ def wrong_marks(
         generator = numpy_generator(seed, purpose, *key, latent, window)
         able = examples.positions_of(row)
         able = able[(examples.activations[able] <= 0) & ~examples.skipped[able]]
-        able = generator.permutation(able)  # of equally near ones, the first is taken
+        able = generator.permutation(able)  # so that ties are broken at random
         wanted = octaves[able[:1]]
         if len(windows):
             true = examples.positions_of(int(generator.choice(windows)))
@@ -221,10 +221,10 @@ def wrong_marks(
 def strong(
     activations: NDArray[np.float32], maximum: NDArray[np.float32] | np.float32, threshold: float
 ) -> Flags:
-    """Which tokens are active above a share of their window's largest activation.
+    """Return which tokens are active above a share of their window's largest activation.
 
-    `activations` are float32 of any shape, `maximum` each one's window's largest, or one for all.
-    The largest itself always is: float32 rounds a share of its smallest numbers up to the whole.
+    `activations` are float32 of any shape; `maximum` is the largest of each one's window, or one
+    for all. The largest itself is always included: float32 may round a share of a tiny number up.
     """
     found: Flags = activations > threshold * maximum
     found |= (activations == maximum) & (maximum > 0)

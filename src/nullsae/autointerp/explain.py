@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of an explanation. An honest one has some hundred.
+# Per explanation. Ordinary ones have about a hundred.
 MOST_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
 class ExplainJob:
-    """What an explainer explains, and with what."""
+    """What an explainer explains, and what it may use."""
 
     params: ExplainLatentsParams
     windows_file: Path
@@ -37,21 +37,21 @@ class ExplainJob:
     tokenizer_file: Path
     """`tokenizer.json` of the corpus."""
     output: Path
-    """Where the table `explanations` goes, for messages."""
+    """Where the table `explanations` is written, for messages."""
     base: Path | None
-    """The explanations that are exchanged, for an explainer that does so."""
+    """The explanations to exchange, for an explainer that does so."""
     session: Session
     ranks: Ranks | None
-    """Explain these of the sampled latents only."""
+    """Explain only these of the sampled latents."""
 
     def windows(self, *columns: str) -> pa.Table:
-        """The rows of the table `windows` that are about these latents; by default all columns."""
+        """Read the rows of the table `windows` about these latents; by default all columns."""
         schema = cell_schema("windows")
         table = read_table(self.windows_file, schema, columns=list(columns) or None)
         return self.ranks.take(table) if self.ranks else table
 
     def beside(self, table: str, *columns: str) -> pa.Table:
-        """A table that the job of `windows` wrote beside it, of all latents.
+        """Read a table of all latents from the folder of `windows`.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -76,8 +76,8 @@ def explain_latents(
 ) -> None:
     """Write one SAE's explanations, one row per latent, sorted by latent.
 
-    The arguments are the fields of `ExplainJob`; `join_shards` makes one table of those of `ranks`.
-    A `UserError` says which file is missing or damaged, or why an endpoint cannot be used.
+    The arguments are the fields of `ExplainJob`; `join_shards` joins the tables of several `ranks`.
+    A `UserError` names a missing or damaged file, or says why an endpoint cannot be used.
     """
     job = ExplainJob(params, windows, tokenizer, output, base, session or Session(), ranks)
     table = params.explainer.explain(job)
@@ -93,12 +93,12 @@ def explained_in_words(
     prompt_hash: str | None = None,
     n_repeats: Mapping[int, int] | None = None,
 ) -> pa.Table:
-    """The table `explanations` of an explainer that writes texts and has no statistics.
+    """Return the table `explanations` of an explainer that writes texts, without statistics.
 
-    Texts come by latent, ascending; None or "" where there is none, for that `reason`, the same for
-    all or by latent. `model` is the language model that wrote them, `n_repeats` how many of its
-    answers repeated an example of the prompt, by latent. A text is cut at `MOST_CHARACTERS`: it
-    goes into each question to a judge.
+    Texts are given by latent, ascending; None or "" if there is none, for the given `reason`, one
+    for all or by latent. `model` is the language model that wrote them, `n_repeats` how many of its
+    answers repeated an example of the prompt, by latent. A text is cut at `MOST_CHARACTERS`,
+    because it is part of every question to a judge.
     """
     schema = cell_schema("explanations")
     rows: list[dict[str, Any]] = [

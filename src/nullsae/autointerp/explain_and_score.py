@@ -1,4 +1,4 @@
-"""Explanations and scores that ask nobody, of all SAEs of a model: a job of `explain_and_score`."""
+"""Explanations and scores without an endpoint, for all SAEs of a model."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def explain_and_score(
 ) -> None:
     """Write each explainer's explanations, then each scorer's predictions and scores.
 
-    The files are just those that `explain_latents` and `score_latents` write one at a time.
+    The files equal those that `explain_latents` and `score_latents` write one at a time.
 
     Args:
         params: the rule's slice of the config.
-        windows: path of each SAE's table `windows`; {site}, {sae} and {seed} are filled in.
+        windows: path of each SAE's table `windows`, a template for {site}, {sae} and {seed}.
         tokenizer: `tokenizer.json` of the corpus.
-        explanations: path of the tables `explanations`, those that are exchanged too; {explainer}
-            is filled in as well.
-        scores: folder of the tables `predictions` and `scores`; {scorer} is filled in as well.
-        progress: called with (tables done, tables in all).
+        explanations: path of the tables `explanations`, including those that are exchanged; also a
+            template for {explainer}.
+        scores: folder of the tables `predictions` and `scores`; also a template for {scorer}.
+        progress: called with (tables done, tables in total).
 
     Raises:
         UserError: a file is missing or damaged.

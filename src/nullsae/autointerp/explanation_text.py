@@ -11,9 +11,9 @@ from nullsae.autointerp.llm.messages import Reply, without_halves
 from nullsae.autointerp.loose_json import Branch, Leaf, branches_within, find_branches
 from nullsae.autointerp.reasoning import answer_alone, has_begun
 
-# Words that an explanation and an example begin with, and share of all, to count as the same.
+# Equal words at the start, or share of equal words, for two texts to count as the same.
 SAME_WORDS, SAME_SHARE = 6, 0.8
-# Characters around an object that are looked through for what makes it a part of a sentence.
+# Characters around an object that are searched for signs that it is part of a sentence.
 MOST_FRAME = 100
 
 _OFFER = (
@@ -21,14 +21,14 @@ _OFFER = (
     r"if you(?:'d| would)? (?:need|want|like|have))\b"
 )
 _PLEASANTRY = re.compile(rf"(?i)\W*{_OFFER}")
-# A further field of an answer below its explanation, a rule, or an offer of help.
+# Another field below the explanation, a rule, or an offer of help.
 _WHAT_FOLLOWS = re.compile(
     r"(?i)\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|[*_#> \t-]*(?:confidence(?: score)?|certainty|"
     r"score|examples?|evidence|reason(?:ing|s)?|rationale|justification|notes?|key ?words?|tokens|"
     r"label|category|title|strengths?|windows)\b[*_ \t]*[:\uff1a])|"
     rf"(?<=[.!?])\s+{_OFFER}"
 )
-# Of YAML.
+# Block scalars of YAML.
 _BLOCK_SCALAR = re.compile(r"\A[|>][-+]?[ \t]*\n")
 _DRAFT = re.compile(r"(?i)initial|first|draft|prelim|tentative|old|previous")
 _WORD = (
@@ -41,7 +41,7 @@ _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*]*[^\s*])\1(?![\w*])")
 _MARKED = re.compile(r"<<(\w[^<>\n]*)>>")
 _PAIRS = ("``", "__", '""', "“”", "„“", "„”", "«»", "»«", "「」", "『』", "\u2018\u2019", "''")
 _OTHER_WORD = r"(?:answer|conclusion|summary|description|interpretation)"
-# In the middle of a line it may be a word of the explanation.
+# In the middle of a line, it may be a word of the explanation.
 _MARKER = re.compile(rf"(?i)\b{_WORD}\b(?: is\b)?[^\w\n:\uff1a]{{0,4}}[:\uff1a][*_]*\s*")
 # "**Explanation:**", "## Explanation" above it, "Explanation (final):", "Explanation of latent 5 ="
 _HEADING, _OTHER_HEADING = (
@@ -62,11 +62,11 @@ _WRAPPED = re.compile(
     r"(?:[-\u2022]+|1[.)]) +(?P<item>.*)"
 )
 _NOTHING = re.compile(r"(?i)\W*(?:null|none|n/a|(?:your|the)?\s*explanation(?: here)?)\W*")
-# Reasoning with a heading in the place of a tag, and no answer after it.
+# Reasoning under a heading instead of a tag, with no answer after it.
 _THOUGHT = re.compile(
     r"(?i)\W*(?:my\s+)?(?:thoughts?|thinking|reasoning|analysis)(?:\s+process)?[*_]*\s*:"
 )
-# A model that will not answer; an explanation speaks of tokens, not of itself.
+# A model that refuses; an explanation is about tokens, not about the model itself.
 _REFUSAL = re.compile(
     r"(?is)[\s*_]*(?:I(?:['\u2019]?m| am) (?:very |really )?sorry|Sorry|I apologi[sz]e|"
     r"I (?:cannot|can['\u2019]?t|am unable|won['\u2019]?t|am not able)|Unfortunately, I)\b"
@@ -75,14 +75,14 @@ _REFUSAL = re.compile(
 
 
 def explanation(reply: Reply) -> str | None:
-    """The explanation in an answer: what follows the last `Explanation:`, else its last paragraph.
+    """Return the explanation in an answer: after the last `Explanation:`, else the last paragraph.
 
-    One line without quotes or Markdown around it; None if nothing is left. Of a reply that was cut
-    it counts only if the answer had begun: the rest may be thought.
+    It is one line without surrounding quotes or Markdown; None if nothing is left. In a truncated
+    reply, it counts only if the answer had begun: the rest may be reasoning.
     """
     content = answer_alone(reply.content).rstrip().removesuffix("```").rstrip()
     for branch in reversed(find_branches(content)):
-        # Within a sentence it may be what the explanation speaks of.
+        # Within a sentence, it may be something the explanation mentions.
         line = content[max(0, branch.start - MOST_FRAME) : branch.start].rpartition("\n")[2]
         line += content[branch.stop : branch.stop + MOST_FRAME].partition("\n")[0]
         starts = not any(c.isalnum() for c in _MARKER.sub("", _ONLY_TAGS.sub("", line)))
@@ -110,7 +110,7 @@ def explanation(reply: Reply) -> str | None:
 
 
 def _field(branch: Branch) -> Leaf | None:
-    """The field of an object that holds the explanation: the one of that name, else a like one."""
+    """Return the field of an object with the explanation: by name, else by a similar name."""
     named = [(key.text.strip().lower(), value) for key, value in branch.items if key]
     named = [(name, value) for name, value in named if _FIELD.fullmatch(name)]
     named.sort(key=lambda pair: ("explanation" not in pair[0], _DRAFT.search(pair[0]) is not None))
@@ -118,7 +118,7 @@ def _field(branch: Branch) -> Leaf | None:
         if isinstance(value, Branch) and value.kind == "[" and len(value.items) == 1:
             value = value.items[0][1]
         return value if isinstance(value, Leaf) else _field(value)
-    # As a tool's argument, or the only one of a list.
+    # It may be a tool's argument, or the only item of a list.
     for value in branch.values():
         inner = branches_within(value) if isinstance(value, Leaf) else [value]
         if found := next((leaf for one in inner if (leaf := _field(one)) is not None), None):
@@ -134,24 +134,24 @@ def _unescaped(text: str) -> str:
 
 
 def _bare(text: str) -> str | None:
-    """One line without what stands around an explanation; None if it says nothing."""
+    """Return one line without an explanation's surroundings; None if it is empty."""
     text = _EMPHASIS.sub(r"\2", _MARKED.sub(r"\1", " ".join(text.split()))).strip("* ")
     if (match := _WRAPPED.fullmatch(text)) is not None:
         text = str(match[match.lastgroup or 0]).strip("* ")
     if len(text) > 1 and text[0] + text[-1] in _PAIRS and text[-1] not in text[1:-1]:
         text = text[1:-1].strip()
     elif text.endswith('"') and text.count('"') == 1:
-        text = text[:-1]  # the other one stood before the marker
+        text = text[:-1]  # the other quote was before the marker
     if _NOTHING.fullmatch(text) or _REFUSAL.match(text):
         return None
     return text if any(character.isalnum() for character in text) else None
 
 
 def repeats(text: str, examples: Iterable[str]) -> bool:
-    """Whether an explanation says again what an example of the prompt says.
+    """Return whether an explanation repeats an example of the prompt.
 
-    It has the same words, or begins with the same ones (the whole of it or the first six, at least
-    four), or shares four fifths of its words in their order.
+    It has the same words, or starts with the same ones (all of it or the first six, at least four),
+    or shares four fifths of its words in order.
     """
     words = _words(text)
     for example in map(_words, examples):

@@ -23,10 +23,10 @@ from nullsae.autointerp.label_words import (
 )
 
 _SIGNS = str.maketrans(dict.fromkeys("#\\[]'\"“”", " "))
-# Tags as signs: <window id="1">0</window> as window id="1":0,
+# Tags become signs: <window id="1">0</window> is read as window id="1":0,
 _CLOSING_TAG = re.compile(r"</[^<>\n]*>")
 _OPENING_TAG = re.compile(rf"(?i)<([^<>\n/][^<>\n]*?)(/?)>((?:\s*(?={WORDS}\s*<))?)")
-# Text of a window that a line repeats before it answers.
+# Text of a window that a line quotes before its answer.
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^“”\n]*”")
 
 _FIELD = r"(?:is\ )?(?:active|answers?|labels?|results?|output|response|predictions?|judge?ments?)"
@@ -49,14 +49,14 @@ _PAIR = re.compile(
 )
 _SPAN = re.compile(rf"(?i)(\d+)(?:\s*(?:{_DASH}|\b(?:to|through)\b)\s*(?:{KEY}\s+)?(\d+))?")
 MOST_OF_GROUP = 500
-# Characters before a pair that are looked through for what makes it a part of a sentence.
+# Characters before a pair that are searched for signs that it is part of a sentence.
 MOST_BEFORE = 200
-# A window, what is thought of it, and its label at the end of the line.
+# A window, reasoning about it, and its label at the end of the line.
 _VERDICT = re.compile(
     rf"""(?imx)^\W*(?:{KEY}\W{{0,3}})?(?P<number>\d{{1,4}})[\s)]*(?:[:.)]|\s{_DASH}\s)[^\n]*?
     (?:[-=]>|→|(?<!\d)[:=]\s|\s{_DASH}\s|\.\.\.)[\s(]*(?P<label>{WORDS})(?=[\s).!]*$)"""
 )
-# A row of two without a sign between, "1, 0", and (1, 0).
+# A row of two without a sign in between, "1, 0", and (1, 0).
 _ROW = re.compile(
     rf"""(?imx)(?P<key>^\W*?{_WINDOW}|\(\s*\d{{1,4}})(?P<gap>\s*[,;]\s*|[ \t]+)
     (?={WORDS}(?:\s*\)|[ \t.,;]*$))"""
@@ -73,11 +73,11 @@ _LIST = re.compile(
     (?:\s+(?:is|are|in\ order|for|the|windows))*[^\w\n]*)?(?P<labels>{WORDS}\b
     (?:(?:[ \t,;]+|[ \t.,;]*\n[\s\u2022-]*|\s+and\s+){WORDS}\b)*)[^\w\n]*$(?!\s*\d)"""
 )
-# Before a number without a word of its own, in the middle of a line.
+# What may precede a number without a word in the middle of a line.
 _LEADS = re.compile(
     rf"(?i)(?:[.;!?:|>\0\u2013\u2014→]|\b(?:so|then|{_FIELD}|{CORRECTION}),?)[\s(]*\Z"
 )
-# Before the number of a window that a sentence speaks of.
+# What precedes the number of a window that a sentence only mentions.
 _SPEAKS_OF = re.compile(r"(?i)\b(?:as|in|like|than|from|with)\s*\Z")
 _PARENTHESES = re.compile(r"\([^()\n]*\)")
 # Starts the answer after a draft, at the beginning of a sentence.
@@ -88,7 +88,7 @@ _ANSWER_STARTS = re.compile(
 
 
 def blocks_of_lines(text: str, n_windows: int) -> list[Block]:
-    """The blocks in tables, lists and sentences; `text` has JSON blanked."""
+    """Return the blocks in tables, lists and sentences; JSON in `text` must be blanked."""
     if not re.search(r"\w", text):
         return []
     text = re.sub(r"<br ?/?>", lambda m: "\n".ljust(len(m[0])), text)
@@ -111,7 +111,7 @@ def blocks_of_lines(text: str, n_windows: int) -> list[Block]:
 
 
 def _without_quotes(line: re.Match[str]) -> str:
-    """A line without quotations, if it says something of a window beside."""
+    """Remove quotations from a line if the rest of it mentions a window."""
     if '"' not in line[0] and "“" not in line[0]:
         return line[0]
     blanked = _QUOTED.sub(
@@ -133,7 +133,7 @@ def _is_table(line: str) -> bool:
 
 
 def _items(match: re.Match[str]) -> list[Label]:
-    """The labels of a list."""
+    """Return the labels of a list."""
     return [
         (int(item[0].lower() in POSITIVE), item.start())
         for item in _ITEM.finditer(match.string, *match.span("labels"))
@@ -141,7 +141,7 @@ def _items(match: re.Match[str]) -> list[Label]:
 
 
 def _blocks_of_pairs(text: str) -> list[Block]:
-    """The blocks of pairs; one ends where a number comes again, or another answer starts."""
+    """Return the blocks of pairs; a repeated number, or another answer, starts a new block."""
     blocks: list[Block] = []
     seen: set[int] = set()
     last, number = 0, -1
@@ -155,7 +155,7 @@ def _blocks_of_pairs(text: str) -> list[Block]:
             labels = [read_label(match)] * len(numbers)
         elif len(labels) != len(numbers):
             labels = [None] * len(numbers)
-        # The same number at once is answered in two ways; 0 begins another count.
+        # An immediately repeated number is contradictory; 0 starts another count.
         goes_on = numbers == [number] or (seen.isdisjoint(numbers) and numbers != [0])
         if not blocks or not goes_on or BLANK in gap or _ANSWER_STARTS.search(gap):
             blocks.append(Block(match.start(), []))
@@ -173,13 +173,13 @@ def _block_of_verdicts(text: str, n_windows: int) -> list[Block]:
 
 
 def _is_aside(match: re.Match[str], gap: str, is_later: bool, is_next: bool) -> bool:
-    """Whether a number and a label belong to a sentence, as in "a score of 2: 1".
+    """Return whether a number and a label belong to a sentence, as in "a score of 2: 1".
 
     Args:
         match: the pair.
-        gap: what stands between the last pair and this one.
-        is_later: whether there is a pair before.
-        is_next: whether the number is that of the last pair plus 1.
+        gap: the text between the previous pair and this one.
+        is_later: whether there is a previous pair.
+        is_next: whether the number is that of the previous pair plus 1.
     """
     _, newline, before = gap.rpartition("\n")
     before = before[-MOST_BEFORE:]
@@ -194,7 +194,7 @@ def _is_aside(match: re.Match[str], gap: str, is_later: bool, is_next: bool) -> 
 
 
 def _numbers_of(group: str) -> list[int]:
-    """The numbers of windows that a list of numbers and ranges names."""
+    """Return the numbers of windows in a list of numbers and ranges."""
     numbers: list[int] = []
     for first, last in _SPAN.findall(group):
         numbers += range(int(first), min(int(last or first), int(first) + MOST_OF_GROUP) + 1)

@@ -1,4 +1,4 @@
-"""Labels in what has fields: objects and lists of JSON, and tables, read as objects."""
+"""Labels in structures with fields: objects and lists of JSON, and tables, read as objects."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _LABEL_FIELD = re.compile(
     r"match|decision|activat(?:es|ed|ion)|response|output|present|"
     r"(?:contains|matches|fits)(?: \w+)*)(?:e?s)?"
 )
-# A list below it may be one of windows, not of labels; which cannot be told from [0, 1].
+# A list below it may list windows instead of labels; [0, 1] would be ambiguous.
 _OF_WINDOWS = re.compile(r"(?i)(?:is ?)?(?:activ|match|fit|contain|present)")
-# Fields of what is no answer, or the opposite of one.
+# Fields that are not the answer, or are its opposite.
 _UNREAD = re.compile(
     r"(?i)in ?active|non|not|neg|silent|unmatch|absent|false|no\b|draft|initial|first|guess|prelim|"
     r"tentative|example|before|reason|think|thought|scratch"
 )
 _FINAL = re.compile(r"(?i)final|answers?\b|corrected|revised")
 _REST = re.compile(r"(?i)(?:all )?(?:the )?(?:others?|rest|remaining)")
-# Before an object that shows a form.
+# Before an object that shows the expected format.
 _SHOWS = re.compile(r"(?i)\b(?:format|example|e\.g\.|such as|template|schema)\b[^{}\[\]]{0,30}\Z")
-# Before a list of labels, on its line, and behind brackets that hold a key.
+# Before a list of labels, on its line, and after brackets that contain a key.
 _BEFORE_LIST = re.compile(r"(?i)(?:[^\d\n|]*(?:[:=]|\b(?:is|are)\b))?[^\w\n|]*")
 _THEN_LABEL = re.compile(rf"(?i)[^\w\n]*{WORDS}\b")
 _RULE = re.compile(r"\s*:?-{2,}:?\s*")
 
 
 def blocks_of_json(text: str) -> tuple[list[Block], list[Block], str]:
-    """The blocks in JSON, those that only show a form, and the text with both blanked."""
+    """Return blocks in JSON, blocks that only show the format, and the text without either."""
     blocks: list[Block] = []
     shown: list[Block] = []
     rest, last_stop = text, -1
@@ -68,7 +68,7 @@ def blocks_of_json(text: str) -> tuple[list[Block], list[Block], str]:
 
 
 def _is_list(branch: Branch, text: str) -> bool:
-    """Whether brackets hold an answer, and not a number, a label or a text of a sentence."""
+    """Return whether brackets are an answer, not a number, a label or a text in a sentence."""
     if not _is_flat(branch):
         return True
     start = text.rfind("\n", 0, branch.start) + 1
@@ -77,7 +77,7 @@ def _is_list(branch: Branch, text: str) -> bool:
 
 
 def block_of_table(lines: list[tuple[int, str]]) -> list[Block]:
-    """The block in a table of Markdown, with a header or without: each row is read as an object."""
+    """Return the block in a Markdown table, with or without header, reading rows as objects."""
     table = [_cells(at, line) for at, line in lines if "|" in line]
     rule = next((i for i, row in enumerate(table) if all(_RULE.fullmatch(c.text) for c in row)), 0)
     names = [cell.text.strip(" ?") for cell in table[rule - 1]] if rule else [""]
@@ -90,7 +90,7 @@ def block_of_table(lines: list[tuple[int, str]]) -> list[Block]:
         for name, cell in zip(names + [""] * len(cells), cells, strict=False):
             if is_named or _KEY_FIELD.fullmatch(name) or read_number(name) is not None:
                 row.items.append((Leaf(name, 0), cell))
-            elif _label(cell):  # a column of labels, whatever its name
+            elif _label(cell):  # a column of labels under any name
                 row.items.append((Leaf("label", 0), cell))
         rows += [one for one in rows_of(row) if one[0] is not None]
     block = Block(lines[0][0], rows)
@@ -104,7 +104,7 @@ def _cells(at: int, line: str) -> list[Leaf]:
 
 
 def rows_of(node: Node) -> list[Row]:
-    """What a tree says of windows: labels with the number that they stand under, or with none."""
+    """Return what a tree says about windows: labels, with a window number or None."""
     if isinstance(node, Leaf):
         inner = branches_within(node)
         return [row for one in inner for row in rows_of(one)] if inner else [(None, _label(node))]
@@ -135,7 +135,7 @@ def rows_of(node: Node) -> list[Row]:
 
 
 def _fields(node: Branch) -> Iterable[tuple[Leaf | None, Node]]:
-    """The fields of a node: by window, where it is a list of pairs or two lists in parallel."""
+    """Return the fields of a node, by window for a list of pairs or two parallel lists."""
     lists = [(k, v) for k, v in node.items if isinstance(v, Branch) and v.kind == "["]
     if node.kind == "[":
         pairs = [v.values() for _, v in lists if len(v.items) == 2]
@@ -155,20 +155,20 @@ def _is_flat(branch: Branch) -> bool:
 
 
 def _own_number(node: Branch) -> int | None:
-    """The number of the window that an object names among its fields."""
+    """Return the window number among an object's own fields."""
     named = [
         (name.startswith("window"), number)
         for key, value in node.items
         if key and _KEY_FIELD.fullmatch(name := key.text.strip().lower())
         if isinstance(value, Leaf) and (number := read_number(value.text)) is not None
     ]
-    # Of several, such as a count of rows, that of the windows.
+    # If there are several, such as a count of rows, take that of the windows.
     found = [number for is_window, number in named if is_window or len(named) == 1]
     return found[0] if len(found) == 1 else None
 
 
 def _only(labels: Iterable[Label | None]) -> Label | None:
-    """The first of some labels, if it is the only one."""
+    """Return the first label, if it is the only one."""
     first, *others = [*labels] or [None]
     return None if any(others) else first
 

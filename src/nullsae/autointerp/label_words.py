@@ -1,4 +1,4 @@
-"""The words of labels and of windows' numbers, and what an answer says in one go."""
+"""The words for labels and for windows' numbers, and coherent parts of an answer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TypeAlias
 
 POSITIVE = ("1", "yes", "true")
 NEGATIVE = ("0", "no", "false")
-# A label, 0 or 1, and its place in the text.
+# A label, 0 or 1, and its position in the text.
 Label: TypeAlias = tuple[int, int]
-# The number of a window as it is written, and its label, None for what is no label. Without a
-# number: an item of a list.
+# The number of a window as written, and its label, None if invalid. Without a number: an item of a
+# list.
 Row: TypeAlias = tuple[int | None, Label | None]
-# In the place of a number: all windows that have no row, as in "All others: 0".
+# Instead of a number: all windows without a row, as in "All others: 0".
 REST = -1
-# In the place of what has been read, or is no answer.
+# Replaces what has been read, or is not part of the answer.
 BLANK = "\0"
 
 WORDS = rf"(?:{'|'.join(POSITIVE + NEGATIVE)})"
-# What may follow a label: else it is the beginning of a sentence, as in "1: No cups are named".
+# What may follow a label; otherwise it starts a sentence, as in "1: No cups are named".
 END = r"""(?=["')\]]*\s*(?:$|[,;:|)\]}"'(\u2013\u2014→]|\.(?!\d)|\s-|
     (?:because|since|as|due|but)\b|(?:and\s+)?(?:(?:window|item|w)\s*)?\#?\d{1,4}\W{0,3}[:=|>→)]))
     (?![^\W_]|%)"""
@@ -33,7 +33,7 @@ CORRECTION = (
     r"make (?:it|that)|mistake|mislabel\w*|revis\w+|reconsider\w*|should (?:be|have been))\b"
 )
 CORRECTS = re.compile(rf"(?i){CORRECTION}")
-# One label taken back for another, as in "1: 0 -> 1" or "1: no, wait, yes".
+# One label replaced by another, as in "1: 0 -> 1" or "1: no, wait, yes".
 _CHANGED = re.compile(
     rf"(?i)(?:[\s\"')]*(?:[-=]>|→)[\s\"'(]*|[^\n]{{0,60}}?{CORRECTION}[^\w\n]*"
     rf"(?:(?:it|is|s|that|to|should|be|no|the|answer)\b[^\w\n]+){{0,5}}){WORDS}\b(?!\W*[:=|])"
@@ -41,7 +41,7 @@ _CHANGED = re.compile(
 _START = re.compile(rf"(?imx)[\s\"'(\[]*(?P<label>{WORDS}){END}")
 _NUMBER = re.compile(rf"(?i)\W*(?:{KEY}[\s#.:-]{{0,3}})??#?(\d{{1,4}})[\s.:)\]\"']*")
 
-# Comments, what a prompt shows of a window, and emoji.
+# Comments, echoes of a prompt's windows, and emoji.
 _ASIDE = re.compile(
     r"(?s)/\*.*?\*/|<text\d*>[^<\n]*</text\d*>|[\u2600-\u27bf\ufe0f\U0001f300-\U0001faff]"
 )
@@ -58,45 +58,46 @@ _QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300
 
 
 def blank(match: re.Match[str]) -> str:
-    """Spaces in the place of a match."""
+    """Return spaces as long as a match."""
     return " " * len(match[0])
 
 
 def without(text: str, start: int, stop: int) -> str:
-    """A text with what has been read of it blanked."""
+    """Blank the part of a text that has been read."""
     return text[:start] + BLANK * (stop - start) + text[stop:]
 
 
 def plain(text: str) -> str:
-    """A text in the signs of English without marks of Markdown; each sign stays where it is.
+    """Convert punctuation and digits to English ones, drop Markdown; positions do not change.
 
-    Quotation marks too, if the text has no straight ones: else a string may hold others.
+    Quotation marks are converted only if there are no straight ones, because a string may contain
+    others.
     """
     text = _ASIDE.sub(blank, text).translate(_PLAIN).replace("\\{", " {").replace("\\}", " }")
     return text if '"' in text else text.translate(_QUOTES)
 
 
 def read_label(match: re.Match[str] | None, offset: int = 0) -> Label | None:
-    """The label of a match, at its place behind `offset`; None if another takes it back."""
+    """Return the label of a match, at `offset` plus its position; None if it is withdrawn."""
     if match is None or _CHANGED.match(match.string, match.end()):
         return None
     return int(match["label"].lower() in POSITIVE), offset + match.start("label")
 
 
 def first_label(text: str, offset: int = 0) -> Label | None:
-    """The label that a text begins with."""
+    """Return the label that a text starts with."""
     return read_label(_START.match(text), offset)
 
 
 def read_number(text: str) -> int | None:
-    """The number of a window that a text names, with nothing else of meaning; else None."""
+    """Return the window number that a text consists of, or None."""
     match = _NUMBER.fullmatch(text)
     return None if match is None else int(match[1])
 
 
 @dataclass
 class Block:
-    """What an answer says in one go: one object, table or list."""
+    """A coherent part of an answer: one object, table or list."""
 
     place: int
     rows: list[Row]
@@ -107,16 +108,16 @@ class Block:
         return any(label for _, label in self.rows)
 
     def may_go_on(self, block: Block) -> bool:
-        """Whether another block's rows can be part of this one: other windows, by number."""
+        """Return whether another block may continue this one: other windows, by number."""
         own, others = ({number for number, _ in one.rows} for one in (self, block))
         return None not in own | others and not own & others
 
     def by_window(self, n_windows: int) -> dict[int, Label]:
-        """Labels by window number, counted from 1."""
+        """Return labels by window number, counted from 1."""
         rows = self.rows
         if rows and all(number is None for number, _ in rows):
             if len(rows) != n_windows or not all(label for _, label in rows):
-                return {}  # nobody knows what a list lacks
+                return {}  # it is unknown which labels a short list lacks
             rows = [(i, label) for i, (_, label) in enumerate(rows, 1)]
         said: dict[int, list[Label | None]] = {}
         for number, label in rows:
@@ -126,7 +127,7 @@ class Block:
         first = 0 if 0 in said else 1
         is_sure = 1 in said or max(said, default=0) <= n_windows
         if not said or not (is_sure if first else said.keys() == set(range(n_windows))):
-            return {}  # each label might be that of the next window
+            return {}  # each label may belong to the next window
         if rest and first and max(said) <= n_windows:
             said = {n: said.get(n, rest) for n in range(1, n_windows + 1)}
         found = {}

@@ -1,4 +1,4 @@
-"""Labels of windows in an answer: read by their keys, or by their place in a list that is whole."""
+"""Labels of windows in an answer: read by key, or by position in a complete list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nullsae.autointerp.reasoning import answer_alone
 _MEANS = r"[\"']?\s*(?:[:=]|[-=]>|→|\b(?:means|is|stands for|for)\b)\s*[\"']?(?:the\s+)?"
 _NO = rf"\b0{_MEANS}(?:no|not|false|in ?active|silent|absent|does)\b"
 _YES = rf"\b1{_MEANS}(?:yes|true|active|present|match\w*|fits?|does|it does)\b"
-# What 0 and 1 stand for.
+# An explanation of what 0 and 1 mean.
 _LEGEND = re.compile(
     rf"(?i)[(\[{{]?[\"']?(?:{_NO}[^\d\n]{{0,40}}{_YES}|{_YES}[^\d\n]{{0,40}}{_NO})"
 )
@@ -22,26 +22,26 @@ _WINDOW = re.compile(rf"(?i)\b{KEY}[\s#]+(?P<number>\d{{1,4}})\b")
 
 
 def labels(content: str, n_windows: int) -> dict[int, Label]:
-    """Labels by window number from a reply in words, JSON or anything between.
+    """Return labels by window number from a reply in words, JSON or anything in between.
 
-    The last answer counts, and no reasoning. Answers with keys count one by one, in whatever order:
-    a window that is missing, out of range or answered in two ways is left out. Keys from 0 count as
-    such if they are exactly 0 to n - 1. A list without keys counts only if it has exactly one label
-    per window: nobody knows which one a shorter list has lost. A window's number, from 1, gives
-    (0 or 1, place of the label in `content`).
+    The last answer counts, and reasoning does not. Answers with keys count one by one, in any
+    order: a window that is missing, out of range or contradictory is left out. Keys from 0 are
+    accepted if they are exactly 0 to n - 1. A list without keys counts only if it has exactly one
+    label per window, because it is unknown which one a shorter list lacks. A window's number, from
+    1, maps to (0 or 1, position of the label in `content`).
     """
     text = plain(answer_alone(content))
     blocks = _all_blocks(_LEGEND.sub(blank, text), n_windows)
     if not blocks and n_windows == 2:
-        blocks = _all_blocks(text, n_windows)  # what looks like a legend, counted from 0
+        blocks = _all_blocks(text, n_windows)  # what looked like a legend, counted from 0
     if not blocks:
-        # Of the only window also at the start of a sentence.
+        # For a single window, the label may also start a sentence.
         label = None if n_windows > 1 or _ANSWERS.search(text) else first_label(text)
         return {1: label} if label else {}
     found = _last_answer(blocks, text, n_windows)
     last = text.find("\n", max((place for _, place in found.values()), default=0))
     for sentence in _SENTENCE.finditer(text, last if last >= 0 else len(text)):
-        # "Correction: window 2 should be 0": which label counts is not read from words.
+        # "Correction: window 2 should be 0": the new label is not parsed from prose.
         if CORRECTS.search(sentence[0]):
             for window in _WINDOW.finditer(sentence[0]):
                 found.pop(int(window["number"]), None)
@@ -49,7 +49,7 @@ def labels(content: str, n_windows: int) -> dict[int, Label]:
 
 
 def _all_blocks(text: str, n_windows: int) -> list[Block]:
-    """All blocks of an answer, in order. One label behind an answer is a remark."""
+    """Return all blocks of an answer, in order. A single label after an answer is a remark."""
     blocks, shown, rest = blocks_of_json(text)
     blocks += blocks_of_lines(rest, n_windows)
     blocks = [b for b in blocks or shown if n_windows == 1 or len(b.rows) != 1 or b.rows[0][0]]
@@ -57,7 +57,7 @@ def _all_blocks(text: str, n_windows: int) -> list[Block]:
 
 
 def _last_answer(blocks: list[Block], text: str, n_windows: int) -> dict[int, Label]:
-    """What the last block says, or the JSON before it, if it only speaks of that."""
+    """Return the last block's labels, or the JSON before it if that block only comments on it."""
     found = blocks[-1].by_window(n_windows)
     earlier = [place for place, block in enumerate(blocks) if block.is_json]
     if not earlier or blocks[-1].is_json or len(found) == n_windows:

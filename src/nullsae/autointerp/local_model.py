@@ -41,21 +41,21 @@ class LocalJudge:
     name: str
     """For tables: the hub id or folder, or the name of the GGUF file."""
     device: torch.device
-    """Where its inputs go."""
+    """The device for its inputs."""
 
     @property
     def context_tokens(self) -> int | None:
-        """The most tokens that it reads at once; None where its config states no limit."""
+        """The most tokens that it reads at once; None if its config has no limit."""
         return context_limit(self.model)
 
 
 def prepare_judge(params: PrepareJudgeParams, output: Path) -> None:
-    """Make sure that a judge can be loaded, and write down how.
+    """Check that a judge can be loaded, and record how.
 
-    A GGUF file is converted once, to a checkpoint folder beside the manifest, for reading one takes
-    minutes. Of a pretrained model nothing is copied: the manifest pins the commit that was found.
-    The manifest `output` is written last: a folder without one is unfinished. A `UserError` says
-    that the model or its tokenizer cannot be had, or that weights are missing.
+    A GGUF file is converted once, to a checkpoint folder next to the manifest, because reading one
+    takes minutes. A pretrained model is not copied: the manifest pins the commit that was found.
+    The manifest `output` is written last, so a folder without one is unfinished. Raises a
+    `UserError` if the model or its tokenizer cannot be loaded, or weights are missing.
     """
     source = params.model
     output.unlink(missing_ok=True)
@@ -66,16 +66,16 @@ def prepare_judge(params: PrepareJudgeParams, output: Path) -> None:
         manifest["files"] = _save(model, encoder, output.parent / CHECKPOINT)
     else:
         manifest["name"] = source.path
-        # The main branch may move between the jobs of a study.
+        # The main branch may change between the jobs of a study.
         manifest["commit"] = getattr(model.config, "_commit_hash", None)
         note_revision(f"model {source.path}", manifest["commit"])
     write_json(output, manifest)
 
 
 def load_judge(manifest: Path, device: torch.device) -> LocalJudge:
-    """Load a judge by the manifest that `prepare_judge` wrote, verifying the files it made.
+    """Load a judge by the manifest that `prepare_judge` wrote, and verify the files it made.
 
-    A `UserError` says that a file is missing or damaged, or that the model cannot be had any more.
+    Raises a `UserError` if a file is missing or damaged, or the model can no longer be loaded.
     """
     from transformers import AutoModelForCausalLM
 
@@ -118,7 +118,7 @@ def _fetch_tokenizer(source: PretrainedSource | GgufSource) -> Encoder:
 
 
 def _save(model: Any, encoder: Encoder, folder: Path) -> dict[str, str]:
-    """Write a checkpoint folder whole, in the place of an old one; returns each file's checksum."""
+    """Write a checkpoint folder, replacing an old one; return each file's checksum."""
     with atomic_folder(folder) as made:
         model.save_pretrained(made)
         encoder.tokenizer.save_pretrained(made)

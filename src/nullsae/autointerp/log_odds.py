@@ -1,7 +1,7 @@
-"""How much likelier an explanation makes a window, to a language model in the job's own process.
+"""How much likelier an explanation makes a window to a language model in the job's own process.
 
-The log odds of a window are log p(window | explanation) - log p(window | neutral), in nats: what
-a reader who gives both topics the same chance concludes from the window by Bayes' rule.
+The log odds of a window are log p(window | explanation) - log p(window | neutral), in nats: by
+Bayes' rule, what a reader concludes from the window if both topics are equally likely beforehand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nullsae.autointerp.prompting import read_parts
 from nullsae.core.errors import UserError
 
 _PLACE = re.compile(r"\{\{ *explanation *\}\}")
-# Tokenizers that put a space before a text by themselves show it as one of these.
+# Marks with which tokenizers show a space that they put before a text.
 SPACES = ("▁", "Ġ")
 
 Span = tuple[int, int]
@@ -32,41 +32,41 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class LikelihoodPrompt:
-    """What stands before a window, without white space at its end."""
+    """The text before a window, without trailing white space."""
 
     explained: str
-    """With `{{ explanation }}` where the explanation goes."""
+    """With `{{ explanation }}` as the placeholder."""
     neutral: str
     hash: str
 
     def with_explanation(self, explanation: str) -> str:
-        """The text before a window that is judged on an explanation; its line breaks are gone."""
+        """Return the text before a window, with an explanation on one line filled in."""
         return _PLACE.sub(lambda _: " ".join(explanation.split()), self.explained)
 
 
 @functools.cache
 def load_likelihood_prompt(path: str | None = None) -> LikelihoodPrompt:
-    """Read nullsae's prompt, or the file `path`: what stands before a window and a space.
+    """Read nullsae's prompt, or the file `path`: the text before a space and a window.
 
-    A `UserError` names a file that cannot be read or is not such a file, and what is wrong.
+    Raises a `UserError` that names an unreadable or invalid file, and what is wrong.
     """
     file, before, parts, digest = read_parts("likelihood", path)
     texts = dict(parts)
     if before or [n for n, _ in parts] != ["explained", "neutral"] or not all(texts.values()):
         raise UserError(
-            f"{file}: a likelihood prompt has two parts, what stands before a window under "
+            f"{file}: a likelihood prompt has two parts, the text before a window under "
             f"'=== explained' and the same without the explanation under '=== neutral'"
         )
     if not _PLACE.search(texts["explained"]) or _PLACE.search(texts["neutral"]):
         raise UserError(
-            f"{file}: {{{{ explanation }}}} must stand under '=== explained' and not under "
+            f"{file}: {{{{ explanation }}}} must be under '=== explained' and not under "
             f"'=== neutral'"
         )
     return LikelihoodPrompt(texts["explained"], texts["neutral"], digest)
 
 
 def probability(log_odds: Floats) -> Floats:
-    """The logistic function of log odds in nats, of any shape, without overflow."""
+    """Apply the logistic function to log odds in nats, of any shape, without overflow."""
     result: Floats = np.exp(-np.logaddexp(0.0, -log_odds))
     return result
 
@@ -77,29 +77,29 @@ class _Window:
 
     n_tokens: int
     ids: tuple[int, ...]
-    """Up to the last token that is scored; what follows changes nothing."""
+    """Up to the last scored token; later ones have no effect."""
     scored: tuple[int, ...]
-    """Which of them are, ascending."""
+    """Which of them are scored, ascending."""
 
 
 @dataclass
 class Likelihood:
     """Log odds of windows by one judge and prompt.
 
-    A window is tokenized apart from what precedes it, so that both sides score the same tokens.
-    The neutral side of a window is computed once, however many explanations are judged on it.
+    A window is tokenized separately from the text before it, so that both sides score the same
+    tokens. The neutral side of a window is computed once, for any number of explanations.
     """
 
     judge: LocalJudge
     prompt: LikelihoodPrompt
     batch_windows: int = 16
-    """Windows in one forward pass. Changes results by rounding alone."""
+    """Windows per forward pass. Changes results only by rounding."""
     _neutral: dict[_Window, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._prompt_tokenizer = _of_text(self.judge.tokenizer)
         self._tokenizer = _of_text(self.judge.tokenizer)
-        # It would take the spaces off the characters of a token.
+        # It would remove the spaces from the offsets of tokens.
         self._tokenizer.post_processor = None
         first = self._tokenizer.encode("x").tokens
         self._space = "" if first and first[0].startswith(SPACES) else " "
@@ -110,14 +110,14 @@ class Likelihood:
         windows: Sequence[str],
         spans: Sequence[Sequence[Span]] | None = None,
     ) -> Floats:
-        """How much likelier the explanation makes each of the windows than the neutral text does.
+        """Return how much likelier the explanation makes each window than the neutral text does.
 
-        `spans` are per window the marked characters, as half-open ranges in its text: only tokens
-        that overlap one are scored. By default all tokens are.
+        `spans` are the marked characters of each window, as half-open ranges in its text: only
+        tokens that overlap one are scored. By default all tokens are.
 
-        Returns float64 [n_windows], nats, summed over the scored tokens; 0 where there are none. It
-        is the same for any order of the windows, up to rounding for any `batch_windows`. A
-        `UserError` says that the explanation and the longest window exceed the judge's context.
+        Returns float64 [n_windows], nats, summed over the scored tokens; 0 if there are none. It is
+        the same for any order of the windows, and up to rounding for any `batch_windows`. A
+        `UserError` means that the explanation and the longest window exceed the judge's context.
         """
         each = spans if spans is not None else [None] * len(windows)
         asked = [self._tokens(*window) for window in zip(windows, each, strict=True)]
@@ -139,7 +139,7 @@ class Likelihood:
         return _Window(n_tokens, tuple(encoding.ids[:n_tokens]), scored)
 
     def _prefix(self, text: str) -> list[int]:
-        """Token ids, with what the tokenizer puts before a text and without what it puts behind."""
+        """Return token ids, with what the tokenizer adds before a text but not after it."""
         encoding = self._prompt_tokenizer.encode(text)
         ids, special = list(encoding.ids), list(encoding.special_tokens_mask)
         while ids and special.pop():
@@ -148,9 +148,9 @@ class Likelihood:
 
     @torch.inference_mode()
     def _log_likelihoods(self, before: str, windows: Sequence[_Window]) -> dict[_Window, float]:
-        """Log p of the scored tokens of each window after a text, nats."""
+        """Return log p of the scored tokens of each window after a text, nats."""
         found = {window: 0.0 for window in windows if not window.scored}
-        # Sorted, batches have little padding and results do not depend on the order.
+        # Sorting reduces padding, and makes results independent of the order.
         waiting = sorted({window for window in windows if window.scored})
         if not waiting:
             return found
@@ -166,14 +166,14 @@ class Likelihood:
         ids = torch.tensor([prefix])
         logits, cache = self._logits(ids, torch.ones_like(ids), None, [(0, len(prefix) - 1)])
         first = torch.log_softmax(logits[0], dim=0)
-        # Models without a cache that can be repeated read the prefix again with each window.
+        # Without a cache that can be repeated, the prefix is read again with each window.
         shared = hasattr(cache, "batch_repeat_interleave")
         for start in range(0, len(waiting), self.batch_windows):
             batch = waiting[start : start + self.batch_windows]
             later = self._after_first(batch, prefix, cache if shared else None)
             for window in batch:
                 terms = [next(later) if at else float(first[window.ids[0]]) for at in window.scored]
-                # A mean over tokens would be no log odds, and is worse where few are marked: AUROC
+                # A mean over tokens would not be log odds, and is worse if few are marked: AUROC
                 # 0.970 against 0.986 with SmolLM2-135M on the known answers of the tests.
                 found[window] = float(np.sum(terms, dtype=np.float64))
         return found
@@ -181,7 +181,7 @@ class Likelihood:
     def _after_first(
         self, batch: Sequence[_Window], prefix: Sequence[int], cache: Any
     ) -> Iterator[float]:
-        """Log p of each scored token but a window's first, window after window."""
+        """Return log p of each scored token except a window's first, window by window."""
         again = [] if cache is not None else list(prefix)
         places = [(i, len(again) + at - 1) for i, w in enumerate(batch) for at in w.scored if at]
         if not places:
@@ -203,10 +203,10 @@ class Likelihood:
     def _logits(
         self, ids: Tensor, mask: Tensor, cache: Any, places: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Any]:
-        """Next-token logits at places (row, column), float32 [n_places, vocab], and the new cache.
+        """Return next-token logits at (row, column), float32 [n_places, vocab], and the new cache.
 
-        `ids` are int64 [batch, tokens], padded on the right, so that positions need no correction;
-        `mask` is int64 [batch, cached + tokens].
+        `ids` are int64 [batch, tokens], padded on the right, so that positions are correct; `mask`
+        is int64 [batch, cached + tokens].
         """
         model, device = self.judge.model, self.judge.device
         known = {} if cache is None else {"past_key_values": cache}
@@ -216,8 +216,8 @@ class Likelihood:
             x = inputs[0]
             return x[row.to(x.device), column.to(x.device)][None]
 
-        # The head of a small model costs a third of the pass, and what a family does to logits
-        # behind the head works on any positions.
+        # The head of a small model takes a third of the pass, and operations after the head work
+        # on any positions.
         handle = model.get_output_embeddings().register_forward_pre_hook(select)
         try:
             inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
@@ -228,9 +228,9 @@ class Likelihood:
 
 
 def _of_text(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that takes all text for text, and all of it."""
+    """Return a copy that reads all of a text, and as text only."""
     made = Tokenizer.from_str(tokenizer.to_str())
-    # Neither a window nor an explanation that spells out "<|endoftext|>" ends there.
+    # A window or an explanation that spells out "<|endoftext|>" does not end there.
     made.encode_special_tokens = True
     made.no_truncation()
     made.no_padding()

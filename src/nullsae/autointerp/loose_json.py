@@ -1,4 +1,4 @@
-"""JSON as language models write it: cut, with single quotes, between other text."""
+"""JSON as language models write it: truncated, single-quoted, or surrounded by other text."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-# Deeper nesting is read as if it ended there.
+# Deeper nesting is treated as the end.
 MAX_DEPTH = 40
 _CLOSING = {"{": "}", "[": "]"}
 _STRING = re.compile(r""""(?:[^"\\]|\\.)*(?:"|\Z)|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
 _BARE = re.compile(r"""[^\s,:{}\[\]"']+|['"]""")
-# Comments are no values.
+# Comments are not values.
 _BETWEEN = re.compile(r"(?:[\s,]|//[^\n]*|#\s[^\n]*|/\*.*?\*/)*", re.DOTALL)
 
 
@@ -35,7 +35,7 @@ class Branch:
     stop: int = 0
     closed: bool = False
     items: list[tuple[Leaf | None, Node]] = field(default_factory=list)
-    """Each with its key; None in a list, or where there was none."""
+    """Each with its key; None in a list, or if there was no key."""
 
     def values(self) -> list[Node]:
         return [value for _, value in self.items]
@@ -45,7 +45,7 @@ Node: TypeAlias = Leaf | Branch
 
 
 def find_branches(text: str) -> list[Branch]:
-    """The outermost objects and lists of a text, in order; nothing raises."""
+    """Return the outermost objects and lists of a text, in order; never raises."""
     found, at = [], 0
     while (opening := re.compile(r"[{\[]").search(text, at)) is not None:
         branch = _branch(text, opening.start(), 0)
@@ -55,15 +55,15 @@ def find_branches(text: str) -> list[Branch]:
 
 
 def branches_within(leaf: Leaf) -> list[Branch]:
-    """The outermost objects and lists of JSON in a string, as tools are called with; else none."""
+    """Return the outermost JSON objects and lists in a string, such as a tool's arguments."""
     if leaf.text.lstrip()[:1] not in ("{", "["):
         return []
-    # Quotation marks have backslashes there; places stay what they are.
+    # Quotation marks are escaped there; positions do not change.
     return find_branches(" " * leaf.place + leaf.text.replace('\\"', ' "'))
 
 
 def _branch(text: str, start: int, depth: int) -> Branch:
-    """The object or list that starts at a bracket."""
+    """Parse the object or list that starts at a bracket."""
     branch = Branch(text[start], start)
     closing, at, key = _CLOSING[text[start]], start + 1, None
     while True:
@@ -72,7 +72,7 @@ def _branch(text: str, start: int, depth: int) -> Branch:
             branch.stop = len(text) if at >= len(text) else at
             return branch
         if text[at] in "}]":
-            # The bracket of another kind closes what is around.
+            # A bracket of the other kind closes the surrounding one.
             branch.closed = text[at] == closing
             branch.stop = at + 1 if branch.closed else at
             return branch

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LEFT, RIGHT = "<<", ">>"
-# What decoders write for bytes that are no character.
+# What decoders write for bytes that are not a character.
 REPLACEMENT = "\ufffd"
-# A byte of a tokenizer with byte fallback, as in Llama's vocabulary: <0x0A>.
+# A byte in a tokenizer with byte fallback, as in Llama's vocabulary: <0x0A>.
 BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>\Z")
-# The byte that each letter of a byte-level vocabulary stands for (GPT-2's encoder.py).
+# The byte for each letter of a byte-level vocabulary (GPT-2's encoder.py).
 _PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTE_LETTERS = {chr(b): b for b in _PLAIN}
 BYTE_LETTERS |= {chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in _PLAIN)}
@@ -34,16 +34,16 @@ class Shown:
 
     text: str
     spans: tuple[tuple[int, int], ...]
-    """First character of each token in the text, and the one after its last. Tokens that hold
-    bytes of the same character share it; a token without text has an empty span."""
+    """The index of each token's first character in the text, and of the one after its last. Tokens
+    with bytes of the same character share it; a token without text has an empty span."""
 
 
 def window_texts(tokenizer: Tokenizer, token_ids: Sequence[Ints] | Ints) -> list[Shown]:
     """Decode windows of tokens.
 
-    Each text is the tokenizer's own decoding, special tokens included, with the space that a
-    window starts with: decoders in the way of SentencePiece drop it. `token_ids` are int
-    [n_windows, n_tokens], or an array for each window.
+    Each text is the tokenizer's own decoding, including special tokens and the space at the start
+    of a window, which SentencePiece-like decoders drop. `token_ids` are int [n_windows, n_tokens],
+    or one array per window.
     """
     windows = [np.asarray(ids).tolist() for ids in token_ids]
     pieces = Pieces(tokenizer)
@@ -52,28 +52,28 @@ def window_texts(tokenizer: Tokenizer, token_ids: Sequence[Ints] | Ints) -> list
 
 
 class Pieces:
-    """The bytes that each token adds to a text, remembered."""
+    """The bytes that each token adds to a text, cached."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._piece = cache(self._find_piece)
-        # Goes before all that is decoded, because a decoder may strip the first token of a text.
+        # Precedes everything that is decoded, because a decoder may strip a text's first token.
         self._before, self._n_before = [], 0
         for token_id in range(tokenizer.get_vocab_size()):
             text = tokenizer.decode([token_id], skip_special_tokens=False)
-            # No byte: a decoder with byte fallback reads neighbouring bytes as one.
+            # Not a byte, because decoders with byte fallback merge neighbouring bytes.
             if text.isalnum() and not BYTE_NAME.match(tokenizer.id_to_token(token_id) or ""):
                 self._before, self._n_before = [token_id], len(text)
                 break
 
     def decode(self, windows: Sequence[list[int]]) -> list[str]:
-        """The texts of windows, with the spaces that they start with."""
+        """Return the texts of windows, with leading spaces."""
         batch = [self._before + ids for ids in windows]
         texts = self._tokenizer.decode_batch(batch, skip_special_tokens=False)
         return [text[self._n_before :] for text in texts]
 
     def shown(self, token_ids: list[int], text: str) -> Shown:
-        """A window's text and spans, from its tokens and what `decode` makes of them."""
+        """Return a window's text and spans, from its tokens and its decoded text."""
         pieces = [self._piece(token_id) for token_id in token_ids]
         joined = b"".join(pieces)
         if joined.decode(errors="replace") != text:
@@ -100,19 +100,19 @@ class Pieces:
     def _spans_by_prefixes(
         self, token_ids: list[int], pieces: list[bytes], text: str
     ) -> tuple[tuple[int, int], ...]:
-        """Spans by what the beginnings of a window decode to: slow, and right for any decoder.
+        """Find spans by decoding each prefix of a window: slow, but correct for any decoder.
 
-        For tokens that read differently beside others, as where a decoder with byte fallback
-        writes off a run of bytes as a whole because one of them fits no character.
+        For tokens that decode differently next to others, as when a decoder with byte fallback
+        replaces a whole run of bytes because one of them fits no character.
         """
         prefixes = self.decode([token_ids[:n] for n in range(1, len(token_ids) + 1)])
-        # Characters that each begins with alike.
+        # The number of leading characters that each prefix shares with the text.
         common = (
             next((i for i, c in enumerate(prefix) if text[i : i + 1] != c), len(prefix))
             for prefix in prefixes
         )
         bounds = list(accumulate(common, max, initial=0))
-        # A token that only begins a character, or continues it, shares it with its last.
+        # A token that only starts or continues a character shares it with its neighbours.
         return tuple(
             (a, b if b > a or not piece else min(a + 1, len(text)))
             for (a, b), piece in zip(pairwise(bounds), pieces, strict=True)
@@ -120,9 +120,9 @@ class Pieces:
 
 
 def _character_of_bytes(joined: bytes) -> list[int]:
-    """Index of the character that each byte belongs to, and at last their number.
+    """Return the index of each byte's character, followed by the number of characters.
 
-    Bytes that are no UTF-8 come in the groups that `errors="replace"` makes one character of.
+    Invalid UTF-8 is grouped in the way that `errors="replace"` turns it into characters.
     """
     values = np.frombuffer(joined, dtype=np.uint8)
     starts = (values & 0xC0) != 0x80
@@ -140,10 +140,10 @@ def _character_of_bytes(joined: bytes) -> list[int]:
 
 
 def mark(shown: Shown, marked: Flags, left: str = LEFT, right: str = RIGHT) -> str:
-    """The text with marks around the marked tokens; neighbours share one pair of them.
+    """Return the text with marks around the marked tokens; neighbours share one pair.
 
-    The text itself stays as it is: `marks_are_clear` says whether these marks can be told from it.
-    A token without text takes no mark. `marked` is bool [n_tokens].
+    The text itself does not change: `marks_are_clear` tells whether it can be confused with these
+    marks. Tokens without text get no mark. `marked` is bool [n_tokens].
     """
     at, parts = 0, []
     for i, edge in enumerate(_edges(shown, marked)):
@@ -153,9 +153,9 @@ def mark(shown: Shown, marked: Flags, left: str = LEFT, right: str = RIGHT) -> s
 
 
 def marks_are_clear(shown: Shown, marked: Flags, left: str, right: str) -> bool:
-    """Whether a reader of `mark` finds each mark, and nothing else that looks like one.
+    """Return whether a reader of `mark` finds every mark, and nothing else that looks like one.
 
-    Marks that overlap with each other's or the text's characters count each time.
+    Marks that overlap each other or the text's characters count each time.
     """
     text, n_pairs = mark(shown, marked, left, right), len(_edges(shown, marked)) // 2
     counts = (len(re.findall(f"(?={re.escape(one)})", text)) for one in (left, right))
@@ -163,7 +163,7 @@ def marks_are_clear(shown: Shown, marked: Flags, left: str, right: str) -> bool:
 
 
 def _edges(shown: Shown, marked: Flags) -> list[int]:
-    """Where stretches of marked characters begin and end, in turn."""
+    """Return where stretches of marked characters begin and end, alternately."""
     covered = np.zeros(len(shown.text), dtype=np.int8)
     for i in np.flatnonzero(marked).tolist():
         covered[slice(*shown.spans[i])] = 1
@@ -172,9 +172,9 @@ def _edges(shown: Shown, marked: Flags) -> list[int]:
 
 
 def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
-    """Activations [n] as whole numbers from 0 to 10: ceil(10 a / maximum), as delphi shows them.
+    """Scale activations [n] to whole numbers from 0 to 10: ceil(10 a / maximum), as in delphi.
 
-    Larger activations than `maximum`, which is 0 where all are, become 10 too.
+    Activations above `maximum`, which is 0 if all are, become 10 too.
     """
     if maximum <= 0:
         return np.zeros(len(activations), dtype=np.int64)
@@ -185,7 +185,7 @@ def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
 def shown_examples(
     tokenizer: Tokenizer, examples: Examples, rows: Ints | None = None
 ) -> list[tuple[Shown, Flags]]:
-    """The text and the marks of each example, or of those in some rows."""
+    """Return the text and the marks of each example, or of those in `rows`."""
     chosen = range(len(examples.latent)) if rows is None else rows
     places = [slice(*examples.starts[i : i + 2]) for i in chosen]
     shown = window_texts(tokenizer, [examples.tokens[place] for place in places])

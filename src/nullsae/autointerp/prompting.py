@@ -1,4 +1,4 @@
-"""Prompts: text files of turns, the last one a template."""
+"""Prompts: text files of turns, the last of which is a template."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 PROMPTS = Path(__file__).parent / "prompts"
 _PART = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
-# No prompt is as long, and most models read less.
+# Longer than any prompt, and than most models read.
 MAX_FILE_BYTES = 1_000_000
-# Marks to take in turn, where a text holds the ones before.
+# Alternative marks, for texts that contain the earlier ones.
 MARKS = ((LEFT, RIGHT), ("[[", "]]"), ("{{", "}}"))
 ROLES = ("system", "user", "assistant", "again")
 
-# Estimates for `nullsae plan`, of English text, for models with some 100,000 tokens in their
-# vocabulary. Around a window stand its number, marks, what delimits it, and line breaks.
+# Estimates for `nullsae plan`, for English text and vocabularies of about 100,000 tokens. A window
+# is surrounded by its number, marks, delimiters and line breaks.
 CHARACTERS_PER_TOKEN, TOKENS_AROUND_WINDOW, EXPLANATION_TOKENS = 4, 16, 60
 
-# Times that one thing is asked, the first one included, before its answer counts as missing.
+# Attempts at one question, including the first, before its answer counts as missing.
 MAX_ATTEMPTS = 3
 
 T = TypeVar("T")
@@ -41,23 +41,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Notation:
-    """The signs by which one question tells corpus text and marks from all else.
+    """The signs that separate corpus text and marks from the rest of one question.
 
-    Text stays as it is, so that the signs give way: others are taken where a window holds them.
+    The text is never changed; if a window contains a sign, other signs are used.
     """
 
     left: str = LEFT
-    """Stands before marked tokens, `right` after them."""
+    """Precedes marked tokens; `right` follows them."""
     right: str = RIGHT
     opening: str = "<text>"
-    """Stands before each window, `closing` after it."""
+    """Precedes each window; `closing` follows it."""
     closing: str = "</text>"
 
     @classmethod
     def of(cls, windows: Sequence[tuple[Shown, Flags]]) -> Notation:
-        """The first signs that none of some windows holds, which stand in one question.
+        """Return the first signs that do not occur in the windows of one question.
 
-        Each window is its text and what is marked in it, bool [n_tokens].
+        Each window is its text and which of its tokens are marked, bool [n_tokens].
         """
         marks = next(
             (left, right)
@@ -72,12 +72,12 @@ class Notation:
         return cls(*marks, f"<{name}>", f"</{name}>")
 
     def window(self, shown: Shown, marked: Flags) -> str:
-        """A window on one line, as data that it cannot close itself."""
+        """Return a window on one line, as data that cannot close itself."""
         text = one_line(mark(shown, marked, self.left, self.right))
         return f"{self.opening}{text}{self.closing}"
 
     def spell(self, turn: str) -> str:
-        """A fixed turn of a prompt, written with the usual signs, in these ones."""
+        """Rewrite a fixed turn of a prompt, which uses the usual signs, in these signs."""
         for usual, own in zip(astuple(USUAL), astuple(self), strict=True):
             turn = turn.replace(usual, own)
         return turn
@@ -93,13 +93,13 @@ class Prompt:
     turns: tuple[dict[str, str], ...]
     """The fixed turns: instructions and worked examples."""
     question: str
-    """In Jinja's syntax, as is `again`."""
+    """A Jinja template, like `again`."""
     again: str
-    """Added to the question when an answer could not be used."""
+    """Added to the question after an answer that could not be used."""
     file: Path
-    """Where it stands, for messages."""
+    """The prompt file, for messages."""
     hash: str
-    """16 hex digits over the file: part of tables, so that scores by two prompts are told apart."""
+    """16 hex digits over the file, recorded in tables to tell scores of two prompts apart."""
 
     @property
     def examples(self) -> list[str]:
@@ -109,13 +109,11 @@ class Prompt:
     def messages(
         self, attempt: int = 1, notation: Notation = USUAL, **values: Any
     ) -> tuple[dict[str, str], ...]:
-        """The messages of one question, with the `values` that the template names: plain ones,
-        of which JSON consists.
+        """Return the messages of one question, with JSON `values` for the template.
 
         Attempts count from 1; later ones add the reminder, so no two are the same. `notation` is
-        that of the windows among the values. A `UserError` names the file of a template that
-        cannot be rendered: it names what is not among the values, does what no prompt may, or
-        takes too much time or memory.
+        that of the windows among the values. A `UserError` names the file of a template that cannot
+        be rendered: it uses an unknown value, is forbidden, or takes too much time or memory.
         """
         question = self._rendered(self.question, values).strip()
         if attempt > 1:
@@ -126,7 +124,7 @@ class Prompt:
         return (*turns, {"role": "user", "content": question})
 
     def check(self, **values: Any) -> None:
-        """Render it before anything is sent, as `messages` does; a `UserError` as there."""
+        """Render the prompt before anything is sent; raises like `messages`."""
         self.messages(2, **values)
 
     def _rendered(self, template: str, values: Mapping[str, Any]) -> str:
@@ -150,9 +148,9 @@ class Prompt:
         notation: Notation = USUAL,
         **values: Any,
     ) -> T | None:
-        """Ask until `read` makes something of the answer; None if it never does.
+        """Ask until `read` accepts an answer; return None if it never does.
 
-        With a schema, log-probabilities are asked for too.
+        With a schema, log-probabilities are requested too.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
             messages = self.messages(attempt, notation, **values)
@@ -166,11 +164,10 @@ class Prompt:
 
 
 def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tuple[str, str]], str]:
-    """What stands under each `=== name` of nullsae's prompt of a kind, or of the file `path`.
+    """Read the text under each `=== name` of nullsae's prompt of a kind, or of the file `path`.
 
-    Returns the file; what stands before the first name; (name, text) in order; 16 hex digits over
-    the file. Texts come without white space around them. A `UserError` names a file that cannot be
-    read or is no text.
+    Returns the file; the text before the first name; (name, text) in order; 16 hex digits over the
+    file. Texts are stripped. A `UserError` names a file that cannot be read or is not text.
     """
     file = Path(path).expanduser() if path else PROMPTS / f"{kind}.txt"
     try:
@@ -193,10 +190,9 @@ def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tupl
 def load_prompt(kind: str, path: str | None = None) -> Prompt:
     """Read nullsae's prompt of a kind (explain, detection, fuzzing, intruder), or the file `path`.
 
-    Turns stand under lines `=== system`, `=== user`, `=== assistant`. The last turn of the user is
-    the question, in Jinja's syntax; `=== again` is what is added to it after an answer that could
-    not be used. A `UserError` names a file that is missing or not such a file, and the line that is
-    wrong.
+    Turns follow lines `=== system`, `=== user`, `=== assistant`. The last turn of the user is the
+    question, a Jinja template; `=== again` is added to it after an unusable answer. A `UserError`
+    names a missing or invalid file, and the line that is wrong.
     """
     file, before, turns, digest = read_parts(kind, path)
     if unknown := [role for role, _ in turns if role not in ROLES]:
@@ -214,15 +210,15 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
 
 @cache
 def prompt_tokens(kind: str, path: str | None) -> int:
-    """About how many tokens a prompt has without windows."""
+    """Estimate how many tokens a prompt has without windows."""
     messages = load_prompt(kind, path).messages(explanation="", windows=[])
     return sum(len(message["content"]) for message in messages) // CHARACTERS_PER_TOKEN
 
 
 def one_line(text: str) -> str:
-    r"""A text as a prompt may hold it: a line then is a window, and nothing in it is hidden.
+    r"""Escape a text for a prompt, so that each line is a window and nothing is hidden.
 
-    Line breaks are spelled out as \n and the like, and so are control, direction and invisible
-    characters; all other text, tabs included, stays as it is.
+    Line breaks are escaped as \n and the like, and so are control, direction and invisible
+    characters; all other text, including tabs, does not change.
     """
     return visible(text).replace("\n", "\\n")

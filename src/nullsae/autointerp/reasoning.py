@@ -1,8 +1,8 @@
-"""Where the answer stands in a reply, and where the reasoning before it.
+"""Finds the answer in a reply, after the reasoning.
 
-Models think aloud in many notations, and servers and chat templates leave more or less of them in
-the content: both tags, the closing one alone (the template opened the thought), the opening one
-alone (the thought was cut), or none. `docs/replies.md` says how each is read.
+Models reason in many notations, and servers and chat templates leave more or less of it in the
+content: both tags, only the closing one (the template opened the thought), only the opening one
+(the thought was cut), or none. `docs/replies.md` describes how each is read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME = (
     r"monologue|cot|chain_of_thought)(?:[_-]\w+)?"
 )
 _THOUGHT = r"(?:thinking|thought|reasoning)"
-# What opens and what closes a thought.
+# What opens and closes a thought.
 _TAGS = (
     (rf"<\s*{_NAME}(?:\s[^<>]*)?>", rf"<\s*/\s*{_NAME}\s*>"),
     (rf"&lt;{_NAME}&gt;", rf"&lt;/{_NAME}&gt;"),
@@ -40,13 +40,13 @@ _TAGS = (
 _OPEN, _CLOSE = ("|".join(signs) for signs in zip(*_TAGS, strict=True))
 _TAG = re.compile(rf"(?i)(?P<close>{_CLOSE})|(?P<open>{_OPEN})")
 
-# OpenAI's harmony format: messages in channels, of which `final` is the answer.
+# OpenAI's harmony format: messages in channels, with the answer in `final`.
 _CHANNEL = re.compile(
     r"(?i)(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*(?P<channel>analysis|commentary|final)"
     r"(?:\s+to=\S+)?\s*(?:<\|constrain\|>\s*\w+)?\s*(?:<\|message\|>)?"
 )
 _END_OF_MESSAGE = re.compile(r"<\|(?:end|return|call|start)\|>")
-# The same where a server has dropped the special tokens.
+# The same if a server has dropped the special tokens.
 _BARE_FINAL = re.compile(r"assistant\s*final(?=\W|[A-Z\d]|$)")
 _BARE_ANALYSIS = re.compile(r"\s*(?:analysis|assistantanalysis)(?=[A-Z\"'])")
 
@@ -65,9 +65,9 @@ _SPECIAL = (
     r"(?:<\|[\w▁]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|</?s>|<(?:bos|eos)>|<(?:start|end)_of_turn>)"
 )
 _FIRST_TOKENS = re.compile(rf"\s*(?:{_SPECIAL}\s*)+")
-# After a space it may be what the answer speaks of.
+# After a space it may be something the answer mentions.
 _LAST_TOKENS = re.compile(rf"(?:(?<=\S)|(?<=\n)){_SPECIAL}(?:\s*{_SPECIAL})*\s*\Z")
-# Where servers do not stop at the end of a turn, models go on with a further question and answer.
+# If servers do not stop at the end of a turn, models continue with another question and answer.
 _ROLE = r"(?:user|human|assistant|system|model)"
 _NEXT_TURN = re.compile(
     r"(?i)(?:(?<=\S)|(?<=\n))(?:<\|(?:im_end|eot(?:_id)?|eom_id|end(?:_?of_?(?:turn|text))?(?:_token)?)"
@@ -75,7 +75,7 @@ _NEXT_TURN = re.compile(
     rf"(?:<\|(?:im_start|begin|start(?:_header_id|_of_turn_token)?|{_ROLE})\|>|<\|turn>|<s>|<bos>|"
     rf"<start_of_turn>|\[INST\]|<\uff5c{_ROLE}\uff5c>|{_ROLE}\b)"
 )
-# The same in plain text: Llama 3's role behind an answer, a dialogue, a further question of ours.
+# The same in plain text: Llama 3's role after an answer, a dialogue, another question of ours.
 _NEXT_SPEAKER = re.compile(
     r"(?i)(?<=\S)assistant[ \t]*\n\n|\n[ \t]*\**(?P<user>user|human)\**[ \t]*:|"
     r"\n\s{0,4}(?:Explanation:.*\s{1,4})?(?P<question>Window 1: <text\d*>)"
@@ -88,14 +88,14 @@ _ONLY_TOKENS = re.compile(r"(?:\s|<[^<>\n]*>|\[/?\w+\])*\Z")
 _FRAME = re.compile(
     r"(?i)(?:json|my|the|final|answers?|labels?|windows?|intruder|active|explanation|is|[\W\d_])*"
 )
-# A single one is mostly an apostrophe.
+# A single one is usually an apostrophe.
 _QUOTATION = re.compile(r"""(["`])[^\n]*?\1|“[^\n”]*”|'[<\[◁][^\n']*[>\]▷]'""")
 
 
 def answer_alone(content: str) -> str:
-    """A reply with everything blanked that is not its answer; places stay what they are.
+    """Blank everything in a reply except its answer; positions do not change.
 
-    Blank as a whole where the reasoning never came to an answer.
+    If the reasoning never reached an answer, everything is blank.
     """
     start, stop = _within_channels(content)
     start, stop = _of_first_turn(content, start, stop)
@@ -105,10 +105,10 @@ def answer_alone(content: str) -> str:
 
 
 def has_begun(content: str, place: int) -> bool:
-    """Whether a reply that was cut had come to its answer before a place in it.
+    """Return whether a truncated reply had reached its answer before a position.
 
-    Where the template opens the thought, a cut reply may be thought from beginning to end, without
-    a tag. It is an answer behind a thought that ended, or where nothing but its frame comes before.
+    If the template opens the thought, a truncated reply may be all thought, without a tag. It is an
+    answer after a finished thought, or if only its frame precedes it.
     """
     answer = answer_alone(content)
     n_blanked = len(answer) - len(answer.lstrip())
@@ -116,11 +116,11 @@ def has_begun(content: str, place: int) -> bool:
 
 
 def _within_channels(content: str) -> tuple[int, int]:
-    """The last message of the channel `final`, or all where there are no channels."""
+    """Return the last message of the channel `final`, or everything without channels."""
     headers = _unquoted(_CHANNEL, content)
     if headers:
         finals = [m for m in headers if m["channel"].lower() == "final"]
-        # What follows the last answer in another channel is no answer, and does not undo it.
+        # What follows the last answer in another channel is not an answer, and does not undo it.
         if not finals:
             return len(content), len(content)
         start = finals[-1].end()
@@ -136,9 +136,9 @@ def _within_channels(content: str) -> tuple[int, int]:
 
 
 def _of_first_turn(content: str, start: int, stop: int) -> tuple[int, int]:
-    """What stands behind the thoughts of the first turn that says something else."""
+    """Return what follows the thoughts, in the first turn that contains anything else."""
     for turn in _unquoted(_NEXT_TURN, content, start, stop)[:MOST_TURNS]:
-        # A thought without an opening tag may speak of turns.
+        # A thought without an opening tag may mention turns.
         later = _TAG.search(content, turn.start(), stop)
         if not (later and later["close"]):
             first, last = _after_thoughts(content, start, turn.start())
@@ -155,7 +155,7 @@ def _of_first_turn(content: str, start: int, stop: int) -> tuple[int, int]:
 
 
 def _after_thoughts(content: str, start: int, stop: int) -> tuple[int, int]:
-    """What stands behind the last thought; nothing if that did not end."""
+    """Return what follows the last thought; nothing if that did not end."""
     depth, opened_first, opened_at, answer = 0, False, -1, start
     before: list[tuple[int, int]] = []
     for tag in _unquoted(_TAG, content, start, stop):
@@ -164,7 +164,7 @@ def _after_thoughts(content: str, start: int, stop: int) -> tuple[int, int]:
                 if _is_mention(content, tag, stop):
                     continue
                 opened_first = opened_first or not content[start : tag.start()].strip()
-            # A template's own opening tag and the model's after it are one.
+            # A template's own opening tag and the model's right after it count once.
             if not (depth and not content[opened_at : tag.start()].strip()):
                 depth += 1
             opened_at = tag.end()
@@ -172,21 +172,21 @@ def _after_thoughts(content: str, start: int, stop: int) -> tuple[int, int]:
             depth -= 1
             answer = tag.end()
         elif opened_first and not _starts_line(content, tag.start()):
-            continue  # the thought had both of its tags: the answer speaks of one
+            continue  # the thought had both tags, so the answer mentions one
         elif not _is_mention(content, tag, stop):
             if opened_first:
                 before.append((answer, tag.start()))
             answer = tag.end()
     if depth:
         return stop, stop
-    # A tag left over behind the answer closes nothing.
+    # A stray tag after the answer closes nothing.
     while before and not _says_something(content[answer:stop]):
         answer, stop = before.pop()
     return answer, stop
 
 
 def _within_answer_tags(content: str, start: int, stop: int) -> tuple[int, int]:
-    """What stands in the last <answer> ... </answer>, or all where there is none."""
+    """Return the content of the last <answer> ... </answer>, or everything without one."""
     for tag in reversed(_unquoted(_OPEN_ANSWER, content, start, stop)):
         if _says_something(content[tag.end() : stop]):
             close = _CLOSE_ANSWER.search(content, tag.end(), stop)
@@ -198,7 +198,7 @@ def _within_answer_tags(content: str, start: int, stop: int) -> tuple[int, int]:
 
 
 def _without_special_tokens(content: str, start: int, stop: int) -> tuple[int, int]:
-    """Without tokens such as <|im_end|> around an answer."""
+    """Strip tokens such as <|im_end|> around an answer."""
     if (first := _FIRST_TOKENS.match(content, start, stop)) is not None:
         start = first.end()
     last = _LAST_TOKENS.search(content, start, stop)
@@ -208,7 +208,7 @@ def _without_special_tokens(content: str, start: int, stop: int) -> tuple[int, i
 def _unquoted(
     pattern: re.Pattern[str], content: str, start: int = 0, stop: int | None = None
 ) -> list[re.Match[str]]:
-    """The matches of a pattern that stand within no quotation marks."""
+    """Return the matches of a pattern outside quotation marks."""
     found, quoted = [], _quotations(content)
     for match in pattern.finditer(content, start, len(content) if stop is None else stop):
         before = bisect_left(quoted, (match.start(), 0)) - 1
@@ -219,7 +219,7 @@ def _unquoted(
 
 @lru_cache(maxsize=8)
 def _quotations(content: str) -> list[tuple[int, int]]:
-    """Starts and ends of quotations, each on one line; braces stand between values of JSON."""
+    """Return starts and ends of quotations within lines; braces separate values of JSON."""
     return [
         quotation.span()
         for line in re.finditer(r"[^\n]+", content)
@@ -230,7 +230,7 @@ def _quotations(content: str) -> list[tuple[int, int]]:
 
 
 def _is_mention(content: str, tag: re.Match[str], stop: int) -> bool:
-    """Whether an explanation speaks of a tag in the middle of its sentence."""
+    """Return whether an explanation mentions a tag in the middle of a sentence."""
     line = content[content.rfind("\n", 0, tag.start()) + 1 : tag.start()]
     if not _MARKER.search(line) or _MARKER.search(content, tag.end(), stop):
         return False

@@ -1,4 +1,4 @@
-"""Answers of judges: what can be used of them, whatever they look like."""
+"""Answers of judges: extracts what can be used, in any format."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ _NEGATION = re.compile(
     r"(?i)\b(?:not|no(?!:)|none|neither|nor|never|cannot|unlikely|hardly)\b(?! belong| fit)|"
     r"n['\u2019]t\b(?! belong| fit)"
 )
-# A number, but "the other 4 windows" and "3.5" name none.
+# A number; "the other 4 windows" and "3.5" name none.
 _NUMBER = re.compile(
     r"(?i)(?<![\w.])\d{1,4}(?![\w%]|\.\d|\s+(?:windows|texts|examples|passages|others)\b)"
 )
-# Before the number of a window in a statement; not in "the intruder has 3 marks".
+# What precedes the number of a window in a statement; not in "the intruder has 3 marks".
 _NAMES = re.compile(
     r"(?i)(?:^|[:=#(\[{-]|\b(?:window|text|example|passage|item|option|choice|index|id|number|no|nr|is|"
     r"was|be|to|out|set|them|intruder))[\s\"'#(\[{:]*\Z"
 )
-# What a token of a label may hold beside it.
+# What the token of a label may contain besides it.
 _AROUND = " \t\n\"'`:,{}[]()|*"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said of one window."""
+    """What a judge said about one window."""
 
     probability: float
-    """Of being active; 0 or 1 where the judge gave no probabilities."""
+    """Of being active; 0 or 1 if the judge gave no probabilities."""
     is_label: bool
 
 
 def judgements(reply: Reply, n_windows: int) -> dict[int, Judgement]:
-    """What a judge said of each window, by number from 1; without those that it did not answer.
+    """Return what a judge said about each window it answered, by number from 1.
 
-    P(1) / (P(0) + P(1)) from the log-probabilities at the token of each label, over all ways to
-    write either that are among the most likely ones; else the label.
+    The probability is P(1) / (P(0) + P(1)) from the log-probabilities at the token of each label,
+    over all spellings of either among the most likely ones; else the label.
     """
     found: dict[int, Judgement] = {}
     said = labels(reply.content, n_windows)
@@ -72,11 +72,11 @@ def judgements(reply: Reply, n_windows: int) -> dict[int, Judgement]:
 
 
 def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
-    """Which window a judge called the intruder, as the probability of each one of being active.
+    """Return the probability of each window of being active, from the judge's chosen intruder.
 
-    1 - P(window) / sum of P over the windows, from the log-probabilities at the token of the
-    number; else 0 for the one that was chosen and 1 for the others. Windows are numbered from 1;
-    None if the answer names none of them.
+    It is 1 - P(window) / sum of P over the windows, from the log-probabilities at the token of the
+    number; else 0 for the chosen window and 1 for the others. Windows are numbered from 1; None if
+    the answer names none of them.
     """
     content = plain(answer_alone(reply.content))
     named = _named(content)
@@ -96,7 +96,7 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
 
 
 def _named(content: str) -> tuple[int, int] | None:
-    """The number that an answer names last, and its place; None where it names several or none."""
+    """Return the number that an answer names last, and its position; None if ambiguous."""
     branches = find_branches(content)
     for branch in reversed(branches):
         values = [v for k, v in branch.items if k and _FIELD.fullmatch(k.text.strip())]
@@ -107,7 +107,7 @@ def _named(content: str) -> tuple[int, int] | None:
             blanked = " " * (branch.stop - branch.start)
             content = content[: branch.start] + blanked + content[branch.stop :]
     for clause in reversed([*_CLAUSE.finditer(content)]):
-        # Not "I do not think that window 2 is the intruder".
+        # Unlike "I do not think that window 2 is the intruder".
         if _STATES.search(clause[0]) and not _NEGATION.search(clause[0]):
             numbers = [*_NUMBER.finditer(content, *clause.span())]
             before = clause[0][: numbers[0].start() - clause.start()] if numbers else ""
@@ -122,7 +122,7 @@ def _named(content: str) -> tuple[int, int] | None:
 
 
 def _number_of(value: Node) -> tuple[int, int] | None:
-    """The number that a field holds, or the only item of a list in it, and its place."""
+    """Return the number in a field, or in the only item of its list, and its position."""
     if isinstance(value, Branch):
         return _number_of(value.items[0][1]) if len(value.items) == 1 else None
     match = _VALUE.fullmatch(value.text)
@@ -130,7 +130,7 @@ def _number_of(value: Node) -> tuple[int, int] | None:
 
 
 def _names_another(content: str, place: int, number: int) -> bool:
-    """Whether another number stands behind the one that was chosen."""
+    """Return whether another number follows the chosen one."""
     return any(int(other[0]) != number for other in _NUMBER.finditer(content, place))
 
 
@@ -139,7 +139,7 @@ def _is_answer(reply: Reply, place: int) -> bool:
 
 
 def _masses(reply: Reply, place: int, side: Callable[[str], int | None]) -> dict[int, float]:
-    """Probability of each side among the alternatives of the token at a place of the content."""
+    """Return the probability of each side among the alternatives of the token at a position."""
     texts = [token.text for token in reply.tokens]
     # Some servers strip the content.
     place += max(0, "".join(texts).rfind(reply.content))

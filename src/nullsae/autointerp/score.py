@@ -1,4 +1,4 @@
-"""Scores of explanations: how well a judge who has one tells active windows from silent ones."""
+"""Scores of explanations: how well a judge with one tells active windows from silent ones."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge said of each example."""
+    """What a judge said about each example."""
 
     probability: Floats
-    """Of being active, [n_examples]; NaN where no valid reply came."""
+    """Of being active, [n_examples]; NaN without a valid reply."""
     evidence: list[str | None]
-    """statistics, logprobs, label or likelihood, [n_examples]; None where no reply came."""
+    """statistics, logprobs, label or likelihood, [n_examples]; None without a reply."""
     judge: str | None = None
     """The language model."""
     prompt_hash: str | None = None
     examples: Examples | None = None
-    """What was judged, sorted, where it is not just the examples of the job."""
+    """What was judged, sorted, if different from the job's examples."""
     placebo: Floats | None = None
-    """What a judge says of the same questions who knows nothing of the latent, [n_examples]."""
+    """Probabilities from a judge who knows nothing about the latent, [n_examples]."""
     metrics: Mapping[int, Mapping[str, float]] | None = None
-    """Columns of `scores` that are known without windows, by latent."""
+    """Columns of `scores` that need no windows, by latent."""
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What a scorer judges, and with what."""
+    """What a scorer judges, and what it may use."""
 
     params: ScoreLatentsParams
     examples: Examples
@@ -62,13 +62,13 @@ class ScoreJob:
     tokenizer_file: Path | None = None
     """`tokenizer.json` of the corpus."""
     model: Path | None = None
-    """Manifest of the model that the job runs itself, as `prepare_judge` wrote it."""
+    """Manifest of the model that the job runs itself, written by `prepare_judge`."""
     windows_file: Path | None = None
     """The SAE's table `windows`."""
 
     @cached_property
     def n_latents(self) -> int:
-        """Latents of the SAE; a `UserError` if the table `coverage` is missing or damaged."""
+        """Number of the SAE's latents; a `UserError` if `coverage` is missing or damaged."""
         assert self.windows_file is not None
         file = self.windows_file.with_name("coverage.parquet")
         (found,) = read_table(file, cell_schema("coverage"), columns=["n_latents"])["n_latents"]
@@ -97,16 +97,16 @@ def score_latents(
 ) -> None:
     """Judge the scoring windows of each explained latent; write predictions and scores.
 
-    Predictions are sorted by (latent, window), scores by latent. Of `windows` and `explanations`,
-    which not every scorer needs, those of the sampled latents of `ranks` are judged; `join_shards`
-    makes one table of all. Explainers of the params explain first; what they exchange is
-    `explanations`. The manifest `judge` is the `model` of `ScoreJob`. A `UserError` says which file
-    is missing or damaged, or why an endpoint cannot be used.
+    Predictions are sorted by (latent, window), scores by latent. With `ranks`, only those sampled
+    latents of `windows` and `explanations` are judged; `join_shards` joins the tables. Not every
+    scorer needs `explanations`. Explainers in the params explain first, and then `explanations` is
+    what they exchange. The manifest `judge` is the `model` of `ScoreJob`. A `UserError` names a
+    missing or damaged file, or says why an endpoint cannot be used.
     """
     scorer = params.scorer
     table = read_table(windows, cell_schema("windows"))
     table = ranks.take(table) if ranks else table
-    # One SAE without such latents must not stop a study of many; `aggregate` stops where all are.
+    # One SAE without such latents must not stop a study; `aggregate` stops if no SAE has any.
     if not table.num_rows and ranks is None:
         log.warning("%s: no latent passes the filter, so no scores", windows)
     if not scorer.needs_explanations:
@@ -149,9 +149,9 @@ def _explanations(
     explanations: Path | None,
     scores: Path,
 ) -> pa.Table:
-    """The table `explanations`, sorted by latent: as given, or as explainers of the job write it.
+    """Return the table `explanations`, sorted by latent: as given, or from the job's explainers.
 
-    They explain all latents, whichever are judged, as in a job of their own.
+    Explainers explain all latents, even if only some are judged, as in their own job.
     """
     schema = cell_schema("explanations")
     with TemporaryDirectory() as folder:
@@ -170,7 +170,7 @@ def _explanations(
 
 
 def _placebo_auroc(examples: Examples, judged: Judged, mine: Flags) -> float | None:
-    """AUROC of the placebo's judgements of some windows, of those that have a valid reply."""
+    """Return the AUROC of the placebo's judgements of windows with a valid reply."""
     if judged.placebo is None:
         return None
     rows = mine & ~np.isnan(judged.probability)
@@ -181,7 +181,7 @@ def _placebo_auroc(examples: Examples, judged: Judged, mine: Flags) -> float | N
 
 
 def predictions_table(examples: Examples, judged: Judged) -> pa.Table:
-    """The columns of the table `predictions`; a NaN probability becomes null."""
+    """Return the columns of the table `predictions`; a NaN probability becomes null."""
     same = ("latent", "window", "document", "active", "silent_kind", "quantile", "n_marked")
     return pa.table(
         {name: getattr(examples, name) for name in same}

@@ -1,4 +1,4 @@
-"""Latents of one SAE shared out over several jobs, and their tables joined again."""
+"""Latents of one SAE divided among several jobs, and their tables joined again."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from nullsae.tables import cell_schema, read_table, write_table
 
 @dataclass(frozen=True)
 class Ranks:
-    """A stretch of an SAE's sampled latents, in ascending order."""
+    """A range of an SAE's sampled latents, in ascending order."""
 
     start: int
     stop: int
 
     @classmethod
     def parse(cls, text: str) -> Ranks:
-        """From `20:40`, the 21st to the 40th; a `UserError` for anything else."""
+        """Parse `20:40`, the 21st to the 40th; raise a `UserError` for anything else."""
         found = re.fullmatch(r"(\d+):(\d+)", text)
         if found is None or not int(found[1]) < int(found[2]):
             raise UserError(f"--ranks: {text!r} is not FIRST:END of sampled latents, such as 0:25")
         return cls(int(found[1]), int(found[2]))
 
     def take(self, table: pa.Table) -> pa.Table:
-        """The rows of these latents, of the table `windows`; none where there are fewer latents."""
+        """Return the rows of these latents in the table `windows`; may be empty."""
         return of_latents(table, np.unique(table["latent"].to_numpy())[self.start : self.stop])
 
 
 def of_latents(table: pa.Table, latents: np.ndarray) -> pa.Table:
-    """The rows of a table that are about these latents, int64 [n]."""
+    """Return the rows of a table about these latents, int64 [n]."""
     return table.filter(pc.is_in(table["latent"], value_set=pa.array(latents, pa.int64())))
 
 
 def join_shards(files: Sequence[Path], table: str, output: Path) -> None:
-    """Write one table, such as `scores`, out of those of several jobs, sorted by latent.
+    """Join one table, such as `scores`, from several jobs, sorted by latent.
 
-    A `UserError` names a file that is missing or damaged, or has a latent of another one too.
+    A `UserError` names a file that is missing or damaged, or shares a latent with another one.
     """
     schema = cell_schema(table)
     parts = [read_table(file, schema) for file in files]

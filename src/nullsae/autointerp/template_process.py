@@ -1,11 +1,11 @@
-"""Renders templates in a process that can do little else, and is ended if one takes too much.
+"""Renders templates in a restricted process that is killed if one takes too much.
 
     python template_process.py folder ...
 
-The folders hold jinja2 and markupsafe. Each line of standard input is a request as JSON, `source`
-and `values`; each line of standard output its answer, `text` or `error`. Templates see values of
-JSON alone, in Jinja's sandbox, which keeps them from Python's own attributes. The kernel ends this
-process when one takes more CPU time than is allowed. Ends when standard input does.
+The folders contain jinja2 and markupsafe. Each line of standard input is a request as JSON,
+`source` and `values`; each line of standard output is its answer, `text` or `error`. Templates see
+only JSON values, in Jinja's sandbox, which blocks Python's own attributes. The kernel kills this
+process if one exceeds its CPU time. The process ends with its standard input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CHARACTERS = 4_000_000
 def main(folders: list[str]) -> None:
     """Answer requests until there are none."""
     sys.path += folders
-    # Whoever started it closes its input. Signals to the group must not end it before that.
+    # The parent closes its input. Signals to the group must not end the process before that.
     for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(kind, signal.SIG_IGN)
     load()
@@ -35,7 +35,7 @@ def main(folders: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        # CPU time, so that a busy machine ends nothing; SIGPROF is not caught.
+        # CPU time, so that a busy machine does not matter; SIGPROF is not caught.
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         answer = answered(request["source"], request["values"])
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -45,7 +45,7 @@ def main(folders: list[str]) -> None:
 
 @cache
 def load() -> Any:
-    """The sandbox."""
+    """Create the sandbox."""
     import jinja2.sandbox
 
     return jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -54,7 +54,7 @@ def load() -> Any:
 
 
 def answered(source: str, values: dict[str, Any]) -> dict[str, str]:
-    """What a template makes of values, or what is wrong with it: a `kind` and an `error`."""
+    """Return a template's text for values, or what is wrong with it: a `kind` and an `error`."""
     import jinja2
 
     try:
@@ -71,13 +71,13 @@ def answered(source: str, values: dict[str, Any]) -> dict[str, str]:
         return {"kind": "undefined", "error": str(error)}
     except MemoryError:
         return {"kind": "memory", "error": ""}
-    except Exception as error:  # whatever a template makes Python raise
+    except Exception as error:  # anything that a template makes Python raise
         return {"kind": "other", "error": str(error) or type(error).__name__}
 
 
 @cache
 def compiled(source: str) -> Any:
-    """A template, parsed once."""
+    """Parse a template, once."""
     return load().from_string(source)
 
 

@@ -1,4 +1,4 @@
-"""Templates of prompt files, which others wrote: rendered in a process of their own."""
+"""Templates of prompt files, which may be untrusted, are rendered in a separate process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TemplateError(Exception):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
-        """`syntax`, `undefined`, or anything else."""
+        """`syntax`, `undefined`, or another kind."""
 
 
 class Renderer:
@@ -36,13 +36,13 @@ class Renderer:
         self._one_at_a_time = threading.Lock()
 
     def render(self, source: str, values: Mapping[str, Any]) -> str:
-        """What a template in Jinja's syntax makes of values that JSON can hold.
+        """Render a Jinja template with JSON values.
 
         Raises:
-            TemplateError: it is no template, names what is not among the values, uses what the
+            TemplateError: the template is invalid, uses an unknown value or something that the
                 sandbox forbids, or takes too much time, memory or space.
         """
-        # Other values, objects with methods above all, fail here.
+        # Other values, above all objects with methods, fail here.
         request = json.dumps({"source": source, "values": values}).encode() + b"\n"
         with self._one_at_a_time:
             process = self._started()
@@ -66,11 +66,11 @@ class Renderer:
         raise TemplateError(answer["kind"], said.get(answer["kind"], answer["error"]))
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         if self._process is not None:
             process, self._process = self._process, None
             process.kill()
-            # What it was not sent any more is still to be written.
+            # Buffered input is still written on close.
             with contextlib.suppress(BrokenPipeError), process:
                 pass
 
@@ -79,11 +79,11 @@ class Renderer:
             specs = [find_spec(name) for name in LIBRARIES]
             folders = {str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin}
             self._process = subprocess.Popen(
-                # Isolated: neither the folder of the study nor the environment says what it loads.
+                # Isolated: neither the study's folder nor the environment affects what it loads.
                 [sys.executable, "-I", "-S", template_process.__file__, *sorted(folders)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                # Keys of endpoints are none of its business.
+                # It must not see the keys of endpoints.
                 env={},
                 start_new_session=True,
             )

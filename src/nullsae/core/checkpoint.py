@@ -1,6 +1,6 @@
-"""Files with the state of a training: written whole, checked, without pickle.
+"""Checkpoint files of a training: written atomically, with a checksum, without pickle.
 
-Tensors are written and read in pieces, so neither takes a second copy in memory.
+Tensors are written and read in pieces, so neither needs a second copy in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nullsae.core.tensor_pieces import (
     put_tensor,
 )
 
-# What reading a damaged file may raise.
+# The exceptions that reading a damaged file may raise.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -42,7 +42,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write named tensors of any shape, dtype and device, and texts, atomically.
 
-    The file is one of safetensors, with a `checksum` (XXH3-128, hex) among its metadata.
+    The result is a safetensors file whose metadata include a `checksum` (XXH3-128, hex).
     """
     tensors = in_order(tensors)
     digest = _Digest(metadata)
@@ -52,7 +52,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
             digest.add(data)
             stream.write(data)
 
-        # As long as the true one, which is known in the end.
+        # A placeholder as long as the true header; the checksum is only known at the end.
         stream.write(header(described(tensors), {**metadata, "checksum": digest.hex()}))
         for name, tensor in tensors.items():
             digest.add(name.encode())
@@ -63,23 +63,23 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 @dataclass(frozen=True)
 class SavedState:
-    """A file of `save_state` whose tensors are not read yet."""
+    """A file written by `save_state` whose tensors have not been read yet."""
 
     path: Path
     metadata: dict[str, str]
-    """The texts."""
+    """Texts by name."""
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]
-    """Dtype and shape of each tensor, in the order of the file."""
+    """Dtype and shape of each tensor, in file order."""
     start: int
-    """Where their bytes begin."""
+    """Offset of their first byte."""
     checksum: str
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read the header of the file.
+        """Read the header of a file.
 
         Raises:
-            One of `DAMAGED`: the file is not what was written.
+            One of `DAMAGED`: the file differs from what was written.
         """
         found, start = read_header(path)
         metadata = found.pop("__metadata__")
@@ -95,16 +95,16 @@ class SavedState:
         return cls(path, metadata, tensors, start, metadata.pop("checksum"))
 
     def room(self, name: str, device: torch.device) -> Tensor:
-        """Make an empty tensor of the dtype and shape of a stored one, for `read_into` to fill."""
+        """Make an empty tensor with the dtype and shape of a stored one, for `read_into`."""
         dtype, shape = self.tensors[name]
         return torch.empty(shape, dtype=dtype, device=device)
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill tensors in place with all stored ones, by their names.
+        """Fill tensors in place with the stored ones of the same names.
 
         Raises:
-            One of `DAMAGED`: other names, dtypes or shapes are stored, before anything is
-            filled, or the file is not what was written; the tensors are then of no use any more.
+            One of `DAMAGED`: the stored names, dtypes or shapes differ (nothing is filled), or the
+                file differs from what was written (discard the tensors).
         """
         wanted = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
         if wanted != self.tensors:
@@ -127,7 +127,7 @@ class SavedState:
 
 
 class _Digest:
-    """XXH3-128 of what a file holds: its texts, then name and bytes of each tensor."""
+    """XXH3-128 of a file's content: its texts, then the name and bytes of each tensor."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         self._found = xxhash.xxh3_128(json.dumps(dict(metadata), sort_keys=True).encode())

@@ -19,17 +19,17 @@ from nullsae.core.locking import Alone
 
 log = logging.getLogger(__name__)
 
-# Variables by which a scheduler, or a user, says that a job has a GPU.
+# Variables in which a scheduler, or a user, grants a job its GPUs.
 GRANTS = ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 NONE_GRANTED = ("", "-1", "NoDevFiles")
-# A scheduler's jobs may each call their own GPU 0.
+# Each job of a scheduler may number its GPUs from 0.
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
-# Kinds of devices that have no float64: what needs it is computed on the CPU.
+# Device types without float64; such computations run on the CPU.
 WITHOUT_FLOAT64 = {"mps"}
 DRIVER = Path("/proc/driver/nvidia/version")
 LOOK_SECONDS = 1.0
 
-# Locks end with the process.
+# The system releases the locks when the process ends.
 _held = Alone()
 
 
@@ -37,20 +37,20 @@ _held = Alone()
 def device_of(name: str) -> torch.device:
     """Choose the device that `compute.device` means here, for the rest of the process.
 
-    `cuda`, and `auto` if there is CUDA, take the first GPU that no other job holds, or wait for
-    one; `cuda:N` waits for that one. It becomes the default of this thread. `mps` is the GPU of a
-    Mac, which only one job holds at a time.
+    `cuda`, and `auto` if CUDA is available, take the first GPU that no other job holds, or wait
+    for one; `cuda:N` waits for GPU N. It becomes the default of this thread. `mps` is the GPU of a
+    Mac, held by one job at a time.
 
     Raises:
-        UserError: there is no CUDA or MPS, or a granted GPU cannot be used; names the versions of
-            driver and PyTorch.
+        UserError: CUDA or MPS is not available, or a granted GPU cannot be used; names the
+            versions of driver and PyTorch.
     """
     if name == "cpu":
         return torch.device("cpu")
     if name == "mps":
         if not torch.backends.mps.is_available():
             raise UserError(
-                "config: compute.device: 'mps', but this is no Mac with a GPU; use auto"
+                "config: compute.device: 'mps', but this is not a Mac with a GPU; use auto"
             )
         _free([_lock_named("mps")])
         return torch.device("mps")
@@ -78,11 +78,11 @@ def device_of(name: str) -> torch.device:
 
 @cache
 def hold_others(own: torch.device, n_gpus: int | None) -> tuple[int, ...]:
-    """Hold further GPUs; return the indices of all that this process holds, ascending.
+    """Hold further GPUs; return the indices of all GPUs held by this process, ascending.
 
     Args:
-        own: its own, as `device_of` gave it.
-        n_gpus: how many it needs; None for all that no other job holds.
+        own: the GPU that `device_of` returned.
+        n_gpus: how many the process needs in total; None for all that no other job holds.
 
     Raises:
         UserError: fewer are free.
@@ -94,31 +94,31 @@ def hold_others(own: torch.device, n_gpus: int | None) -> tuple[int, ...]:
             held.append(index)
     if len(held) < (n_gpus or 1):
         raise UserError(
-            f"config: subjects.*.source.gpus: {n_gpus}, but of the {count} GPUs here {len(held)} "
-            f"are free; give Snakemake their number: --resources gpu={count}"
+            f"config: subjects.*.source.gpus: {n_gpus}, but only {len(held)} of the {count} GPUs "
+            f"here are free; tell Snakemake how many there are: --resources gpu={count}"
         )
     return tuple(sorted(held))
 
 
 def same_device() -> Callable[[], None]:
-    """Return a function that has a new thread compute on the GPU of this one."""
+    """Return a function that makes a new thread compute on the GPU of the current one."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return lambda: None
     return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Return the device that computes float64 for tensors of a device: itself, or the CPU."""
+    """Return the device for float64 computations on a device's tensors: itself, or the CPU."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def exact(x: Tensor) -> Tensor:
-    """Convert a tensor to float64, on its own device or, if that has no float64, on the CPU."""
+    """Convert a tensor to float64, on its own device if that has float64, else on the CPU."""
     return x.to(exact_device(x.device)).double()
 
 
 def _free(locks: list[Path]) -> int:
-    """The place of a lock among these that no other job holds: it is this process's from now on."""
+    """Take the first lock that no other job holds, waiting if necessary; return its index."""
     said = False
     while True:
         for index, lock in enumerate(locks):
@@ -131,7 +131,7 @@ def _free(locks: list[Path]) -> int:
 
 
 def _lock(index: int) -> Path:
-    """The lock of a visible GPU, named as the machine or its scheduler names it."""
+    """Return the lock file of a visible GPU, named as the machine or its scheduler names it."""
     visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
     return _lock_named(visible[index].strip() if index < len(visible) else str(index))
 

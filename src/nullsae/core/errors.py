@@ -6,7 +6,7 @@ from nullsae.core.visible import visible
 
 
 class UserError(Exception):
-    """A mistake in a config, a file or an environment that the user can mend.
+    """A mistake in a config, a file or an environment that the user can fix.
 
     The message is one line: what is wrong, where (file or config key), the value found, and
     what would be right. The command line prints it without a traceback and exits with 2. Control
@@ -18,6 +18,6 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and checks of their content."""
+"""Atomic writing of files, and checks of their content."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from nullsae.core.home import place_of
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
 
-# Of a file that a stage or a person wrote to be read whole.
+# The longest file written by a stage or a person that is read into memory at once.
 MOST_JSON_BYTES = 256 << 20
 PIECE_BYTES = 1 << 20
-# Of what nobody else of this machine may read.
+# Permissions of what no other user of the machine may read.
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
-# The variable that holds the options which say what study is at work: `jobs.started`.
+# The variable with the command-line options that identify the running study (`jobs.started`).
 STARTED_WITH = "NULLSAE_STARTED_WITH"
 
 
-FULL = "the disk is full; make room and run again, what is finished stays"
+FULL = "the disk is full; free some space and run again: finished work is kept"
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that no room was left on a disk, whichever library raised it."""
-    # Not every library says it by the error's number, or even by its type.
+    """Return whether an error means that a disk is full, whichever library raised it."""
+    # Some libraries report it only in the text, under another type of exception.
     full = getattr(error, "errno", None) in FULL_DISK
     return full or any(text in str(error) for text in FULL_TEXTS)
 
 
 @contextmanager
 def room_for(path: Path | str) -> Iterator[None]:
-    """Raise a one-line error if the disk is full while the block writes `path`.
+    """Raise a one-line error if the disk fills up while the block writes `path`.
 
     Raises:
-        UserError: the disk is full; replaces the exception of the library that writes.
+        UserError: the disk is full; replaces the exception of the writing library.
     """
     try:
         yield
@@ -63,9 +63,9 @@ def room_for(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` if the block succeeds.
+    """Yield a temporary name next to `path`; rename it to `path` if the block succeeds.
 
-    A reader, or a run after a kill, never sees a half-written file. The folder is made.
+    A reader, or a run after a kill, never sees a half-written file. Missing folders are created.
 
     Raises:
         UserError: the disk is full.
@@ -83,13 +83,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             error.filename = str(path)
         raise
     finally:
-        with suppress(OSError):  # it would hide why nothing could be written
+        with suppress(OSError):  # an error here would hide why writing failed
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield the name of a folder to make; it takes the place of `folder` if the block succeeds."""
+    """Yield the name of a folder to create; it replaces `folder` if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / folder.name
@@ -101,7 +101,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def drop_partial(path: Path) -> None:
     """Delete what killed processes left of a file, or of the files in a folder.
 
-    Call it only while no process works on `path`.
+    Call it only while no process is writing `path`.
     """
     left = [*path.parent.glob(f".{glob.escape(path.stem)}.*.partial*"), *path.rglob(".*.partial*")]
     for file in left:
@@ -109,7 +109,7 @@ def drop_partial(path: Path) -> None:
 
 
 def write_text(path: Path | str, text: str, *, private: bool = False) -> None:
-    """Write `text` as UTF-8, atomically; if `private`, readable by this user alone."""
+    """Write `text` as UTF-8, atomically; if `private`, only this user can read it."""
     with atomic_path(path) as temporary:
         if private:
             temporary.touch(PRIVATE_FILE)
@@ -117,7 +117,7 @@ def write_text(path: Path | str, text: str, *, private: bool = False) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as sorted, indented JSON, atomically. The same value gives the same bytes."""
+    """Write `value` as sorted, indented JSON, atomically. Equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
@@ -125,10 +125,10 @@ def read_small(path: Path | str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
     """Read the bytes of a regular file of at most `most_bytes`.
 
     Raises:
-        OSError: it cannot be opened.
-        UserError: it is a device, a pipe or a folder, which may have no end, or is too long.
+        OSError: the file cannot be opened.
+        UserError: it is too long, or is a folder, a device or a pipe, which may have no end.
     """
-    # Without waiting for whoever might write into a pipe.
+    # Opening a pipe must not wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -136,7 +136,7 @@ def read_small(path: Path | str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
         raise UserError(f"{path}: not a file but {_kind(mode)}")
     data = bytearray()
     with open(descriptor, "rb") as stream:
-        # In pieces: one read of all that is allowed would take as much memory for a short file.
+        # In pieces, because a single read of the maximum would allocate that much memory.
         while piece := stream.read(PIECE_BYTES):
             data += piece
             if len(data) > most_bytes:
@@ -154,7 +154,7 @@ def read_json(path: Path | str, *, rebuild: str) -> Any:
     """Read a JSON file written by an earlier stage.
 
     Raises:
-        UserError: the file is missing or is not JSON; names it and the `rebuild` command.
+        UserError: the file is missing or not JSON; names it and the `rebuild` command.
     """
     try:
         return json.loads(read_small(path))
@@ -166,13 +166,13 @@ def read_json(path: Path | str, *, rebuild: str) -> Any:
 
 
 def checksum(path: Path | str) -> str:
-    """XXH3-128 of the file's bytes as hex: guards against corruption, not against malice."""
+    """Return the XXH3-128 of a file's bytes as hex: it detects corruption, not malice."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def verify(path: Path | str, expected: str, *, rebuild: str) -> None:
-    """Compare a file with the checksum that its manifest states.
+    """Compare a file with the checksum in its manifest.
 
     Raises:
         UserError: the file is missing or its bytes differ; names it and the `rebuild` command.
@@ -186,9 +186,9 @@ def verify(path: Path | str, expected: str, *, rebuild: str) -> None:
 
 
 def rebuild_command(target: Path | str) -> str:
-    """Return the command with which Snakemake makes one file of this study again.
+    """Return the Snakemake command that makes a file of this study again.
 
-    A verb that no run started finds the study in the file's path.
+    For a verb started by hand, the study is found from the file's path.
     """
     options = os.environ.get(STARTED_WITH)
     if options is None:
@@ -199,7 +199,7 @@ def rebuild_command(target: Path | str) -> str:
 
 
 def _by_path(target: Path) -> tuple[str, Path]:
-    """The options that name the study of a file, and the file as seen from there."""
+    """Return the options that name a file's study, and the file's path within that study."""
     if "results" not in target.parts:
         return "", target
     at = len(target.parts) - 1 - target.parts[::-1].index("results")
@@ -216,7 +216,7 @@ def content_key(value: Any) -> str:
 
 
 def key_in(file: Path) -> Any:
-    """The `content_key` that a manifest or a `cfg.json` states; None where there is none."""
+    """Return the `content_key` in a manifest or a `cfg.json`; None if there is none."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):

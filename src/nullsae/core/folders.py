@@ -1,4 +1,4 @@
-"""Checks of folders that others filled, before they are read."""
+"""Checks of folders that somebody else filled, before they are read."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from pathlib import Path
 
 from nullsae.core.errors import UserError
 
-# What libraries read of a model, a tokenizer or an SAE.
+# The files of a model, a tokenizer or an SAE that libraries read.
 SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".py", ".txt", ".jinja", ".model", ".tiktoken")
 
 
 def check_files(folder: Path, *, where: str) -> None:
-    """Check that everything in a folder is a file, and lies in the folder.
+    """Check that everything in a folder is a file that lies within it.
 
-    Links may lead to places within the folder and, in a snapshot of the hub's cache, to the blobs
+    Links may point to places within the folder and, in a snapshot of the hub's cache, to the blobs
     of that repository.
 
     Raises:
-        UserError: names one that is not a file, or a link out of the folder; begins with `where`.
+        UserError: names an entry that is not a file, or a link out of the folder; starts with
+            `where`.
     """
     allowed = [folder.resolve(), *_blobs(folder.resolve())]
     for file in sorted(folder.iterdir()):
         if not file.name.endswith(SUFFIXES) or (file.is_dir() and not file.is_symlink()):
             continue
         if not file.is_file():
-            raise UserError(f"{where}: {str(file)!r} is no file, or a link to nothing")
+            raise UserError(f"{where}: {str(file)!r} is not a file, or a broken link")
         target = file.resolve()
         if not any(target.is_relative_to(place) for place in allowed):
             raise UserError(
@@ -34,7 +35,7 @@ def check_files(folder: Path, *, where: str) -> None:
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """Where the files of a snapshot lie: `models--X--Y/snapshots/COMMIT/...` has links there."""
+    """Return where a snapshot's files lie: `models--X--Y/snapshots/COMMIT/...` has only links."""
     return [
         inner.parents[1] / "blobs"
         for inner in (folder, *folder.parents)

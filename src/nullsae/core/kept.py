@@ -1,4 +1,4 @@
-"""Copies of what jobs of several SAEs made of each, for the next such job beside a new one."""
+"""Copies of each SAE's files, so that a job of many SAEs need not repeat those it made before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from nullsae.core.files import atomic_path, checksum, content_key, write_json
 
 log = logging.getLogger(__name__)
-# Beside the copies: their key and checksums.
+# The file with the copies' key and checksums, next to them.
 MADE = "made.json"
 
 
@@ -21,15 +21,15 @@ class Plain(Protocol):
     """A section of a config, or of params."""
 
     def model_dump(self, *, mode: Any = ...) -> dict[str, Any]:
-        """Its fields, as plain values."""
+        """Return its fields as plain values."""
 
 
 class OfCell(Plain, Protocol):
-    """Params of what is made of one SAE."""
+    """Params of what is made for one SAE."""
 
     @property
     def keys(self) -> Plain:
-        """Of its cell."""
+        """The keys of its cell."""
 
 
 P = TypeVar("P", bound=OfCell)
@@ -37,17 +37,18 @@ P = TypeVar("P", bound=OfCell)
 
 @dataclass(frozen=True)
 class Kept:
-    """Copies of SAEs' files, so that a job of several SAEs repeats nothing where one is new."""
+    """Copies of SAEs' files, so that a job of many SAEs repeats none when one SAE is new."""
 
     folder: Path
-    """Of all SAEs; each has a folder of its own in it."""
+    """Holds one folder per SAE."""
     code: str
-    """Hash of the code that makes them."""
+    """Hash of the code that makes the files."""
 
     def copies(self, params: OfCell, sae: Path) -> Copies:
         """Return the copies of one SAE.
 
-        Its `cfg.json` states the checksum of its weights; params hold the keys of activations.
+        Their key covers the params, with the keys of the activations, and the SAE's `cfg.json`,
+        with the checksum of its weights.
         """
         names = (f"{n}={v}" for n, v in params.keys.model_dump().items())
         determined = [params.model_dump(mode="json"), self.code, checksum(sae)]
@@ -56,14 +57,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Copies:
-    """Copies of one SAE's files, of different names, in a folder."""
+    """Copies of one SAE's files, with distinct names, in a folder."""
 
     folder: Path
     key: str
-    """Of all that determines them."""
+    """Key of everything that determines them."""
 
     def take(self, outputs: dict[str, Path]) -> bool:
-        """Copy whole files of this key to their places; return whether there are any."""
+        """Copy the files to their places; return False if they are damaged or of another key."""
         try:
             made = json.loads((self.folder / MADE).read_text(encoding="utf-8"))
             whole = made["key"] == self.key and all(
@@ -77,7 +78,7 @@ class Copies:
         return whole
 
     def keep(self, outputs: dict[str, Path]) -> None:
-        """Copy files; the file that marks them as whole comes last."""
+        """Copy files; write the one that marks them as complete last."""
         (self.folder / MADE).unlink(missing_ok=True)
         for path in outputs.values():
             _copy(path, self.folder / path.name)
@@ -87,7 +88,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Unmade(Generic[P]):
-    """An SAE whose files are to be made."""
+    """An SAE whose files have to be made."""
 
     params: P
     sae: Path
@@ -96,7 +97,7 @@ class Unmade(Generic[P]):
     copies: Copies | None
 
     def keep(self) -> None:
-        """Copy the files, now that they are made, for the next job."""
+        """Keep copies of the finished files for the next job."""
         if self.copies:
             self.copies.keep(self.outputs)
 
@@ -108,14 +109,14 @@ def unmade(
     kept: Kept | None,
     group: Callable[[P], Hashable],
 ) -> list[list[Unmade[P]]]:
-    """Take the copies that there are, and return the other SAEs in groups.
+    """Restore the files of SAEs that have copies, and return the other SAEs in groups.
 
     Args:
         each: params of each SAE.
-        sae: path of each `cfg.json`, in which keys of the cell are filled in.
-        outputs: paths of the files that are made, the same.
-        kept: where copies lie, if anywhere.
-        group: what SAEs of one group have in common.
+        sae: path of each `cfg.json`, as a template for the keys of the cell.
+        outputs: paths of the files to make, as such templates.
+        kept: where the copies are, if anywhere.
+        group: returns what SAEs of one group have in common.
     """
     groups: dict[Hashable, list[Unmade[P]]] = {}
     for params in each:

@@ -1,6 +1,6 @@
-"""Locks that end with their process, so that one process at a time works on unfinished files.
+"""Locks that end with their process, so that only one process works on unfinished files.
 
-Snakemake has a lock of its own, but a job outlives a killed Snakemake, and the next run does not
+Snakemake's own lock is not enough: a job outlives a killed Snakemake, and the next run does not
 know of it.
 """
 
@@ -24,11 +24,11 @@ from nullsae.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# A job that SLURM puts back in the queue may start while its former self is still saving.
+# When SLURM requeues a job, it may start while its former self is still saving.
 WAIT_SECONDS = 60.0
 LOOK_SECONDS = 0.2
 HELD = (errno.EAGAIN, errno.EACCES)
-"""Errors that say that another process holds the lock; any other, that there are no locks here."""
+"""Errors of a lock that another process holds; other errors mean that there are no locks here."""
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Alone:
     """The locks that `alone_at` holds."""
 
     certain: bool = True
-    """Whether no other process is at work; false where the file system has no locks."""
+    """Whether no other process is at work; False if the file system has no locks."""
     _held: list[tuple[Path, IO[str]]] = field(default_factory=list)
     _made: list[Path] = field(default_factory=list)
-    """Folders that were not there."""
+    """Folders that had to be created."""
 
     def take(self, file: Path) -> bool:
         """Take one lock; return False if another process holds it."""
@@ -48,7 +48,7 @@ class Alone:
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 stream = open(file, "a+", encoding="utf-8")  # noqa: SIM115
-            except FileNotFoundError:  # another process has just deleted an empty folder
+            except FileNotFoundError:  # another process has just deleted the empty folder
                 continue
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,23 +65,23 @@ class Alone:
                 self.certain = False
                 file.unlink(missing_ok=True)
                 return True
-            # Whoever held it before deletes it in the end: then this one keeps nobody out.
+            # The previous holder may have deleted the file, so this lock would keep nobody out.
             if _is(file, stream):
                 break
             stream.close()
         self._held.append((file, stream))
         since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        with suppress(OSError):  # on a full disk the lock holds all the same
+        with suppress(OSError):  # on a full disk, the lock works without this text
             stream.truncate(0)
             stream.write(json.dumps(own))
             stream.flush()
         return True
 
     def release(self, *, failed: bool = False) -> None:
-        """Let others in; after a failure without a trace, if nothing else was written.
+        """Let others in; after a failure, remove created folders that are still empty.
 
-        The files go first: one that is not locked any more is nobody's.
+        Each file is deleted before it is unlocked, because then it belongs to nobody.
         """
         for file, stream in self._held:
             if _is(file, stream):
@@ -103,8 +103,8 @@ def alone_at(files: Iterable[Path], wait_seconds: float | None = None) -> Iterat
     file blocks nobody.
 
     Args:
-        files: names of lock files, made here and deleted at the end.
-        wait_seconds: `WAIT_SECONDS` by default, for all of them together.
+        files: names of lock files, created here and deleted at the end.
+        wait_seconds: how long to wait for all of them together; `WAIT_SECONDS` by default.
 
     Raises:
         UserError: a process holds one for longer; names it, its host and what to do.
@@ -112,15 +112,15 @@ def alone_at(files: Iterable[Path], wait_seconds: float | None = None) -> Iterat
     deadline = time.monotonic() + (WAIT_SECONDS if wait_seconds is None else wait_seconds)
     alone, said = Alone(), False
     try:
-        # In one order, so that two jobs do not wait for each other.
+        # In sorted order, so that two jobs never wait for each other.
         for file in sorted(set(files)):
             while not alone.take(file):
                 who, ended_by = _holder(file)
                 rest = deadline - time.monotonic()
                 if rest <= 0:
                     raise UserError(
-                        f"{file}: {who} is already at work on this; wait for its end, or end it"
-                        f"{ended_by}, and run again: what it has done is kept"
+                        f"{file}: {who} is already working on this; wait for it to finish, or stop "
+                        f"it{ended_by}, and run again: finished work is kept"
                     )
                 if not said:
                     logger.warning("waiting up to %.0f s for %s (%s)", rest, who, file)
@@ -134,7 +134,7 @@ def alone_at(files: Iterable[Path], wait_seconds: float | None = None) -> Iterat
 
 
 def _is(file: Path, stream: IO[str]) -> bool:
-    """Whether an open file is the one of that name."""
+    """Return whether an open file is still the one with that name."""
     try:
         return os.path.samestat(os.stat(file), os.fstat(stream.fileno()))
     except FileNotFoundError:
@@ -142,11 +142,11 @@ def _is(file: Path, stream: IO[str]) -> bool:
 
 
 def _holder(file: Path) -> tuple[str, str]:
-    """Who holds a lock, and how to end it, in words."""
+    """Describe who holds a lock, and how to stop it."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         who = f"process {found['pid']} on {found['host']} (since {found['since']})"
         return who, f" with `kill {found['pid']}` there"
     except (OSError, ValueError, KeyError, TypeError):
-        # Another process has only just come, or gone.
+        # The other process has only just started or ended.
         return "another process", ""

@@ -1,4 +1,4 @@
-"""Memory that was freed, kept or given back where the C library is glibc."""
+"""How glibc keeps freed memory, or returns it to the system."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import ctypes
 import sys
 from typing import Any
 
-# Of malloc.h, for `mallopt`.
+# Constants of malloc.h for `mallopt`.
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 
 
 def keep_freed() -> None:
-    """Let this process keep what it frees.
+    """Make this process keep the memory that it frees.
 
-    glibc gives blocks above 32 MB, such as the logits of a batch, back to the system at once. Each
-    step then faults them in anew: a fifth of the time of a small training. No bit changes.
+    glibc returns blocks above 32 MB, such as the logits of a batch, to the system at once, so each
+    step faults them in again: a fifth of the time of a small training. Results do not change.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
@@ -23,10 +23,10 @@ def keep_freed() -> None:
 
 
 def give_back() -> None:
-    """Give back what was freed and is kept for requests of the same size, by PyArrow too.
+    """Return freed memory to the system, PyArrow's too.
 
-    What a job does next then finds room: its peak is that of one thing after the other, not of what
-    libraries happen to keep of each. It takes milliseconds.
+    The peak of a job is then that of its largest step, not the sum of what libraries keep after
+    each. It takes milliseconds.
     """
     if arrow := sys.modules.get("pyarrow"):
         arrow.default_memory_pool().release_unused()
@@ -36,5 +36,5 @@ def give_back() -> None:
 
 
 def _of_glibc(name: str) -> Any:
-    """Return a function of the C library; None where there is none of this name."""
+    """Return a function of the C library, or None if it has none of this name."""
     return getattr(ctypes.CDLL(None), name, None)

@@ -7,22 +7,22 @@ from torch import Tensor
 
 from nullsae.core.devices import exact_device
 
-# Of a mean square: below this share of it, a variance is what float64 left of none.
+# A variance below this share of the mean square is rounding error of float64.
 ROUNDING = 1e-12
-# Figures of health that need a variance.
+# The health figures that need a variance.
 SHARES = ("max_coordinate_variance_share", "max_eigenvalue_share", "effective_rank")
 
 
 class Moments:
     """Streaming float64 moments of vectors; batching changes them only by rounding.
 
-    Each batch enters by its own mean and its sum of products about that mean (Chan, Golub and
+    Each batch contributes its own mean and its sum of products about that mean (Chan, Golub and
     LeVeque 1983, update formula 2.1 for vectors), so that neither a mean far from zero nor a first
     token with a massive activation costs digits. Memory: d_model^2 x 8 bytes.
     """
 
     def __init__(self, d_model: int, *, device: torch.device | None = None) -> None:
-        """Start empty for vectors of length `d_model`; sums lie on `device`, by default the CPU."""
+        """Start empty for vectors of length `d_model`; sums are on `device`, by default the CPU."""
         self.device = exact_device(device or torch.device("cpu"))
         self.n = 0
         self._mean = torch.zeros(d_model, dtype=torch.float64, device=self.device)
@@ -45,21 +45,21 @@ class Moments:
         self.n = total
 
     def mean(self) -> Tensor:
-        """Float64 [d_model], on the CPU."""
+        """Return the mean, float64 [d_model], on the CPU."""
         return self._mean.cpu()
 
     def covariance(self) -> Tensor:
-        """Float64 [d_model, d_model], with n in the denominator, on the CPU."""
+        """Return the covariance (over n), float64 [d_model, d_model], on the CPU."""
         return (self._products / self.n).cpu()
 
     def health(self) -> dict[str, float | None]:
-        """Mean norm, largest shares of the variance, and effective rank.
+        """Return the mean norm, the largest shares of the variance, and the effective rank.
 
         The shares are those of one coordinate and of one eigenvector of the covariance. The
-        effective rank is exp(H(p)), p the eigenvalues of the covariance over their sum (Roy and
-        Vetterli 2007, of the covariance instead of the matrix): d_model for an isotropic cloud, 1
-        for a line. A massive-activation dimension shows as a large share. Vectors that are all the
-        same have no variance to share: None.
+        effective rank is exp(H(p)), with p the eigenvalues of the covariance over their sum (Roy
+        and Vetterli 2007, for the covariance instead of the matrix): d_model for an isotropic
+        cloud, 1 for a line. A massive-activation dimension shows as a large share. If all vectors
+        are equal, all but the norm are None.
         """
         covariance = self.covariance()
         variances = covariance.diagonal().clamp_min(0.0)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every half minute in a log."""
+"""Progress of long work: a bar on a terminal, a line every 30 seconds in a log."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Bar(Protocol):
 class LogLines:
     """Logs done, total, rate and time left, at most every `EVERY_SECONDS`.
 
-    Shorter work logs nothing. The rate is the mean since the first call, which may come at any
+    Shorter work logs nothing. The rate is the mean since the first call, which may start at any
     step, as in a resumed training.
     """
 
     def __init__(
         self, description: str, unit: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`clock` gives seconds from any start."""
+        """`clock` returns seconds since any fixed time."""
         self.description, self.unit, self.clock = description, unit, clock
         self.logged = clock()
         self.first: tuple[float, int] | None = None
@@ -38,7 +38,7 @@ class LogLines:
 
     def __call__(self, done: int, total: int, figure: float | str | None = None) -> None:
         now = self.clock()
-        if self.first is None or done < self.before:  # a phase that counts anew
+        if self.first is None or done < self.before:  # a new phase, which counts from its start
             self.first = now, done
         self.before = done
         if now - self.logged < EVERY_SECONDS:
@@ -55,7 +55,7 @@ class LogLines:
 
 
 def _text(figure: float | str | None) -> str:
-    """A figure as it stands beside a rate."""
+    """Format the figure shown after the rate."""
     return f"{figure:.4f}" if isinstance(figure, float) else figure or ""
 
 
@@ -64,7 +64,7 @@ def _number(rate: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text with two figures at most: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    """Format seconds with at most two figures: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -78,11 +78,11 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def bar(description: str, unit: str) -> Iterator[Bar]:
-    """Progress on stderr with rate and time left: a bar on a terminal, `LogLines` elsewhere."""
+    """Show progress on stderr with rate and time left: a bar on a terminal, else `LogLines`."""
     if not sys.stderr.isatty():
         yield LogLines(description, unit)
         return
-    # Lazy: 40 ms that jobs and `--help` do not need.
+    # Imported here to save 40 ms for jobs and `--help`.
     from nullsae.core.terminal_bar import terminal_bar
 
     with terminal_bar(description, unit) as update:

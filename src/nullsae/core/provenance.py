@@ -1,8 +1,8 @@
-"""Who made an artifact: versions, device and host, in a `provenance.json` beside it.
+"""Who made an artifact: versions, device and host, in a `provenance.json` next to it.
 
-It is no input of any job and no output that a rule declares: what a job makes depends on its params
-and its code, and must be the same bytes on two machines. So a tree that was made before there was
-such a file stays as it is, and says nothing of who made it.
+The file is neither an input of a job nor a declared output of a rule, because a job's outputs
+depend on its params and code alone and must be the same bytes on any machine. Artifacts of older
+versions without such a file stay valid; their makers are unknown.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ GIT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Maker:
-    """A job that made an artifact or a part of it; None where something was not used."""
+    """A job that made an artifact or a part of it; None for what it did not use."""
 
     verb: str
     nullsae: str
     commit: str | None
-    """The last one that changed the package; `+` where files were changed since."""
+    """The last commit that changed the package; `+` if files were changed since."""
     python: str
     torch: str | None
     transformers: str | None
     cuda: str | None
-    """What torch was built for."""
+    """The version that torch was built for."""
     device: str
     """Name of the GPU, or of the CPU."""
     device_kind: str
@@ -55,19 +55,19 @@ class Maker:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Content of `provenance.json`."""
+    """The content of `provenance.json`."""
 
     key: str = ""
-    """Of what was made, where several jobs may make it one after the other."""
+    """Key of what was made, if several jobs may make it one after the other."""
     jobs: tuple[Maker, ...] = ()
-    """Who made it, each once, in the order in which they came."""
+    """The jobs that made it, each once, in order."""
     revisions: Mapping[str, str] = field(default_factory=dict)
     """Commits of what the jobs read from the hub, by `model ID`, `dataset ID`."""
     tokens_seen: int | None = None
-    """That an SAE was trained on, each epoch counted."""
+    """Tokens that an SAE was trained on, every epoch counted."""
 
     def after(self, *earlier: Provenance) -> Provenance:
-        """Return this with the jobs that made earlier parts put before its own."""
+        """Return a copy that lists the jobs of earlier parts before its own."""
         jobs = dict.fromkeys(job for one in (*earlier, self) for job in one.jobs)
         revisions = {k: v for one in (*earlier, self) for k, v in one.revisions.items()}
         seen = [one.tokens_seen for one in (self, *earlier) if one.tokens_seen is not None]
@@ -77,7 +77,7 @@ class Provenance:
 
 @dataclass
 class _Process:
-    """What is known of the job that this process is."""
+    """What is known about the job that this process runs."""
 
     verb: str = ""
     device: str = "cpu"
@@ -113,13 +113,13 @@ def at_work(
 
 
 def note_revision(what: str, commit: str | None) -> None:
-    """Note that the job reads a commit of a repository, such as `model EleutherAI/pythia-70m`."""
+    """Record that the job reads a commit of a repository, such as `model EleutherAI/pythia-70m`."""
     if commit:
         _process.revisions[what] = commit
 
 
 def this_job() -> Maker:
-    """Return the job that this process is, with the packages loaded so far."""
+    """Return the job that this process runs, with the packages loaded so far."""
     torch, transformers = map(sys.modules.get, ("torch", "transformers"))
     device = _process.device
     return Maker(
@@ -149,17 +149,17 @@ def record(
     tokens_seen: int | None = None,
     name: str = FILE,
 ) -> None:
-    """Write who made what lies in a folder.
+    """Write who made the artifact in a folder.
 
     Args:
-        folder: where it lies.
-        key: hash of all that determines it, where `resumes` may follow.
-        resumes: whether this job goes on where an earlier one ended: that one stays named, if it
-            made something of the same key.
-        parts: files that this function wrote, of the jobs that made parts of it; with a key,
-            those of the same key.
-        own: whether this job made any of it, and did not only join it.
-        tokens_seen: that an SAE was trained on.
+        folder: the artifact's folder.
+        key: hash of everything that determines the artifact, if `resumes` may follow.
+        resumes: whether this job continues an earlier one, which stays listed if it made something
+            of the same key.
+        parts: the files that this function wrote for the jobs that made parts of it; with a key,
+            only those of the same key count.
+        own: whether this job made any of it, instead of only joining parts.
+        tokens_seen: how many tokens an SAE was trained on.
         name: of the file.
     """
     earlier = [
@@ -174,16 +174,16 @@ def record(
     if made.jobs:
         if read(folder / name) != made:
             write_json(folder / name, asdict(made))
-    else:  # joined from parts of which nobody knows: nor may what stood here before say it
+    else:  # joined from parts of unknown origin: an older file here would be wrong
         (folder / name).unlink(missing_ok=True)
 
 
 def read(file: Path) -> Provenance | None:
-    """Read a file; None if it is missing or unreadable."""
+    """Read a file; return None if it is missing or unreadable."""
     try:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         names = [each.name for each in fields(Maker)]
-        # A file of an older nullsae lacks what has a default; what else is missing is an error.
+        # Files of an older nullsae may lack fields with a default; others are required.
         jobs = tuple(Maker(**{n: job[n] for n in names if n in job}) for job in data.pop("jobs"))
         return Provenance(jobs=jobs, **data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -215,12 +215,12 @@ def described(job: Maker) -> str:
 
 @cache
 def package_commit() -> str | None:
-    """The last commit that changed the package, 12 hex digits; None outside a checkout of it.
+    """Return the last commit that changed the package, 12 hex digits; None outside a checkout.
 
-    `+` follows where files of it were changed since. Commits of anything else beside the package,
-    such as a study's config, leave it as it is.
+    `+` follows if files of the package were changed since. Commits of anything else in the
+    repository, such as a study's config, do not count.
     """
-    # Installed below somebody's repository, it is in no commit of it.
+    # Installed inside an unrelated repository, the package is in none of its commits.
     found = _git("log", "-1", "--format=%H", "--", ".")
     if not found:
         return None
@@ -229,7 +229,7 @@ def package_commit() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says in the package's folder; None where it cannot."""
+    """Return what git prints in the package's folder, or None if it fails."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         done = subprocess.run(
@@ -246,7 +246,7 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def device_name(device: str) -> str:
-    """The name of a torch device: a GPU's as its driver says it, else the CPU's."""
+    """Return the name of a torch device: a GPU's as its driver reports it, else the CPU's."""
     if device.startswith("cuda"):
         import torch
 

@@ -20,7 +20,7 @@ def seed_of(seed: int, purpose: str, *key: Key) -> int:
     Args:
         seed: the config's `seed`.
         purpose: what the numbers are for, e.g. "sae_init".
-        key: the names and indices that single out this use (variant, draw, site, latent ...).
+        key: the names and indices that identify this use (variant, draw, site, latent ...).
     """
     text = json.dumps([seed, purpose, *key], separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -32,7 +32,7 @@ def numpy_generator(seed: int, purpose: str, *key: Key) -> np.random.Generator:
 
 
 def torch_generator(seed: int, purpose: str, *key: Key) -> torch.Generator:
-    """A CPU torch generator keyed as in `seed_of`; the same numbers whatever the device."""
+    """Return a CPU torch generator keyed as in `seed_of`: the same numbers on every device."""
     import torch
 
     return torch.Generator(device="cpu").manual_seed(seed_of(seed, purpose, *key))

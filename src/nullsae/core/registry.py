@@ -1,8 +1,8 @@
 """Registries, which find the classes of one kind instead of listing them.
 
-A registry reads the folder of the package that holds its kind, and the entry points of other
-packages. It knows them by name, so that a module may ask for a class that stands further down in
-the order of imports. It imports nothing by itself: such files load torch only when they compute.
+A registry scans the package folder of its kind and the entry points of other packages. It refers to
+them by name, so that a module may ask for a class that comes later in the order of imports. It
+imports nothing by itself: such files load torch only when they compute.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
         Args:
             kind: plural name, such as `variants`; other packages' group is `nullsae.variants`.
-            base: the class that all of them extend. A class counts if it gives `name` a text, in
-                its own body: those that only share code leave it out. `position` orders them.
-            folder: dotted name of the package whose modules hold nullsae's own.
+            base: the class that all of them extend. A class counts if its own body sets `name` to
+                a text; classes that only share code leave it out. `position` orders them.
+            folder: dotted name of the package whose modules define nullsae's own classes.
         """
         self.kind, self.base, self.folder = kind, base, folder
 
     @property
     def group(self) -> str:
-        """The group of other packages' entry points."""
+        """The entry-point group for other packages."""
         return f"nullsae.{self.kind}"
 
     @cached_property
@@ -62,7 +62,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return found
 
     def _classes(self, module: ModuleType) -> list[type[T]]:
-        """The classes of this kind that a module defines itself."""
+        """Return the classes of this kind that a module itself defines."""
         return [
             thing
             for thing in vars(module).values()
@@ -76,7 +76,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         thing = point.load()
         if not (inspect.isclass(thing) and issubclass(thing, self.base)):
             raise UserError(
-                f"{point.value}: entry point {point.name!r} of {self.group} is no subclass of "
+                f"{point.value}: entry point {point.name!r} of {self.group} is not a subclass of "
                 f"{self.base.__module__}.{self.base.__qualname__}"
             )
         return thing
@@ -85,7 +85,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return self._found[name]
 
     def __contains__(self, name: object) -> bool:
-        # Asked of whatever stands in a config, lists among it.
+        # `name` may be any value of a config, such as a list.
         return isinstance(name, str) and name in self._found
 
     def __iter__(self) -> Iterator[str]:
@@ -95,7 +95,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return len(self._found)
 
     def file(self, name: str) -> Path:
-        """The file that defines one of them, which the hash of a rule's code counts."""
+        """Return the file that defines a class; the hash of a rule's code covers it."""
         return Path(inspect.getfile(self._found[name]))
 
 
@@ -109,7 +109,8 @@ class _Lazy(ModuleType):
 def lazy(name: str) -> Any:
     """Return a module that is imported when it is first used.
 
-    Parsing a config must not load torch, but one file may hold a config model and what computes.
-    Put this under `else` of `if TYPE_CHECKING`, so that type checkers see the real import.
+    Parsing a config must not load torch, but one file may contain a config model and the code that
+    computes. Put this under `else` of `if TYPE_CHECKING`, so that type checkers see the real
+    import.
     """
     return _Lazy(name)

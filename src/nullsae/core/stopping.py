@@ -1,4 +1,4 @@
-"""Delays SIGTERM (the warning of clusters) and Ctrl-C until state is consistent."""
+"""Delays SIGTERM (the warning of clusters) and Ctrl-C until the state is consistent."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class StoppedError(UserError):
 
 
 class Stop:
-    """Whether a signal asked for an end, and what to do then.
+    """Whether a signal asked the job to stop, and what to do then.
 
-    `leave` saves what the next run needs and raises `StoppedError`, or returns where nothing worth
-    saving is left to do. `signal` is the name of the signal that asked.
+    `leave` saves what the next run needs and raises `StoppedError`, or returns if nothing worth
+    saving is left to do. `signal` is the name of the signal.
     """
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ class Stop:
         self._leave: Callable[[], None] | None = None
 
     def here(self, leave: Callable[[], None]) -> None:
-        """Leave now if a signal asked for it: the state is consistent here."""
+        """Leave now if a signal has come; call it where the state is consistent."""
         if self.asked:
             leave()
 
     @contextmanager
     def anywhere(self, leave: Callable[[], None]) -> Iterator[None]:
-        """Leave at any moment of the block, which does not touch the state."""
+        """Leave at any moment of the block, which must not touch the state."""
         self.here(leave)
         self._leave = leave
         try:
@@ -46,16 +46,16 @@ class Stop:
     def _ask(self, number: int, *_: Any) -> None:
         first, self.asked = not self.asked, True
         self.signal = self.signal or signal.Signals(number).name
-        # A second signal must not cut off what the first one began to save.
+        # A second signal must not interrupt the saving that the first one started.
         if first and self._leave is not None:
             self._leave()
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Keep SIGTERM and SIGINT for `Stop` within the block.
+    """Hand SIGTERM and SIGINT to `Stop` within the block.
 
-    Outside the main thread, where Python takes no signals, it does nothing.
+    Outside the main thread, where Python handles no signals, it does nothing.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

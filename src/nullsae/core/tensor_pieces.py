@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nullsae.core.tensor_files import TYPE_BYTES
 
-# What is in the host's memory beside a tensor.
+# How much is in host memory in addition to a tensor.
 PIECE_BYTES = 2**24
 TORCH_TYPES = {
     "U64": torch.uint64,
@@ -41,18 +41,18 @@ Sink = Callable[[memoryview], object]
 
 
 def in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors in the order in which safetensors' own writer puts them."""
+    """Return tensors in the order in which safetensors writes them."""
     items = tensors.items()
     return dict(sorted(items, key=lambda item: (_RANKS[TYPES[item[1].dtype]], item[0])))
 
 
 def described(tensors: Mapping[str, Tensor]) -> list[tuple[str, str, list[int]]]:
-    """Tensors as `header` takes them: name, type and shape of each."""
+    """Return the name, type and shape of each tensor, as `header` takes them."""
     return [(name, TYPES[t.dtype], list(t.shape)) for name, t in tensors.items()]
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Views that make up a tensor, in the order of its numbers, none above `PIECE_BYTES`."""
+    """Yield views that make up a tensor, in order, each of at most `PIECE_BYTES`."""
     tensor = tensor.detach()
     if tensor.is_contiguous():
         yield from torch.split(tensor.view(-1), PIECE_BYTES // tensor.itemsize)
@@ -70,7 +70,7 @@ def put_tensor(tensor: Tensor, put: Sink) -> None:
     room = _room(tensor)
     for piece in pieces(tensor):
         if piece.is_cpu and piece.is_contiguous() and not (piece.is_conj() or piece.is_neg()):
-            # A single number counts as contiguous whatever its stride; as bytes it does not.
+            # A single number is contiguous with any stride, but cannot always be viewed as bytes.
             found = piece.as_strided((piece.numel(),), (1,)).view(torch.uint8)
         else:
             found = room[: piece.nbytes]
@@ -79,7 +79,7 @@ def put_tensor(tensor: Tensor, put: Sink) -> None:
 
 
 def fill_tensor(tensor: Tensor, read: Sink) -> None:
-    """Fill a tensor in place: `read` writes bytes into the memory that it gets."""
+    """Fill a tensor in place; `read` writes bytes into the buffer that it is given."""
     room = _room(tensor)
     for piece in pieces(tensor):
         found = room[: piece.nbytes]
@@ -88,10 +88,10 @@ def fill_tensor(tensor: Tensor, read: Sink) -> None:
 
 
 def _room(tensor: Tensor) -> Tensor:
-    """Memory for one piece of a tensor, which the system has back when it is no longer used.
+    """Return memory for one piece of a tensor, which goes back to the system once unused.
 
-    The C library's own memory grows with each piece: it keeps those that were given back, and
-    puts the next beside them.
+    With malloc, memory would grow with each piece: freed pieces are kept, and the next ones are
+    placed next to them.
     """
     n_bytes = max(min(PIECE_BYTES, tensor.nbytes), 1)
     return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)

@@ -24,7 +24,7 @@ class _Rate(rich_progress.ProgressColumn):
 
 @contextmanager
 def terminal_bar(description: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr with rate and time left: a function of (done, total, a figure to show)."""
+    """Show a bar with rate and time left on stderr; yield its update(done, total, figure)."""
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),

@@ -1,6 +1,6 @@
-"""Spells out invisible characters, and those that move other text, before text is shown.
+"""Escapes invisible characters, and those that reorder text, before text is shown.
 
-Corpora, models, replies and configs may hold anything: escape sequences that clear a terminal,
+Corpora, models, replies and configs may contain anything: escape sequences that clear a terminal,
 overrides that reverse a sentence, tag characters that only a language model sees. Words in any
 script, line breaks, tabs, emoji and the joiners in them stay.
 """
@@ -14,26 +14,26 @@ import traceback
 from types import TracebackType
 
 _SHOWN = re.compile(
-    # A flag of a part of a country, such as England's: a black flag and tags that spell its code.
+    # The flag of a region, such as England's: a black flag and tags that spell its code.
     "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"
-    # Control characters, but for tab and line feed.
+    # Control characters except tab and line feed.
     "|([\x00-\x08\x0b-\x1f\x7f-\x9f"
-    # What sets the direction of text, and ends lines and paragraphs.
+    # Characters that set the direction of text, or end lines and paragraphs.
     "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
-    # No width at all: zero-width space, word joiner, byte order mark, invisible operators.
+    # Zero width: zero-width space, word joiner, byte order mark, invisible operators.
     "\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
-    # Tags, which spell ASCII unseen, and halves of surrogate pairs.
+    # Tags, which spell invisible ASCII, and halves of surrogate pairs.
     "\U000e0000-\U000e007f\ud800-\udfff]"
-    # A joiner joins, and a selector selects, nothing after another one; rows of them hide text.
+    # A joiner or selector right after another has no effect; rows of them hide text.
     "|(?<=[\u200c\u200d])[\u200c\u200d]"
     "|(?<=[\ufe00-\ufe0f\U000e0100-\U000e01ef])[\ufe00-\ufe0f\U000e0100-\U000e01ef])"
 )
 
 
 def visible(text: str) -> str:
-    r"""A text with each control, direction and invisible character spelled out, as \x1b is.
+    r"""Return a text with control, direction and invisible characters escaped, such as \x1b.
 
-    Line feeds and tabs stay. Text that holds none of these characters comes back as it is.
+    Line feeds and tabs stay. Text without such characters is returned unchanged.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -41,7 +41,7 @@ def visible(text: str) -> str:
 
 
 def spelled(character: str) -> str:
-    r"""One character as Python spells it: \n, \x1b, \u202e, \ud800, \U000e0041."""
+    r"""Return a character's Python escape: \n, \x1b, \u202e, \ud800, \U000e0041."""
     code = ord(character)
     if character in "\t\n\r":
         return {"\t": r"\t", "\n": r"\n", "\r": r"\r"}[character]
@@ -51,16 +51,16 @@ def spelled(character: str) -> str:
 
 
 class _Record(logging.LogRecord):
-    """A line of a log, whichever library writes it."""
+    """A log record of any library."""
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
         return visible(super().getMessage())
 
 
 def show_only_visible() -> None:
-    """Spell out such characters in the logs, warnings and tracebacks of this process.
+    """Escape such characters in the logs, warnings and tracebacks of this process.
 
-    For programs, not for libraries: it changes the process as a whole.
+    For programs, not for libraries: it affects the whole process.
     """
     logging.setLogRecordFactory(_Record)
     logging.captureWarnings(True)

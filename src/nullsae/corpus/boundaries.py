@@ -12,14 +12,14 @@ from nullsae.corpus.tokenizer import EOS, Encoder
 
 log = logging.getLogger(__name__)
 
-# What chat models are taught to end a turn with; their tokenizers call some of them EOS.
+# Tokens that end a turn in chat models; some of their tokenizers use one as EOS.
 TURN_ENDS = frozenset(
     {
         *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>", "<|return|>", "<|user|>"),
         *("<end_of_turn>", "<turn|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<|role_end|>"),
     }
 )
-# What texts end with in pretraining, the most common first.
+# Tokens that end a text in pretraining, the most common first.
 TEXT_ENDS = (
     *(
         EOS,
@@ -34,19 +34,19 @@ TEXT_ENDS = (
 
 
 class UnfitError(UserError):
-    """The config fits neither text nor tokenizer: the same run would end in the same way."""
+    """The config does not fit the text or the tokenizer, so the same run would fail again."""
 
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Token ids that no text holds, as a corpus uses them."""
+    """Token ids that no text contains, as a corpus uses them."""
 
     prepend_bos: bool
     """Whether each context begins with `bos_token_ids`."""
     bos_token_ids: tuple[int, ...]
-    """The tokenizer's BOS: of nearly all one id, or none. EOS, if BOS is asked for and missing."""
+    """The tokenizer's BOS, usually one id or none; EOS if a requested BOS is missing."""
     separator_token_id: int | None
-    """What stands after each document; None for nothing."""
+    """The token after each document; None for none."""
     eos_token_id: int | None
     """The tokenizer's own EOS."""
 
@@ -56,7 +56,7 @@ class Boundaries:
         return self.bos_token_ids if self.prepend_bos else ()
 
     def manifest(self) -> dict[str, Any]:
-        """What a corpus' manifest says of them."""
+        """Return the entries for a corpus' manifest."""
         return {
             "prepend_bos": self.prepend_bos,
             "bos_token_ids": list(self.bos_token_ids),
@@ -66,27 +66,27 @@ class Boundaries:
 
 
 def boundaries(encoder: Encoder, corpus: Corpus, where: str) -> Boundaries:
-    """The settings `prepend_bos` and `separator` of a corpus, for its tokenizer.
+    """Apply the settings `prepend_bos` and `separator` of a corpus to its tokenizer.
 
     Raises:
-        UnfitError: the tokenizer has no such token, nor another in its place, or BOS fills a
-            context; names the key below `where`.
+        UnfitError: the tokenizer has no such token and no substitute, or BOS fills a context; names
+            the key below `where`.
     """
     bos, prepend = encoder.bos_token_ids, corpus.prepend_bos
     if prepend == "auto":
         prepend = encoder.wants_bos
     if prepend and not bos:
-        # What TransformerLens puts there for Qwen and others, and so SAEs that were trained in it.
+        # As in TransformerLens for Qwen and others, and so in SAEs trained with it.
         if (eos := encoder.eos_token_id) is None:
             raise UnfitError(
-                f"{where}.prepend_bos: true, and the tokenizer has neither a BOS nor an EOS token; "
+                f"{where}.prepend_bos: true, but the tokenizer has neither a BOS nor an EOS token; "
                 f"write auto or false"
             )
         bos = (eos,)
-        log.info("%s.prepend_bos: the tokenizer has no BOS; EOS stands for it", where)
+        log.info("%s.prepend_bos: the tokenizer has no BOS; EOS is used instead", where)
     if prepend and len(bos) >= corpus.context_tokens:
         raise UnfitError(
-            f"{where}.context_tokens: {corpus.context_tokens} leaves no room behind the "
+            f"{where}.context_tokens: {corpus.context_tokens} leaves no room after the "
             f"{len(bos)} tokens that the tokenizer puts before a text; raise it"
         )
     separator = _separator(encoder, corpus.separator, where)
@@ -94,7 +94,7 @@ def boundaries(encoder: Encoder, corpus: Corpus, where: str) -> Boundaries:
 
 
 def _separator(encoder: Encoder, wanted: str, where: str) -> int | None:
-    """The id that ends documents."""
+    """Return the id that ends documents, or None."""
     found: int | None = None
     if wanted == "none":
         return None
@@ -109,7 +109,7 @@ def _separator(encoder: Encoder, wanted: str, where: str) -> int | None:
     if found is None:
         lacking = {"auto": "EOS token", "eos": "EOS token", "bos": "BOS token"}
         raise UnfitError(
-            f"{where}.separator: {wanted}, and the tokenizer has no "
+            f"{where}.separator: {wanted}, but the tokenizer has no "
             f"{lacking.get(wanted, 'such token')}; write none, or a token that it has, such as "
             f"{_example(encoder)!r}"
         )
@@ -117,7 +117,7 @@ def _separator(encoder: Encoder, wanted: str, where: str) -> int | None:
 
 
 def _end_of_text(encoder: Encoder, where: str) -> int | None:
-    """EOS, unless that ends a chat turn or is missing: then the first end of a text there is."""
+    """Return EOS or, if that ends a chat turn or is missing, the first known end of a text."""
     own, tokenizer = encoder.eos_token_id, encoder.tokenizer
     name: str | None = None
     if own is not None:
@@ -135,5 +135,5 @@ def _end_of_text(encoder: Encoder, where: str) -> int | None:
 
 
 def _example(encoder: Encoder) -> str:
-    """A token that could separate documents."""
+    """Return a token that could separate documents."""
     return next(iter(encoder.special_tokens), encoder.tokenizer.convert_ids_to_tokens(0))

@@ -1,4 +1,4 @@
-"""A document: one text, however a program wrote it down, and the split that it belongs to."""
+"""A document: one text, however a program wrote it, and its split."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Replaced:
     line_ends: int = 0
     """Carriage returns, alone or before a line feed, that became one line feed."""
     surrogates: int = 0
-    """Halves of a surrogate pair, which no encoding of Unicode can hold, that became U+FFFD."""
+    """Unpaired surrogates, which no Unicode encoding can represent, that became U+FFFD."""
     byte_order_marks: int = 0
-    """Those at the start of a document, which were left out."""
+    """Byte order marks at the start of a document, which were removed."""
 
 
 def normalize(text: str, replaced: Replaced) -> str:
-    """A document as it is tokenized: line feeds only, no lone surrogate, no byte order mark first.
+    """Normalize a document: only line feeds, no lone surrogates, no leading byte order mark.
 
-    Letters stay as they are: composed and decomposed forms are different texts to a tokenizer.
-    `replaced` counts what changes.
+    Letters stay unchanged: composed and decomposed forms are different texts to a tokenizer.
+    `replaced` counts the changes.
     """
     if text.startswith(MARK):
         text = text[1:]
@@ -38,7 +38,7 @@ def normalize(text: str, replaced: Replaced) -> str:
         replaced.line_ends += text.count("\r")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.isascii() and SURROGATE.search(text):
-        # Halves that stand together are one character; what is then left is none.
+        # Adjacent halves are one character; halves that remain are lone.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         text, n_lone = SURROGATE.subn("\ufffd", text)
         replaced.surrogates += n_lone
@@ -46,14 +46,14 @@ def normalize(text: str, replaced: Replaced) -> str:
 
 
 def text_digest(text: str) -> bytes:
-    """16 bytes of BLAKE2b over a normalized text: decides its split, its place, what equals it."""
+    """Return BLAKE2b (16 bytes) of a normalized text: its identity, split and position."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def split_of_digest(digest: bytes, eval_share: float) -> SplitName:
-    """The split of a document.
+    """Return the split of a document.
 
     A document keeps its split whatever documents are added, removed or reordered, and equal texts
-    share one. A larger `eval_share`, the probability of `eval`, moves documents to `eval` only.
+    share one. A larger `eval_share`, the probability of `eval`, only moves documents to `eval`.
     """
     return "eval" if int.from_bytes(digest[:8], "big") < eval_share * 2**64 else "sae_train"

@@ -1,13 +1,13 @@
-"""The encoding of a text file, told from its first bytes."""
+"""The encoding of a text file, detected from its first bytes."""
 
 from __future__ import annotations
 
 import codecs
 import re
 
-# Of a file without a mark, its encoding is told from so many.
+# Without a byte order mark, the encoding is detected from this many bytes.
 START_BYTES = 4096
-# Of the bytes of a text in UTF-8; English has one half in UTF-16, any script in UTF-32.
+# The largest share of zero bytes in UTF-8; English in UTF-16 has half, any script in UTF-32 more.
 MOST_ZEROS = 0.35
 # Byte order marks; that of UTF-32 starts with that of UTF-16.
 MARKS = (
@@ -20,17 +20,17 @@ MARKS = (
 
 
 def encoding_of(start: bytes) -> str:
-    """What a byte order mark says; without one UTF-8, or what the places of zero bytes show.
+    """Return the encoding by the byte order mark; else by the zero bytes' positions, or UTF-8.
 
     In UTF-16, spaces and line feeds have a zero byte in any script, always the same one of two. In
-    UTF-32 the first or the last one of four is zero.
+    UTF-32, the first or the last of four bytes is zero.
     """
     if marked := [name for mark, name in MARKS if start.startswith(mark)]:
         return marked[0]
     zeros = [start[at::4].count(0) for at in range(4)]
     even, odd, least = zeros[0] + zeros[2], zeros[1] + zeros[3], 2 + len(start) // 100
     if even + odd < len(start) * MOST_ZEROS and _is_plain(start):
-        return "utf-8"  # zero bytes between its texts
+        return "utf-8"  # zero bytes separate texts
     if odd > least and even * 10 <= odd:
         return "utf-16-le"
     if even > least and odd * 10 <= even:
@@ -41,9 +41,9 @@ def encoding_of(start: bytes) -> str:
 
 
 def _is_plain(start: bytes) -> bool:
-    """Whether bytes are UTF-8 in which nothing but zero bytes is no text.
+    """Return whether bytes are UTF-8 text, apart from zero bytes.
 
-    Where two bytes make a letter, one of them is a control character in most scripts, and a tab in
+    In two-byte encodings, one of the two bytes is a control character in most scripts, and a tab in
     Devanagari and Bengali.
     """
     try:

@@ -27,18 +27,18 @@ def check_repository(
 ) -> str | None:
     """Raise a `UserError` at once if the hub cannot be reached or has no such repository.
 
-    Returns the commit that the revision is now, None where that is not known. It is noted for the
-    provenance of what the job makes.
+    Returns the current commit of the revision, or None if unknown. It is recorded in the provenance
+    of what the job makes.
 
     Local folders pass, and so does everything in offline mode (`HF_HUB_OFFLINE=1`): the loading
-    library then looks into its cache only, and says quickly what is missing.
+    library then searches only its cache, and quickly reports what is missing.
 
     Args:
         path: hub id or local folder.
-        kind: which of the hub's two name spaces `path` is in.
+        kind: the namespace of `path` on the hub.
         revision: commit, tag or branch; None is the default branch.
         where: the config key of `path`.
-        revision_where: that of the revision, if it is another one.
+        revision_where: the config key of the revision, if different.
     """
     if is_local(path):
         return None
@@ -62,7 +62,7 @@ def check_repository(
     except errors.RepositoryNotFoundError:
         reason = f"{where}: the hub has no {what}, or it is private and needs `hf auth login`"
     except errors.HfHubHTTPError:
-        # The hub answers, if unwillingly (busy, rate limit): retrying is the loader's business.
+        # The hub responds, if unwillingly (busy, rate limit); the loader will retry.
         return None
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
         reason = (
@@ -73,7 +73,7 @@ def check_repository(
 
 
 def cached_commit(path: str, kind: Literal["dataset", "model"], revision: str | None) -> str | None:
-    """The commit that the hub's cache takes a revision for; None where it does not know it."""
+    """Return the commit of a revision according to the hub's cache; None if unknown."""
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
     folder = huggingface_hub.constants.HF_HUB_CACHE

@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.integer]
 
-# Used where an order has no n-gram seen once or none seen twice, so that Ney's estimate is void.
+# Used if no n-gram was seen once or none twice, so that Ney's estimate is undefined.
 FALLBACK_DISCOUNT = 0.75
 # Tokens whose losses are computed together.
 PIECE_TOKENS = 2**20
 
 
 def caution(loss: float, bigram_loss: float) -> str | None:
-    """What stands beside every number of a trained subject that is no better than bigrams.
+    """Return the warning for a trained subject that is no better than bigrams, else None.
 
-    Both losses are held-out, in nats per token. None if it is better.
+    Both losses are held-out, in nats per token.
     """
     if loss < bigram_loss:
         return None
     return (
         f"the trained subject's held-out loss is {loss:.2f} nats, no better than that of bigrams "
-        f"({bigram_loss:.2f}): what SAEs find in it says little of a trained transformer"
+        f"({bigram_loss:.2f}): what SAEs find in it says little about a trained transformer"
     )
 
 
@@ -54,7 +54,7 @@ class Ngram:
     discount: float
 
     def bigram_probability(self, history: IntArray, token: IntArray) -> FloatArray:
-        """P(token | history), element by element; float64 of the arguments' broadcast shape.
+        """Return P(token | history), elementwise; float64 of the arguments' broadcast shape.
 
         After a history that was never seen, this is Pc(token).
         """
@@ -100,13 +100,13 @@ def _discount(counts: IntArray) -> float:
 
 
 def ngram_losses(ngram: Ngram, contexts: IntArray, first: int = 1) -> tuple[float, float, int]:
-    """Mean loss on exactly the tokens that a causal model predicts in packed contexts.
+    """Return mean losses on exactly the tokens that a causal model predicts in packed contexts.
 
-    Those are all from the position `first` on of each of `contexts`, token ids [n_contexts,
-    context_tokens] of other documents than the fit's.
+    These are the tokens from position `first` on in each of `contexts`, token ids [n_contexts,
+    context_tokens] of other documents than those fitted.
 
     Returns:
-        Unigram loss and bigram loss in nats per token, and the number of tokens predicted.
+        Unigram and bigram loss in nats per token, and the number of predicted tokens.
     """
     unigram = bigram = 0.0
     for start in range(0, len(contexts), step := max(1, PIECE_TOKENS // contexts.shape[1])):

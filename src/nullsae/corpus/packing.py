@@ -1,4 +1,4 @@
-"""Documents of one split become contexts of one length, on disk from the first token on."""
+"""Packs the documents of one split into contexts of one length, on disk from the first token."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nullsae.corpus.boundaries import Boundaries
 
 IntArray = NDArray[np.int32]
 
-# Tokens that are held before they are written, and tokens that are copied together.
+# Tokens that are buffered before they are written, and tokens that are copied together.
 BUFFER_TOKENS = 2**20
 
 
 class Packed(NamedTuple):
-    """How far a split has come."""
+    """How much of a split is packed."""
 
     n_text: int = 0
     """Tokens of documents and separators, without BOS."""
@@ -31,8 +31,8 @@ class Packed(NamedTuple):
 class Packer:
     """Joins documents of one split, in order, and cuts them into contexts of one length.
 
-    The tokens lie in two files beside `files`, 4 bytes per token and 8 per document, until they
-    are written as contexts.
+    The tokens are in two files with the prefix `files`, 4 bytes per token and 8 per document, until
+    they are written as contexts.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Packer:
 
         Args:
             n_contexts: how many are wanted; None for all.
-            context_tokens: their length, BOS included.
+            context_tokens: their length, including BOS.
             bounds: of contexts and documents.
-            files: what the names of its files begin with; None to count only.
+            files: prefix of its files' names; None to count only.
         """
         self.n_contexts, self.context_tokens = n_contexts, context_tokens
         self._before = np.array(bounds.before_context, dtype=np.int32)
@@ -63,19 +63,19 @@ class Packer:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that the contexts of all documents so far have, a last short one included."""
+        """Tokens in the contexts of all documents so far, including a last short one."""
         n_text = self.packed.n_text
         return n_text + -(-n_text // self._room) * len(self._before)
 
     @property
     def full(self) -> bool:
-        """Whether another document would be dropped whole."""
+        """Whether another document would be dropped entirely."""
         return self.n_contexts is not None and self.packed.n_text >= self.n_contexts * self._room
 
     def add(self, ids: IntArray) -> None:
         """Add one document's token ids, [n_tokens]; the separator is added here.
 
-        A document of no token, where there is no separator either, has no place and no index.
+        An empty document without a separator is skipped and gets no index.
         """
         if not (n := len(ids) + len(self._after)):
             return
@@ -90,7 +90,7 @@ class Packer:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held: until then a run after a kill does not find it."""
+        """Write what is buffered; until then, a run after a kill cannot find it."""
         if self._held:
             ids = np.concatenate(self._held).astype("<i4", copy=False)
             _append(self._file("ids"), ids.data)
@@ -98,7 +98,7 @@ class Packer:
         self._held, self._ends, self._n_held = [], [], 0
 
     def restore(self, packed: Packed) -> bool:
-        """Go on from what an earlier run had flushed; says whether its files are there."""
+        """Resume from what an earlier run had flushed; return whether its files are complete."""
         sizes = {self._file("ids"): 4 * packed.n_text, self._file("ends"): 8 * packed.n_documents}
         for file, size in sizes.items():
             if (file.stat().st_size if file.is_file() else 0) < size:
@@ -110,10 +110,10 @@ class Packer:
         return True
 
     def shape(self) -> tuple[int, int]:
-        """Contexts and their length: what is left over is dropped.
+        """Return the number of contexts and their length; leftover tokens are dropped.
 
         Raises:
-            ValueError: there is too little for the contexts that are wanted.
+            ValueError: there are too few tokens for the wanted contexts.
         """
         whole = self.packed.n_text // self._room
         n_contexts = whole if self.n_contexts is None else self.n_contexts
@@ -130,8 +130,8 @@ class Packer:
     def write(self, path: Path) -> None:
         """Write `input_ids` and `document_id`, both int32 [n_contexts, context_tokens].
 
-        A separator has the document_id of the document that it ends, BOS that of the token behind
-        it. The bytes are those of safetensors' own writer. What `shape` raises is raised.
+        A separator has the document_id of the document that it ends, BOS that of the next token.
+        The bytes equal those of safetensors' own writer. Raises what `shape` raises.
         """
         shape = self.shape()
         tensors = [(name, "I32", shape) for name in ("document_id", "input_ids")]
@@ -145,13 +145,13 @@ class Packer:
                 stream.write(np.hstack([before, rows]).tobytes())
 
     def _pieces(self, n_contexts: int) -> Iterator[range]:
-        """Contexts that are copied together."""
+        """Yield contexts that are copied together."""
         step = max(1, BUFFER_TOKENS // self.context_tokens)
         for start in range(0, n_contexts, step):
             yield range(start, min(start + step, n_contexts))
 
     def _documents(self, n_contexts: int) -> Iterator[IntArray]:
-        """Documents of the text of contexts, int32 [n, room]."""
+        """Yield the documents of the text in contexts, int32 [n, room]."""
         ends = np.memmap(self._file("ends"), dtype="<i8", mode="r")
         for piece in self._pieces(n_contexts):
             first, stop = piece.start * self._room, piece.stop * self._room
@@ -162,7 +162,7 @@ class Packer:
             yield found.reshape(-1, self._room)
 
     def _ids(self, n_contexts: int) -> Iterator[IntArray]:
-        """Token ids of the text of contexts, int32 [n, room]."""
+        """Yield the token ids of the text in contexts, int32 [n, room]."""
         with open(self._file("ids"), "rb") as stream:
             for piece in self._pieces(n_contexts):
                 found = np.fromfile(stream, dtype="<i4", count=len(piece) * self._room)

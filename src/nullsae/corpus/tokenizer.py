@@ -1,4 +1,4 @@
-"""The tokenizer of a corpus: trained here or taken from elsewhere, saved as a folder."""
+"""The tokenizer of a corpus: trained here or loaded, and saved as a folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from nullsae.core.folders import check_files
 from nullsae.corpus.hub import check_repository
 
 EOS = "<|endoftext|>"
-# Any text: special tokens that stand around it stand around every text.
+# Any text: special tokens around it are added around every text.
 PROBE = "the text"
 
 
 # Characters that are encoded at once.
 BATCH_CHARACTERS = 2**20
-# Of longer texts, those of a piece, and those that two pieces share.
+# Characters in a piece of a longer text, and shared by two neighbouring pieces.
 PIECE_CHARACTERS, OVERLAP_CHARACTERS = 2**18, 2**12
-# Tokens on both sides of the place where one piece goes on for another.
+# Matching tokens required on both sides of the place where two pieces are joined.
 SAME_TOKENS = 16
 
 
@@ -46,9 +46,9 @@ class Encoder:
     leaves to the post-processor of `tokenizer.json`."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Token ids int32 [n_tokens] of each text: no special tokens added, none recognized.
+        """Return token ids int32 [n_tokens] of each text; special tokens are not added or parsed.
 
-        Long texts do not meet in memory, where a character takes some hundred bytes.
+        Long texts are encoded separately, because a character takes about 100 bytes of memory.
         """
         found: list[NDArray[np.int32]] = []
         waiting: list[str] = []
@@ -67,8 +67,8 @@ class Encoder:
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def _encode_long(self, text: str) -> NDArray[np.int32]:
-        """Piece by piece. Where two pieces overlap and have the same tokens, one goes on for the
-        other, so that the ids are those of the whole; where they never do, the whole is encoded.
+        """Encode piece by piece. Two pieces are joined where they overlap with the same tokens, so
+        that the ids equal those of the whole text; if they never agree, it is encoded as a whole.
         """
         parts: list[NDArray[np.int32]] = []
         ids, starts = self._piece(text, 0)
@@ -84,20 +84,20 @@ class Encoder:
         return np.concatenate([*parts, ids])
 
     def _piece(self, text: str, at: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ids of the piece from a character on, and where in the text each of them starts."""
+        """Return ids of the piece from a character on, and where in the text each starts."""
         found = self._backend.encode(text[at : at + PIECE_CHARACTERS], add_special_tokens=False)
         starts = np.asarray(found.offsets, dtype=np.int64).reshape(-1, 2)[:, 0] + at
         return np.asarray(found.ids, dtype=np.int32), starts
 
     @property
     def eos_token_id(self) -> int | None:
-        """The tokenizer's own EOS, which in some chat models ends a turn."""
+        """The tokenizer's own EOS, which ends a turn in some chat models."""
         found: int | None = self.tokenizer.eos_token_id
         return found
 
     @cached_property
     def added_before(self) -> tuple[int, ...]:
-        """Ids that the tokenizer's post-processor, of whatever kind, puts before a text."""
+        """Ids that the tokenizer's post-processor, of any kind, puts before a text."""
         plain, whole = (
             self._backend.encode(PROBE, add_special_tokens=added).ids for added in (False, True)
         )
@@ -114,17 +114,17 @@ class Encoder:
 
     @property
     def wants_bos(self) -> bool:
-        """Whether texts begin with BOS where the tokenizer has its way."""
+        """Whether the tokenizer by default starts texts with BOS."""
         return bool(self.added_before or (self.asks_for_bos and self.bos_token_ids))
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
-        """The ids of the special tokens by their names, in the order of the ids."""
+        """The ids of the special tokens by name, in the order of the ids."""
         added = sorted(self._backend.get_added_tokens_decoder().items())
         return {token.content: index for index, token in added if token.special}
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its name, or of a text that is a single token; None for others."""
+        """Return the id of a token by name, or of a text that is one token; None for others."""
         found: int | None = self._backend.token_to_id(token)
         if found is None and len(ids := self.encode([token])[0]) == 1:
             unknown = self.tokenizer.unk_token_id
@@ -133,7 +133,7 @@ class Encoder:
 
     @cached_property
     def _backend(self) -> Tokenizer:
-        """A copy for encoding, made once: to parse a large vocabulary takes longer than a batch."""
+        """A copy for encoding, made once, as parsing a large vocabulary is slower than a batch."""
         backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         # A text that spells out "<|endoftext|>" must not end a document.
         backend.encode_special_tokens = True
@@ -148,9 +148,10 @@ def _meeting(
     next_ids: NDArray[np.int32],
     next_starts: NDArray[np.int64],
 ) -> tuple[int, int] | None:
-    """A place in both of two pieces with the same tokens before and behind; None without one.
+    """Find a place in two pieces with the same tokens before and after; None if there is none.
 
-    The one nearest to the middle of what they share: at its ends a piece has other tokens.
+    It is the one nearest to the middle of the overlap, because at its ends a piece has other
+    tokens.
     """
     first = int(np.searchsorted(starts, next_starts[0] if len(next_starts) else 0))
     middle = (int(starts[-1]) + int(next_starts[0])) // 2 if len(starts) and len(next_starts) else 0
@@ -171,7 +172,7 @@ def _meeting(
 def train_tokenizer(texts: Iterable[str], config: TrainedTokenizer) -> Encoder:
     """Train a byte-level BPE. The same texts in any order give the same tokenizer.
 
-    Its `vocab_size` is reached if the texts have enough distinct pairs.
+    It has `vocab_size` tokens if the texts have enough distinct pairs.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -180,7 +181,7 @@ def train_tokenizer(texts: Iterable[str], config: TrainedTokenizer) -> Encoder:
         vocab_size=config.vocab_size,
         special_tokens=[EOS],
         show_progress=False,
-        # All 256 bytes, seen or not: any text can be encoded without an unknown token.
+        # All 256 bytes, seen or not, so that any text can be encoded without an unknown token.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     backend.train_from_iterator(texts, trainer)
@@ -214,7 +215,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **keys)
         if isinstance(config, PretrainedTokenizer):
             asks = get_tokenizer_config(path, **keys).get("add_bos_token") is True
-    except Exception as error:  # whatever a foreign repository makes the loader raise
+    except Exception as error:  # anything that a foreign repository makes the loader raise
         raise UserError(
             f"{key}: no tokenizer could be loaded from {name!r}: {first_line(error)}"
         ) from None
@@ -223,7 +224,7 @@ def load_tokenizer(
             f"{key}: {name!r} has no fast tokenizer (tokenizer.json); choose one that has"
         )
     if tokenizer.get_vocab().keys() <= set(tokenizer.get_added_vocab()):
-        # What transformers makes of a config.json alone: to it every text is empty.
+        # transformers makes this from a config.json alone; it encodes every text as empty.
         raise UserError(
             f"{key}: {name!r} holds no tokenizer, only a config; save the model's tokenizer there"
         )
@@ -231,13 +232,13 @@ def load_tokenizer(
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast, *, asks_for_bos: bool = False) -> Encoder:
-    """A transformers tokenizer, ready to encode documents; see `Encoder.asks_for_bos`."""
-    # Not len(): ids may have gaps, and `vocab_size` of transformers leaves added tokens out.
+    """Wrap a transformers tokenizer for encoding documents; see `Encoder.asks_for_bos`."""
+    # Not len(): ids may have gaps, and `vocab_size` in transformers excludes added tokens.
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     return Encoder(tokenizer, vocab_size, asks_for_bos)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a transformers tokenizer folder; an old one is replaced whole."""
+    """Write a transformers tokenizer folder, replacing an old one entirely."""
     with atomic_folder(folder) as made:
         tokenizer.save_pretrained(made)

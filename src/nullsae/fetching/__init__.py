@@ -1,5 +1,5 @@
-"""Everything that a study reads from hubs, downloaded ahead of it.
+"""Everything that a study reads from hubs, downloaded beforehand.
 
 In: a config. Out: the hub's cache on this machine, complete enough to run offline. Nothing here
-may do a job of the study.
+may run a job of the study.
 """

@@ -1,4 +1,4 @@
-"""Models, tokenizers, SAEs and data sets of the hub, in the caches that jobs look into."""
+"""Models, tokenizers, SAEs and data sets of the hub, in the caches that jobs use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Fetched:
-    """What lies on disk now."""
+    """What is on disk now."""
 
     n_bytes: int
     folder: Path
@@ -32,22 +32,22 @@ class Fetched:
 
 
 class Item(Protocol):
-    """One thing to fetch. Equal ones are fetched once, whatever keys of the config name them."""
+    """One thing to fetch. Equal items are fetched once, whichever config keys name them."""
 
     @property
     def where(self) -> str:
         """The config key that names it."""
 
     def describe(self) -> str:
-        """What it is, in a few words."""
+        """Describe it in a few words."""
 
     def fetch(self) -> Fetched:
-        """Have it on disk. Raises a `UserError`, or what the hub's libraries raise."""
+        """Make sure it is on disk. Raises a `UserError`, or errors of the hub's libraries."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the hub, as Transformers reads it: of weights, safetensors only."""
+    """A model of the hub, as Transformers reads it; its weights must be safetensors."""
 
     path: str
     revision: str | None
@@ -56,11 +56,11 @@ class Model:
     revision_where: str = field(compare=False)
 
     def describe(self) -> str:
-        """Its hub id and revision."""
+        """Return its hub id and revision."""
         return f"model {self.path}{at(self.revision)}"
 
     def fetch(self) -> Fetched:
-        """Have config, weights and small files in the hub's cache; weights are not loaded."""
+        """Make sure that config, weights and small files are cached; do not load weights."""
         import huggingface_hub
 
         found = _Repository(self.path, self.revision, self.where, self.revision_where)
@@ -99,17 +99,17 @@ class Model:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer of the hub, loaded once to see that it can be used."""
+    """A tokenizer of the hub, loaded once to check that it can be used."""
 
     given: PretrainedTokenizer
     where: str = field(compare=False)
 
     def describe(self) -> str:
-        """Its hub id and revision."""
+        """Return its hub id and revision."""
         return f"tokenizer {self.given.path}{at(self.given.revision)}"
 
     def fetch(self) -> Fetched:
-        """Have its files in the hub's cache."""
+        """Make sure that its files are in the hub's cache."""
         from nullsae.corpus.tokenizer import load_tokenizer
 
         keys = f"{self.where}.path", f"{self.where}.revision"
@@ -121,18 +121,18 @@ class TokenizerFiles:
 
 @dataclass(frozen=True)
 class PretrainedSae:
-    """An SAE of the hub, read once to see that it can be."""
+    """An SAE of the hub, read once to check that it can be."""
 
     pretrained: str
     site: str
     where: str = field(compare=False)
 
     def describe(self) -> str:
-        """Its hub id and the folder within."""
+        """Return its hub id and the folder within."""
         return "SAE " + "::".join(filter(None, pretrained_sae_path(self.pretrained, self.site)))
 
     def fetch(self) -> Fetched:
-        """Have its files in the hub's cache."""
+        """Make sure that its files are in the hub's cache."""
         from nullsae.sae.exchange.pretrained import read_pretrained
 
         path, inside = pretrained_sae_path(self.pretrained, self.site)
@@ -147,17 +147,17 @@ class PretrainedSae:
 
 @dataclass(frozen=True)
 class ReleasedSae:
-    """An SAE of a release of SAELens, read once by `sae_lens`, which downloads it."""
+    """An SAE of a SAELens release, read once by `sae_lens`, which downloads it."""
 
     pretrained: FromSaeLens
     where: str = field(compare=False)
 
     def describe(self) -> str:
-        """Its release and id."""
+        """Return its release and id."""
         return f"SAE {self.pretrained} (SAELens)"
 
     def fetch(self) -> Fetched:
-        """Have its files in the hub's cache."""
+        """Make sure that its files are in the hub's cache."""
         from huggingface_hub import constants
 
         from nullsae.sae.exchange.pretrained import read_pretrained
@@ -175,17 +175,17 @@ class ReleasedSae:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of the hub that is downloaded whole."""
+    """A data set of the hub that is downloaded in full."""
 
     source: HubSource
     where: str = field(compare=False)
 
     def describe(self) -> str:
-        """Its hub id and revision."""
+        """Return its hub id and revision."""
         return f"data set {self.source.path}{at(self.source.revision)}"
 
     def fetch(self) -> Fetched:
-        """Have it in the cache of the library `datasets`, by reading its first document."""
+        """Cache it for the library `datasets` by reading its first document."""
         import datasets
         from datasets.naming import camelcase_to_snakecase
         from huggingface_hub import constants
@@ -196,13 +196,13 @@ class DataSet:
         *owner, name = self.source.path.split("/")
         folder = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
         folder /= "___".join([*owner, camelcase_to_snakecase(name)])
-        # Offline the library asks for no revision: it takes the newest that it finds.
+        # Offline, the library ignores the revision and takes the newest version that it finds.
         made = list(folder.glob(f"{escape(self.source.name or '') or '*'}/*/*/"))
         if len(made) > 1:
             raise UserError(
                 f"{self.where}: {folder} holds {len(made)} versions of the data set "
-                f"{self.source.path!r}, and without network the newest is read, whatever the "
-                f"config says; delete the folder, or give another one with --into"
+                f"{self.source.path!r}; without network the newest is read, whichever the config "
+                f"names; delete the folder, or give another one with --into"
             )
         downloaded = f"datasets--{self.source.path.replace('/', '--')}"
         folders = (Path(constants.HF_HUB_CACHE) / downloaded, folder)
@@ -212,7 +212,7 @@ class DataSet:
 
 
 class _Repository:
-    """A model's repository: bytes of each file, by name, and the commit that the revision is."""
+    """A model's repository: the size of each file by name, and the commit of the revision."""
 
     def __init__(self, path: str, revision: str | None, where: str, revision_where: str) -> None:
         import huggingface_hub
@@ -229,7 +229,7 @@ class _Repository:
         self.code = {name for name in self.sizes if name.endswith(".py")}
 
     def download(self, names: set[str]) -> Fetched:
-        """Have these files in the hub's cache, or refuse before the disk is full."""
+        """Make sure that these files are in the hub's cache; refuse if the disk is too small."""
         import huggingface_hub as hub
         from huggingface_hub import constants
 
@@ -251,5 +251,5 @@ class _Repository:
 
 
 def at(revision: str | None) -> str:
-    """` at REVISION`, or nothing for the default branch."""
+    """Return ` at REVISION`, or nothing for the default branch."""
     return f" at {revision}" if revision else ""

@@ -1,4 +1,4 @@
-"""A streamed data set cannot be had whole: the documents that a corpus reads of it, as a file."""
+"""A streamed data set is not downloaded in full, only the documents that a corpus reads."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ class Stream:
     corpus: Corpus
     source: HubSource
     home: Path
-    """Folder as the overlay is to name it."""
+    """The folder, as the overlay will name it."""
     name: str = field(compare=False)
     where: str = field(compare=False)
 
     @property
     def folder(self) -> Path:
-        """Its local data set, named by all that decides which documents are read."""
+        """Its local data set, named by everything that determines which documents are read."""
         return self.home / f"stream-{content_key(self.corpus.model_dump(mode='json'))}"
 
     @property
     def file(self) -> Path:
-        """Its only file, which is there when all documents are."""
+        """Its only file, which exists once all documents are in it."""
         return self.folder / STREAM_FILE
 
     def describe(self) -> str:
-        """Its hub id and revision."""
+        """Return its hub id and revision."""
         return f"stream {self.source.path}{at(self.source.revision)}"
 
     def fetch(self) -> Fetched:
-        """Write the documents, unless they are there from before."""
+        """Write the documents, unless they exist from before."""
         if not (was_there := self.file.is_file()):
             _save_stream(self.corpus, self.source, self.name, self.file)
         return Fetched(self.file.stat().st_size, self.folder.resolve(), was_there)
 
     def overlay(self) -> dict[str, Any]:
-        """The source section that reads the local data set, document by document as before."""
+        """Return the source section that reads the local data set, document by document."""
         path = str(self.folder)
         return {
             "kind": "hub",
@@ -71,10 +71,10 @@ class Stream:
 
 
 class Recorded:
-    """Texts of a stream that are kept in a file as they come; a later run goes on with both."""
+    """Texts of a stream that are saved to a file as they come, so that a later run can resume."""
 
     def __init__(self, texts: StreamedTexts, file: Path) -> None:
-        """From the start of a stream, or on with what the file has of an earlier run."""
+        """Start a stream, or resume it with the file of an earlier run."""
         self._texts = texts
         self._file = open(file, "ab")  # noqa: SIM115 - closed by `close`
         self._goes_on = False
@@ -95,7 +95,7 @@ class Recorded:
         return text
 
     def state(self) -> dict[str, Any] | None:
-        """Where the texts stand, and what is in the file by now."""
+        """Return the position of the texts, and the size of the file."""
         stands = self._texts.state()
         with room_for(Path(self._file.name)):
             self._file.flush()
@@ -103,7 +103,7 @@ class Recorded:
         return None if stands is None else {"n_bytes": n_bytes, "texts": stands}
 
     def go_on(self, state: dict[str, Any]) -> bool:
-        """Go on from there, if the file has all that it had, and the texts can."""
+        """Resume from a state; return False if the file is too short or the texts cannot."""
         if os.fstat(self._file.fileno()).st_size < state["n_bytes"]:
             return False
         if not self._texts.go_on(state["texts"]):
@@ -113,7 +113,7 @@ class Recorded:
         return True
 
     def close(self) -> None:
-        """Leave the file, if anything is in it: an empty one is of no use to a later run."""
+        """Close the file, and delete it if it is empty."""
         file = Path(self._file.name)
         with room_for(file):
             self._file.close()
@@ -122,7 +122,7 @@ class Recorded:
 
 
 def _write_parquet(texts: Path, file: Path, column: str) -> None:
-    """Recorded texts, in their order, as one Parquet column."""
+    """Write recorded texts, in their order, as one Parquet column."""
     schema = pa.schema([(column, pa.large_string())])
     batch: list[str] = []
     with (
@@ -139,9 +139,9 @@ def _write_parquet(texts: Path, file: Path, column: str) -> None:
 
 
 def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> None:
-    """Write the documents that `prepare_corpus` takes from a stream, by reading as it does.
+    """Write the documents that `prepare_corpus` takes from a stream, by reading in the same way.
 
-    A run after a kill goes on at the last checkpoint of that, in a folder beside.
+    After a kill, a new run resumes from the last checkpoint, in a folder next to the result.
     """
     from nullsae.corpus.preparation import Preparation
     from nullsae.corpus.prepare import check_amounts, work_folder

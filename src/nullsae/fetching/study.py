@@ -1,4 +1,4 @@
-"""What a study reads from hubs, fetched thing by thing; what to do with it elsewhere."""
+"""Fetches what a study reads from hubs, one by one, and prints how to use it elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nullsae.core.visible import visible
 from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, ReleasedSae, TokenizerFiles
 from nullsae.fetching.streams import Stream
 
-# What else may say where the libraries of the hub keep things; HF_HOME alone should.
+# Other variables that move caches of the hub's libraries; only HF_HOME should.
 OTHER_HOMES = (
     "HF_HUB_CACHE",
     "HUGGINGFACE_HUB_CACHE",
@@ -46,17 +46,17 @@ def fetch_study(
 ) -> None:
     """Download what a study reads from hubs, and print what was fetched and what to export.
 
-    Nothing of the hub's libraries may be imported before this: they read `HF_HOME` once.
+    The hub's libraries must not be imported before this, because they read `HF_HOME` once.
 
     Args:
-        root: the folder that holds `config.yaml`.
+        root: the folder with `config.yaml`.
         overlays: further config files, merged in their order.
-        into: folder to take as `HF_HOME`; by default what it is anyway.
-        models: further models, `ID` or `ID@REVISION`: those that jobs' own servers read.
+        into: folder to use as `HF_HOME`; by default the current one.
+        models: further models, `ID` or `ID@REVISION`, such as those that jobs' own servers read.
 
     Raises:
-        UserError: a mistake in the config, offline mode, or something that could not be fetched;
-            each such thing has a line of its own before, and the others are fetched.
+        UserError: a mistake in the config, offline mode, or something could not be fetched; each
+            such thing gets its own line first, and the others are fetched.
     """
     for name in OFFLINE:
         if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -91,12 +91,12 @@ def fetch_study(
             f"{failed} of {len(items)} could not be fetched, see above; run the same command "
             f"again to fetch the rest"
         )
-    # What was fetched says what an SAE was made on.
+    # What was fetched tells what an SAE was made on.
     check_pretrained(config)
 
 
 def _move_home(into: Path) -> None:
-    """Have the hub's libraries keep everything in a folder, and find the user's login as before."""
+    """Make the hub's libraries store everything in a folder, but keep the user's login."""
     before = Path(os.environ.get("HF_HOME") or cache_folder() / "huggingface").expanduser()
     os.environ.setdefault("HF_TOKEN_PATH", str(before / "token"))
     for name in OTHER_HOMES:
@@ -109,11 +109,11 @@ def _move_home(into: Path) -> None:
 
 
 def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
-    """What a study reads from hubs, and a line for each thing that is not to be fetched.
+    """List what a study reads from hubs, and a line for each thing that is not fetched.
 
     Args:
         config: the merged config, with resolved sites.
-        home: where documents of streams are kept.
+        home: where documents of streams are saved.
     """
     items: list[Item] = []
     remarks: list[str] = []
@@ -189,21 +189,21 @@ def _endpoint_remark(where: str, endpoint: Endpoint) -> str:
 
 
 def _fetch_one(item: Item) -> bool:
-    """Fetch and say so on one line; whether it worked."""
+    """Fetch an item and print one line about it; return whether it worked."""
     import huggingface_hub
 
     try:
         fetched = item.fetch()
     except UserError as error:
         message = str(error)
-    except Exception as error:  # whatever foreign repositories and HTTP clients raise
+    except Exception as error:  # anything that foreign repositories and HTTP clients raise
         message = f"{item.where}: {item.describe()} could not be fetched: {_reason(error)}"
     else:
         how = "was there" if fetched.was_there else "fetched"
         size = f"{fetched.n_bytes / 1e6:,.1f} MB"
         print(visible(f"{how:<10}{item.describe()}: {size} in {fetched.folder}"), flush=True)
         return True
-    # Servers may repeat what they were sent.
+    # Servers may echo what they were sent.
     if token := huggingface_hub.get_token():
         message = message.replace(token, "(token)")
     print(visible(f"{'failed':<10}{message}"), file=sys.stderr, flush=True)
@@ -211,7 +211,7 @@ def _fetch_one(item: Item) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong in the first place: the last to raise says only that it failed."""
+    """Return the original reason: the last error raised says only that something failed."""
     from huggingface_hub.errors import HfHubHTTPError
 
     while True:
@@ -226,7 +226,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _print_use(streams: list[Stream], home: Path) -> None:
-    """What to export, and the overlay, written here, that replaces streams by what was saved."""
+    """Print what to export, and write the overlay that replaces streams by saved documents."""
     variables = {name: os.environ[name] for name in OTHER_HOMES if name in os.environ}
     variables = {"HF_HOME": str(home.resolve()), **variables}
     print("Where there is no network:")
@@ -237,4 +237,4 @@ def _print_use(streams: list[Stream], home: Path) -> None:
         text = yaml.safe_dump({"corpora": corpora}, sort_keys=False)
         file = home / "nullsae" / f"offline-{content_key(corpora)}.yaml"
         write_text(file, f"# Streamed data sets, read from what `nullsae fetch` saved.\n{text}")
-        print(f"and, for streamed data sets, after your other files behind --configfile:\n  {file}")
+        print(f"and, for streamed data sets, add after your other --configfile files:\n  {file}")

@@ -1,10 +1,9 @@
-"""What latents do to predictions, by passes of the subject with one activation changed.
+"""What latents do to predictions, from passes of the subject with one activation changed.
 
-Taken away at a firing, a latent's contribution a d changes the prediction of the next token by
-KL(clean || edited), and its loss. Added in silence, at the latent's mean activation, it changes it
-the other way. Each time other directions of the same norm get the same: one of another latent, and
-a random one. Everything is computed by the whole of what lies behind the site, not by the direct
-path alone.
+Subtracted at a firing, a latent's contribution a d changes the next-token prediction by
+KL(clean || edited) and changes its loss. Added where the latent is silent, at its mean activation,
+it has the opposite effect. Other directions of the same norm are treated in the same way: one of
+another latent, and a random one. All paths behind the site count, not only the direct one.
 """
 
 from __future__ import annotations
@@ -25,34 +24,34 @@ from nullsae.latents.split import Split
 from nullsae.latents.store import Firings, offsets_of
 from nullsae.subjects.interventions import CUT_TOKENS, Interventions
 
-# Tokens of contexts that are captured, and of contexts with an edit that are passed, together, and
-# logits of such a pass: on a CPU, and so many times as many elsewhere.
+# Tokens of contexts captured together, tokens of edited contexts passed together, and logits of
+# such a pass on a CPU; other devices take this many times as many.
 CAPTURED_TOKENS, PASSED_TOKENS, LOGITS, ELSEWHERE = 2**12, 2**11, 2**21, 4
 
 
 class Changes(NamedTuple):
-    """Means over the places of each latent, float64 [n_latents, n_directions]; NaN without any."""
+    """Means over the places of each latent, float64 [n_latents, n_directions]; NaN if none."""
 
     kl: np.ndarray
     """KL(clean || edited) of the next token's distribution, in nats."""
     gain: np.ndarray
-    """What is added to the log-probability of the tokens that are looked at, in nats."""
+    """Increase of the log-probability of the tokens of interest, in nats."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A distribution over token ids for each of some things, in a row."""
+    """Distributions over token ids, concatenated."""
 
     offsets: np.ndarray
-    """int64 [n + 1]: where those of each begin."""
+    """int64 [n + 1]: where each distribution begins."""
     ids: np.ndarray
     """int64."""
     shares: np.ndarray
-    """float64, with the sum 1 for each thing that has any."""
+    """float64, summing to 1 for each non-empty distribution."""
 
     @classmethod
     def of_places(cls, split: Split, places: Places) -> Tokens:
-        """The token that follows each place."""
+        """Return the token that follows each place."""
         n = len(places.position)
         following = split.ids[places.position + 1].astype(np.int64)
         return cls(np.arange(n + 1), following, np.ones(n))
@@ -61,7 +60,7 @@ class Tokens:
     def of_firings(
         cls, firings: Firings, latents: np.ndarray, successors: Successors, places: Places
     ) -> Tokens:
-        """For each place, the tokens that follow the firings of its latent, by their number."""
+        """Return, for each place, the distribution of tokens that follow its latent's firings."""
         found = []
         for latent in latents.tolist():
             pair = successors.pair[firings.position[firings.of(latent)]]
@@ -75,7 +74,7 @@ class Tokens:
         return cls(offsets_of(np.array([len(own[0]) for own in each], dtype=np.int64)), ids, shares)
 
     def some(self, index: np.ndarray, vocab: int, device: torch.device) -> Tensor:
-        """Return the full distributions of some things (int64 [m]): float64 [m, vocab]."""
+        """Return the full distributions of some places (int64 [m]): float64 [m, vocab]."""
         dense = np.zeros((len(index), vocab))
         for row, at in enumerate(index.tolist()):
             own = slice(self.offsets[at], self.offsets[at + 1])
@@ -109,7 +108,7 @@ def changes_at(
         interventions: of the subject at the site of the directions.
         split: `eval`.
         places: where, with the index of the latent.
-        amounts: float64 [n_places], what the directions are multiplied by.
+        amounts: float64 [n_places], the factors of the directions.
         directions: float32 [n_latents, kinds, d_model].
         looked_at: for each place, the tokens of `Changes.gain`.
     """
@@ -120,7 +119,7 @@ def changes_at(
     for index, log_p in _passes(interventions, split, places, amounts, directions):
         clean, edited = log_p[:, :1], log_p[:, 1:]
         raised = edited - clean
-        # Rounding alone can make it negative.
+        # Rounding can make it negative.
         lost = -(clean.exp() * raised).sum(dim=2).clamp(max=0.0)
         target = looked_at.some(index, log_p.shape[2], log_p.device)
         np.add.at(kl, places.of[index], lost.cpu().numpy())
@@ -138,10 +137,10 @@ def _passes(
     amounts: np.ndarray,
     directions: Tensor,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Places (int64 [m], some after the others) and what is predicted there.
+    """Yield batches of places (int64 [m]) and the predictions there.
 
-    Log-probabilities of the next token, float64 [m, 1 + kinds, vocab]: of the clean pass, and with
-    each direction. They come from one batch, so that both are rounded alike.
+    Predictions are log-probabilities of the next token, float64 [m, 1 + kinds, vocab]: for the
+    clean pass and for each direction. Both come from one batch, so they are rounded alike.
     """
     device, kinds = directions.device, directions.shape[1]
     none = directions.new_zeros(1, directions.shape[2])
@@ -170,7 +169,7 @@ def _passes(
 def _by_context(
     split: Split, places: Places, device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Contexts that are captured together (int64, ascending), and the places in them (int64)."""
+    """Yield contexts that are captured together (int64, ascending), and their places (int64)."""
     context = places.position // split.context_tokens
     order = np.argsort(context, kind="stable")
     distinct, first = np.unique(context[order], return_index=True)
@@ -193,15 +192,15 @@ def cut_batches(
     passes: int = 1,
     vocab_size: int = 1,
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Places in batches of about equal offset, and how long their contexts must be.
+    """Yield batches of places with similar offsets, and the length that their contexts need.
 
     Args:
-        split: whose contexts are cut behind the places.
+        split: its contexts are cut after the places.
         position: int64 [n], flat.
         device: that computes.
-        passes: rows of a batch for each place.
-        vocab_size: logits that are read of each row. A batch has `PASSED_TOKENS` and `LOGITS` at
-            most, or one place.
+        passes: rows of a batch per place.
+        vocab_size: logits that are read per row. A batch has at most `PASSED_TOKENS` and `LOGITS`,
+            or one place.
 
     Yields:
         Indices of places, int64 [m], and the length in tokens, rounded up to `CUT_TOKENS`.
@@ -220,6 +219,6 @@ def cut_batches(
 
 
 def context_ids(split: Split, contexts: np.ndarray) -> np.ndarray:
-    """Token ids of contexts (int64 [n]): int64 [n, context_tokens]."""
+    """Return token ids of contexts (int64 [n]): int64 [n, context_tokens]."""
     ids: np.ndarray = split.ids.reshape(-1, split.context_tokens)[contexts].astype(np.int64)
     return ids

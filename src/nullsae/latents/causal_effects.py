@@ -1,4 +1,4 @@
-"""The columns of `latents` that run the subject; only sampled latents have them."""
+"""The columns of `latents` that need runs of the subject; only sampled latents have them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.interventions import Interventions
 from nullsae.subjects.loading import Subject
 
-# Fewer contexts than these say too little of a latent.
+# With fewer contexts, a latent's effects are too uncertain.
 LEAST_PLACES = 8
 CHANGES = ("ablation_kl_nats", "ablation_ce_nats", "addition_kl_nats", "addition_logp_nats")
 INJECTION = ("token_injection_rate", "token_injection_rate_swapped")
 COLUMNS = (*(f"{name}{of}" for name in CHANGES for of in ROWS.values()), *INJECTION)
-# Beside them, a number that is never null.
+# An additional number that is never null.
 N_FIRINGS = "ablation_firings"
 
 
@@ -43,20 +43,20 @@ def causal_columns(
     skipped: Skipped,
     sampled: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], str | None]:
-    """`COLUMNS`, float64 [n_latents] each and NaN where undefined, and `N_FIRINGS`, int64.
+    """Compute `COLUMNS`, float64 [n_latents] each, NaN if undefined, and `N_FIRINGS`, int64.
 
-    Also why there are none, if there are none. The placebo of `_swapped` is the direction, or are
-    the tokens, of another sampled latent.
+    Also returns why there are none, if so. The placebo of `_swapped` uses the direction or tokens
+    of another sampled latent.
 
     Args:
-        params: settings, and keys of what is drawn.
-        subject: None where no passes can be run.
+        params: settings, and keys of random draws.
+        subject: None if no passes can be run.
         coder: the SAE, on the device that computes.
-        dtype: that the activations are stored in.
+        dtype: of the stored activations.
         firings: of all latents.
-        known: of all latents.
+        known: statistics of all latents.
         skipped: tokens that do not count, and the split.
-        sampled: int64 [n], the latents that are looked at, ascending.
+        sampled: int64 [n], the latents to measure, ascending.
     """
     columns = {name: np.full(coder.n_latents, np.nan) for name in COLUMNS}
     columns[N_FIRINGS] = np.zeros(coder.n_latents, dtype=np.int64)
@@ -106,7 +106,7 @@ def _changes(
     order: np.ndarray,
     silence: Places,
 ) -> dict[str, np.ndarray]:
-    """The columns of directions taken away and added, of the sampled latents: [n] each."""
+    """Compute the columns of subtracted and added directions for the sampled latents: [n] each."""
     own = coder.w_dec[torch.from_numpy(sampled)]
     drawn = random_directions(params, coder.w_dec.shape)[sampled]
     directions = equal_norms([own, own[torch.from_numpy(partners)], drawn.to(own)])
@@ -135,14 +135,14 @@ def _changes(
     found = {N_FIRINGS: np.bincount(fired.of, minlength=len(sampled))}
     for name, values, places in (
         ("ablation_kl_nats", taken.kl, fired),
-        # What the log-probability of the next token loses, the loss gains.
+        # The loss gains what the log-probability of the next token loses.
         ("ablation_ce_nats", -taken.gain, fired),
         ("addition_kl_nats", added.kl, silence),
         ("addition_logp_nats", added.gain, silence),
     ):
         enough = places.enough(len(sampled), _least(params))
         for row, of in enumerate(ROWS.values()):
-            # The only one of its kind has no other to be compared with.
+            # A single latent cannot be compared with another one.
             there = enough & ((of != "_swapped") | (len(sampled) > 1))
             found[name + of] = np.where(there, values[:, row], np.nan)
     return found
@@ -151,7 +151,7 @@ def _changes(
 def _scales(
     subject: Subject, site: str, coder: Autoencoder, split: Split, places: Places
 ) -> np.ndarray:
-    """What a code of 1 adds of its decoder row at each place: float64 [n_places]."""
+    """Return what a code of 1 adds of its decoder row at each place: float64 [n_places]."""
     scales = np.ones(len(places.position))
     if coder.normalization == "none":
         return scales
@@ -166,10 +166,10 @@ def _scales(
 
 
 def _least(params: CollectLatentsParams) -> int:
-    """Places that a latent must have."""
+    """Return how many places a latent needs."""
     return min(LEAST_PLACES, params.latents.causal_places)
 
 
 def _generators(params: CollectLatentsParams, purpose: str) -> Callable[[int], np.random.Generator]:
-    """A generator for each latent."""
+    """Return a function that makes a generator for each latent."""
     return partial(numpy_generator, params.seed, purpose, *params.keys.parts())

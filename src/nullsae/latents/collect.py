@@ -1,8 +1,8 @@
 """Encodes the `eval` split, describes every latent, and cuts windows for a sample.
 
-One pass over the activations. Firings go to the disk, sorted by latent (`latents.store`); what is
-known of a latent is then computed from its own, some latents after the others (`latents.describe`).
-Memory, beside the SAE and what its encoder holds for `BATCH_TOKENS`: `jobs.work.latents`.
+One pass over the activations writes all firings to disk, sorted by latent (`latents.store`). Each
+latent is then described from its own firings, some latents at a time (`latents.describe`). Memory
+besides the SAE and the encoder's needs for `BATCH_TOKENS`: `jobs.work.latents`.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ from nullsae.subjects.loading import Subject
 
 # Rows of the encoder and decoder that are compared at a time.
 GEOMETRY_ROWS = 4096
-# Why a latent fails the filter, the first that holds; the names are columns of `coverage`.
+# Why a latent fails the filter, in order of precedence; the names are columns of `coverage`.
 REASONS = ("n_too_rare", "n_few_active_windows", "n_few_silent_windows")
 PASSES = len(REASONS)
 
 
 @dataclass(frozen=True)
 class OneSae:
-    """An SAE whose latents are collected, and where what is known of them goes."""
+    """An SAE whose latents are collected, and where its results go."""
 
     params: CollectLatentsParams
     sae: Path
     """Its `cfg.json`."""
     latents: Path
-    """Table, every latent."""
+    """Table of all latents."""
     windows: Path
-    """Table, of the sampled ones."""
+    """Table of the sampled latents' windows."""
     coverage: Path
-    """Table, one row."""
+    """Table with one row."""
     firings: Path
-    """Those of the sampled latents (`latents.sample`)."""
+    """Firings of the sampled latents (`latents.sample`)."""
     written: Callable[[], None] = lambda: None
-    """Called when they are there, while other SAEs still wait."""
+    """Called when these files exist, while other SAEs are still pending."""
 
 
 def collect_latents(
@@ -80,7 +80,7 @@ def collect_latents(
     firings: Path,
     **files: Any,
 ) -> None:
-    """`collect_together` of one SAE."""
+    """Collect the latents of one SAE; see `collect_together`."""
     collect_together([OneSae(params, sae, latents, windows, coverage, firings)], **files)
 
 
@@ -94,18 +94,18 @@ def collect_together(
 ) -> None:
     """Write the tables and firings of each SAE.
 
-    All are of one model, and one pass over the activations serves them all. Temporary files, 16
-    bytes per firing and at most 24 per active window, lie in a folder beside `latents`.
+    All SAEs are of one model, and one pass over the activations serves all of them. Temporary
+    files, 16 bytes per firing and at most 24 per active window, are in a folder next to `latents`.
 
     Args:
         saes: at any sites.
         activations: manifest of the variant's `eval` activations.
         tokens: manifest of the corpus' `eval` split.
-        model: the variant's `recipe.json`, where it has weights.
-        progress: called with (tokens done, tokens in all), over all sites.
+        model: the variant's `recipe.json`, if it has weights.
+        progress: called with (tokens done, tokens in total), over all sites.
 
     Raises:
-        UserError: an input is missing, damaged or of another config, or the disk is full.
+        UserError: an input is missing, damaged or from another config, or the disk is full.
     """
     torch.set_num_threads(saes[0].params.compute.threads)
     device, split = device_of(saes[0].params.compute.device), Split.open(tokens)
@@ -134,7 +134,7 @@ def collect_together(
             if progress is not None:
                 progress(done, total)
         del of_site
-        while left:  # each SAE's memory is free before the next is described
+        while left:  # frees each SAE's memory before describing the next
             one, sorting = left.pop(0)
             reader = readers[one.params.keys.site]
             _write(one, describe_all(one.params, sorting, reader, model, reader.manifest["dtype"]))
@@ -146,14 +146,14 @@ def collect_together(
 def _opened(
     params: CollectLatentsParams, manifest: Path, split: Split, device: torch.device
 ) -> SiteReader:
-    """The activations of an SAE's site, which are those of the split."""
+    """Open the activations of an SAE's site, and check that they are those of the split."""
     key = params.eval_activations_key
     reader = open_site(manifest, params.keys.site, key=key, device=device)
     reader.check()
     n_captured = reader.n_tokens + reader.n_excluded
     if n_captured != split.n_tokens:
         raise UserError(
-            f"{manifest}: activations of {n_captured} tokens, and {split.manifest} has "
+            f"{manifest}: activations of {n_captured} tokens, but {split.manifest} has "
             f"{split.n_tokens}; rebuild them with: {rebuild_command(manifest)}"
         )
     return reader
@@ -170,15 +170,15 @@ class Collected(NamedTuple):
     """Tables about the latents of one SAE."""
 
     latents: pa.Table
-    """Every latent; see `tables.cells`, like the next two."""
+    """All latents; see `tables.cells`, like the next two."""
     windows: pa.Table
-    """Of the sampled latents."""
+    """Windows of the sampled latents."""
     coverage: dict[str, Any]
     """One row."""
     sampled: np.ndarray
     """int64 [n], ascending."""
     firings: Firings
-    """Of all latents; maps of files."""
+    """Firings of all latents, memory-mapped."""
 
 
 def collect(
@@ -190,10 +190,10 @@ def collect(
     folder: Path,
     dtype: str,
 ) -> Collected:
-    """Collect latents in one pass over the activations of a split; writes no table.
+    """Collect latents in one pass over the activations of a split, without writing tables.
 
-    `coder` lies on the device that computes, `model` is as for `subject_for_effects`, `dtype` is
-    that of the activations, and `folder` is for temporary files, which the caller deletes.
+    `coder` is on the device that computes, `model` is as for `subject_for_effects`, and `dtype` is
+    that of the activations. Temporary files go to `folder`, which the caller deletes.
     """
     sorting = Sorting(coder, Skipped.of(split, params.latents, reader), folder)
     for x, at in reader.batches():
@@ -208,12 +208,12 @@ def describe_all(
     model: Path | Subject | None,
     dtype: str,
 ) -> Collected:
-    """Describe the latents whose firings are sorted; arguments as of `collect`."""
+    """Describe the latents whose firings are sorted; arguments as for `collect`."""
     settings, skipped, coder = params.latents, sorting.skipped, sorting.coder
     split, folder, found = skipped.split, sorting.folder, sorting.sorted()
     give_back()
     grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
-    # The same pools for every variant: they depend on the corpus alone.
+    # The same pools for every variant, because they depend only on the corpus.
     dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
     pools = pools_of(grid.document, dealt)
     known = describe(found, split, grid, pools, dealt, settings, folder, reader.n_tokens)
@@ -262,8 +262,9 @@ def _effects(
     passing: np.ndarray,
     sampled: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], dict[str, Lists], dict[str, str | None]]:
-    """Columns of `latents` that need the subject, of each latent: numbers and lists; and why there
-    are none.
+    """Compute the columns of `latents` that need the subject, as numbers and lists.
+
+    Also returns why there are none, if so.
     """
     site = coder.writes_at(params.keys.site)
     subject, no_subject = subject_for_effects(model, site, coder.w_dec.device)
@@ -289,7 +290,7 @@ def _effects(
 
 
 def _reasons(known: Described, settings: Latents) -> np.ndarray:
-    """By latent, the first of `REASONS` that holds, or `PASSES`: int64 [n_latents]."""
+    """Return the first of `REASONS` that applies to each latent, or `PASSES`: int64 [n_latents]."""
     least = settings.min_pool_windows
     wrong = (
         known.statistics["firings"] < settings.min_firings,
@@ -312,7 +313,7 @@ def draw_sample(
     """Draw the windows of the sampled latents (int64 [n], ascending).
 
     `pools` (int8 [n_windows]) and `dealt` (int8 [n_documents]) are as for `describe`. Returns rows
-    of the table `windows`, and by latent the entropy in bits over its explaining windows.
+    of the table `windows`, and for each latent the entropy in bits over its explaining windows.
     """
     settings, grid, split = params.latents, known.grid, skipped.split
     silence = HardSilence(known.cells, grid, pools, split)
@@ -346,7 +347,7 @@ def _latent_columns(
     entropy: dict[int, float | None],
     lists: dict[str, Lists],
 ) -> dict[str, pa.Array]:
-    """The table `latents`, column by column."""
+    """Return the columns of the table `latents`."""
     n = len(passes)
     shown = np.full(n, np.nan)
     shown[sampled] = np.array([entropy[latent] for latent in sampled.tolist()], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Collection of the latents of all SAEs of a job of `collect_latents`."""
+"""Collects the latents of all SAEs of a `collect_latents` job."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def collect_all(
     Args:
         params: the rule's slice of the config.
         sae: path of each `cfg.json`, in which {site}, {sae} and {seed} are filled in.
-        activations: manifest of the model's `eval` activations. Where they are not kept, all SAEs
-            share the passes that compute them; else one SAE comes after the other.
+        activations: manifest of the model's `eval` activations. If they are not kept, all SAEs
+            share the passes that compute them; otherwise SAEs are processed one by one.
         tokens: manifest of the corpus' `eval` split.
-        model: the variant's `recipe.json`, where it has weights.
-        latents: of each SAE, as `sae`.
+        model: the variant's `recipe.json`, if it has weights.
+        latents: of each SAE, with the placeholders of `sae`.
         windows: the same.
         coverage: the same.
         firings: the same.
-        kept: where copies of these four lie. An SAE whose copies are there, of the same params,
-            code and weights, is not read again.
-        progress: called with (tokens done, tokens in all) of each pass.
+        kept: where copies of these four are. An SAE with copies there for the same params, code
+            and weights is not read again.
+        progress: called with (tokens done, tokens in total) of each pass.
 
     Raises:
         UserError: as `collect_together`.

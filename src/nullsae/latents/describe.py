@@ -21,21 +21,21 @@ class Described:
     """Statistics and active windows of all latents of an SAE."""
 
     statistics: dict[str, np.ndarray]
-    """Columns of the table `latents`, each [n_latents]; NaN (or -1) where undefined."""
+    """Columns of the table `latents`, each [n_latents]; NaN (or -1) if undefined."""
     cells: Firings
-    """The cells in which each latent fires, none across documents: `position` is the cell, `value`
-    its peak. A map of files."""
+    """The cells in which each latent fires, without cells across documents: `position` is the cell,
+    `value` its peak. Memory-mapped."""
     spans: dict[str, np.ndarray]
-    """`window`, `peak` and, of centred ones, `start` of the candidates for active windows; maps of
-    files."""
+    """`window`, `peak` and, for centred ones, `start` of the candidates for active windows;
+    memory-mapped."""
     span_offsets: np.ndarray
-    """int64 [n_latents + 1]: where each latent's candidates lie."""
+    """int64 [n_latents + 1]: where each latent's candidates begin."""
     active: np.ndarray
     """int64 [2, n_latents]: candidates in each pool."""
     silent: np.ndarray
     """int64 [2, n_latents]: cells of each pool in which the latent is silent."""
     n_too_short: int
-    """As in `Candidates`, of all latents."""
+    """As in `Candidates`, summed over latents."""
     grid: Grid
 
     def candidates(self, latent: int) -> Candidates:
@@ -60,10 +60,10 @@ def describe(
 ) -> Described:
     """Describe latents by the sorted firings of a split, some latents at a time.
 
-    `pools` (int8 [n_windows]) has the pool of each cell and `dealt` (int8 [n_documents]) that of
+    `pools` (int8 [n_windows]) is the pool of each cell and `dealt` (int8 [n_documents]) that of
     each document (`deal_documents`). `n_tokens` of the split's tokens count. Files go to `folder`,
-    which is the caller's to delete. Memory: about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes
-    per latent. A full disk raises a `UserError`.
+    which the caller deletes. Memory: about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes per
+    latent. A full disk raises a `UserError`.
     """
     n = firings.n_latents
     columns: list[dict[str, np.ndarray]] = []
@@ -107,5 +107,5 @@ def describe(
 
 
 def _by_pool(candidates: Candidates, pools: np.ndarray) -> np.ndarray:
-    """How many candidates of each latent lie in each pool: int64 [2, n_latents]."""
+    """Count the candidates of each latent in each pool: int64 [2, n_latents]."""
     return np.stack([candidates.kept(pools == pool).counts for pool in range(len(POOLS))])

@@ -20,7 +20,7 @@ from nullsae.latents.store import Firings
 from nullsae.subjects.loading import Subject, shared_subject
 from nullsae.subjects.unembedding import NoDirectPathError, direct_path
 
-# Whose row of the decoder is looked at, and what that adds to the name of a column.
+# Whose decoder row is used, and the suffix of the column.
 ROWS = {"own": "", "swapped": "_swapped", "random": "_random"}
 COLUMNS = tuple(
     f"{kind}{of}"
@@ -33,21 +33,21 @@ class Effects(NamedTuple):
     """Columns of `latents`."""
 
     numbers: dict[str, np.ndarray]
-    """`COLUMNS`, float64 [n_latents] each and NaN where undefined."""
+    """`COLUMNS`, float64 [n_latents] each, NaN if undefined."""
     lists: dict[str, promoted.Lists]
-    """`promoted.COLUMNS`, of each latent; None but for sampled ones."""
+    """`promoted.COLUMNS` of each latent; None except for sampled ones."""
     reason: str | None
-    """Why a subject gives none of all these, if it gives none."""
+    """Why the subject gives none of these, if so."""
 
 
 def subject_for_effects(
     model: Path | Subject | None, site: str, device: torch.device
 ) -> tuple[Subject | None, str | None]:
-    """Load the subject for effects of directions at a site, or say why there is none.
+    """Load the subject for effects of directions at a site, or return why there is none.
 
     Args:
-        model: the subject, or its `recipe.json`; None where there is no model.
-        site: that the directions are of.
+        model: the subject, or its `recipe.json`; None if there is no model.
+        site: of the directions.
         device: that computes.
     """
     if model is None:
@@ -70,18 +70,18 @@ def effect_columns(
 ) -> Effects:
     """Compute the effects of latents on logits.
 
-    Each passing latent gets its own row of the decoder and two placebos, whose value is 0.5 if
-    nothing is wrong: the row of another latent (`_swapped`, each row once) and a random direction.
+    Each passing latent gets its own decoder row and two placebos with an expected value of 0.5: the
+    row of another latent (`_swapped`, each row once) and a random direction.
 
     Args:
-        params: keys what is drawn.
-        subject: None where there is none for the site.
+        params: keys of random draws.
+        subject: None if there is none for the site.
         w_dec: [n_latents, width of the site], on the device that computes.
         firings: of all latents.
-        split: that the firings are of.
+        split: of the firings.
         passing: int64 [n], the latents that pass the filter, ascending.
         sampled: int64 [n], those of them whose tokens are named, ascending.
-        site: that the rows of the decoder are written to.
+        site: to which the decoder rows write.
     """
     columns = {name: np.full(len(w_dec), np.nan) for name in COLUMNS}
     lists: dict[str, promoted.Lists] = {n: [None] * len(w_dec) for n in promoted.COLUMNS}
@@ -95,7 +95,7 @@ def effect_columns(
     rows = _rows(params, w_dec, passing)
     found = next_token_aurocs(list(rows.values()), path, firings, passing, successors)
     for of, aurocs in zip(rows, found, strict=True):
-        # The only one of its kind has no other to be compared with.
+        # A single latent cannot be compared with another one.
         if of == "swapped" and len(passing) < 2:
             continue
         columns[f"next_token_auroc{ROWS[of]}"][passing] = aurocs.unigram
@@ -110,7 +110,7 @@ def effect_columns(
 
 
 def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> dict[str, Rows]:
-    """A row for each passing latent, [n, d_model], by the names of `ROWS`."""
+    """Return a row for each passing latent, [n, d_model], by the names of `ROWS`."""
     keys = params.keys.parts()
     order = numpy_generator(params.seed, "another_latent", *keys).permutation(len(passing))
     other = np.empty(len(passing), dtype=np.int64)

@@ -1,8 +1,8 @@
-"""How much of a latent its tokens alone do: they are written where it is silent.
+"""How much of a latent its tokens alone explain: they are written where it is silent.
 
-A latent fires on some share of the occurrences of a token in the text. If the token is all that it
-reads, it fires as often where the token is written into a text at random; if the text before it
-counts, less often.
+A latent fires on some share of the occurrences of a token in the text. If it reads only the token,
+it fires as often when the token is written into random text; if it reads preceding text too, less
+often.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PeakTokens:
     ids: np.ndarray
     """int64 [n]."""
     shares: np.ndarray
-    """float64 [n]: of its firings on these tokens."""
+    """float64 [n]: shares of its firings on these tokens."""
     rates: np.ndarray
     """float64 [n]: share of the occurrences of each on which the latent fires."""
 
@@ -40,9 +40,9 @@ class PeakTokens:
 def peak_tokens(
     firings: Firings, latents: np.ndarray, split: Split, occurrences: np.ndarray
 ) -> list[PeakTokens]:
-    """Those of each latent (int64 [n_latents]).
+    """Return the peak tokens of each latent (int64 [n_latents]).
 
-    `occurrences`, int64 [n_types], says how often each token id stands where firings count.
+    `occurrences`, int64 [n_types], counts each token id where firings count.
     """
     found = []
     for latent in latents.tolist():
@@ -56,7 +56,7 @@ def peak_tokens(
 
 
 def count_occurrences(split: Split, skipped: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """How often each token id stands where firings count: int64 [n_types]."""
+    """Count each token id where firings count: int64 [n_types]."""
     counted = np.zeros(split.n_types, dtype=np.int64)
     for piece in split.pieces():
         counts = ~skipped(np.arange(piece.start, piece.stop))
@@ -65,15 +65,15 @@ def count_occurrences(split: Split, skipped: Callable[[np.ndarray], np.ndarray])
 
 
 class InjectionRates(NamedTuple):
-    """Rates of firing where tokens are written, over that on these tokens in the text.
+    """Firing rates on written tokens, relative to that on the same tokens in the text.
 
-    float64 [n_latents] each; NaN where nothing was written.
+    float64 [n_latents] each; NaN if nothing was written.
     """
 
     own: np.ndarray
-    """The latent's own tokens. 1: the token does it alone; 0: nothing of it."""
+    """The latent's own tokens. 1: the token alone explains its firing; 0: not at all."""
     swapped: np.ndarray
-    """Another latent's tokens, over the rate on the latent's own."""
+    """Another latent's tokens, relative to the rate on the latent's own."""
 
 
 def injection_rates(
@@ -89,21 +89,21 @@ def injection_rates(
     places: Places,
     generator_of: Callable[[int], np.random.Generator],
 ) -> InjectionRates:
-    """Write tokens and see who fires.
+    """Write tokens and measure which latents fire.
 
-    The token of a place is drawn from the peak tokens of its latent by their shares of its
-    firings. What rates are over is the mean, over these draws, of the token's rate in the text.
-    For the placebo, each latent is looked at in the places of its partner where it is silent, too.
+    The token of a place is drawn from the peak tokens of its latent in proportion to its firings on
+    them. Rates are relative to the mean, over these draws, of the token's rate in the text. For the
+    placebo, each latent is observed at those places of its partner where it is silent too.
 
     Args:
-        subject: passes of contexts of `eval` are cut behind the places.
-        site: that the dictionary is for.
+        subject: runs contexts of `eval`, cut after the places.
+        site: of the dictionary.
         coder: the dictionary, on the device that computes.
-        dtype: that activations are stored in before they are encoded.
+        dtype: in which activations are stored before they are encoded.
         split: `eval`.
         firings: of all latents in it.
         latents: int64 [n_latents], ascending.
-        partners: int64 [n_latents], another one of them for each, by index; or itself for none.
+        partners: int64 [n_latents], by index another latent for each, or itself for none.
         peaks: of each latent.
         places: tokens where each latent is silent.
         generator_of: a latent's own generator.
@@ -150,7 +150,7 @@ def _fires(
     written: np.ndarray,
     latents: np.ndarray,
 ) -> np.ndarray:
-    """Whether latents (int64 [n, m]) fire at places on the tokens that are written there.
+    """Return whether latents (int64 [n, m]) fire at places on the tokens written there.
 
     Returns bool [n, m].
     """

@@ -1,10 +1,10 @@
-"""Whether a latent, where it fires, raises the logit of the token that comes next.
+"""Whether a latent, where it fires, raises the logit of the next token.
 
-For a firing at token t, e(v) is the direct effect of a row of the decoder on the logit of token v
-(`subjects.unembedding`). The share of draws v ~ q with e(v) < e(x_{t+1}), ties for a half, is 0.5
-if the row says nothing of the next token. q is the distribution of next tokens in the split, or of
-those that follow the same token x_t in it. Both are exact: tokens are sorted once for each latent,
-and counted, not drawn.
+For a firing at token t, e(v) is the direct effect of a decoder row on the logit of token v
+(`subjects.unembedding`). The share of draws v ~ q with e(v) < e(x_{t+1}), counting ties half, is
+0.5 if the row does not predict the next token. q is the distribution of next tokens in the split,
+or of those that follow the same token x_t. Both are exact: tokens are sorted once for each latent
+and counted rather than sampled.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings, changes, offsets_of, ranges
 
-# Effects (latents x tokens of the vocabulary) that one product computes; and so many of them, or
-# successors, are ranked together, < 2^22: on a CPU a few, which stay in its cache.
+# Effects (latents x tokens of the vocabulary) computed by one product; and how many of them, or of
+# successors, are ranked together, < 2^22: few on a CPU, to stay in its cache.
 PIECE, RANKED = 2**21, {"cpu": 2**18}
 PLACE_BITS = 22
-# What float32 leaves of effects that cancel, as a share of their terms.
+# Rounding error of float32 for effects that cancel, as a share of their terms.
 ROUNDING = 1e-6
 
 
@@ -57,17 +57,17 @@ class Successors:
 
 
 class Aurocs(NamedTuple):
-    """Means over the firings of some latents, float64 [n]; NaN where no next token follows one."""
+    """Means over the firings of some latents, float64 [n]; NaN if no firing has a next token."""
 
     unigram: np.ndarray
-    """Against all next tokens of the split."""
+    """Compared with all next tokens of the split."""
     bigram: np.ndarray
-    """Against those that follow the same token."""
+    """Compared with those that follow the same token."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a matrix, copied when some are asked for."""
+    """Rows of a matrix, copied on access."""
 
     matrix: Tensor
     index: np.ndarray
@@ -84,17 +84,17 @@ def next_token_aurocs(
     latents: np.ndarray,
     successors: Successors,
 ) -> list[Aurocs]:
-    """What rows of a decoder say of the tokens that follow the firings of latents.
+    """Measure how well decoder rows predict the tokens that follow the firings of latents.
 
-    Memory: 4 bytes x `PIECE` for each entry of `rows`; about 250 bytes x what is ranked together,
-    or 50 bytes per firing of one latent.
+    Memory: 4 bytes x `PIECE` for each entry of `rows`; about 250 bytes per item ranked together, or
+    50 bytes per firing of one latent.
 
     Args:
         rows: [n, d_model] each, a row for each of `latents`: its own, or others as placebos.
         path: float32 [vocab, d_model], `subjects.unembedding.direct_path`; its device computes.
         firings: of all latents.
         latents: int64 [n], ascending.
-        successors: of the split that the firings are of.
+        successors: of the split of the firings.
 
     Returns:
         One for each entry of `rows`.
@@ -130,7 +130,7 @@ class _Table:
     second: Tensor
     count: Tensor
     start: Tensor
-    """int64 [vocab + 1]: where the pairs of each first token lie."""
+    """int64 [vocab + 1]: where the pairs of each first token begin."""
     unigram: Tensor
     """int64 [vocab]: how often each token comes next."""
 
@@ -153,7 +153,7 @@ class _Fired:
     n: Tensor
     """Firings."""
     begin: Tensor
-    """int64 [groups + 1]: where the kinds with one latent and one first token lie."""
+    """int64 [groups + 1]: where the kinds with one latent and one first token begin."""
 
     @classmethod
     def of_latents(
@@ -170,9 +170,9 @@ class _Fired:
 
 
 def spread_of(effects: Tensor, rows: Tensor, path: Tensor) -> Tensor:
-    """Standard deviation of effects (rows @ path.T, [n, vocab]) over the vocabulary: float32 [n].
+    """Compute standard deviations of effects (rows @ path.T, [n, vocab]): float32 [n].
 
-    0 where all of it is rounding: nothing reads such a row.
+    The result is 0 if all effects are rounding, i.e. nothing reads the row.
     """
     spread = effects.std(dim=1, correction=0)
     rounding = ROUNDING * path.norm(dim=1).mean() * rows.norm(dim=1)
@@ -180,21 +180,21 @@ def spread_of(effects: Tensor, rows: Tensor, path: Tensor) -> Tensor:
 
 
 def _parts(counts: np.ndarray, step: int, most: int) -> Iterator[slice]:
-    """Latents some at a time: `step` of them, with `most` of their firings (int64 [n]), or one."""
+    """Yield slices of latents: `step` of them with at most `most` firings (int64 [n]), or one."""
     for first, end in ranges(offsets_of(counts), most):
         for start in range(first, end, step):
             yield slice(start, min(start + step, end))
 
 
 def _effects(rows: Tensor, path: Tensor) -> Tensor:
-    """Effects of rows on tokens, float32 [n, vocab]; 0 where nothing reads a row."""
+    """Compute effects of rows on tokens, float32 [n, vocab]; 0 if nothing reads a row."""
     effects = rows @ path.T
     effects[spread_of(effects, rows, path) == 0] = 0
     return effects
 
 
 def _ranks(effects: Tensor) -> Tensor:
-    """By row and token, the place of its effect among all: int64 [n, vocab], ties equal."""
+    """Rank the effects of each row: int64 [n, vocab], equal for ties."""
     values, order = effects.sort(dim=1)
     new = torch.ones_like(order)
     new[:, 1:] = values[:, 1:] != values[:, :-1]
@@ -202,7 +202,7 @@ def _ranks(effects: Tensor) -> Tensor:
 
 
 def _among_all(rank: Tensor, fired: _Fired, table: _Table) -> Tensor:
-    """Share of next tokens below each one that follows: float64 [m]."""
+    """Return the share of next tokens below each token that follows: float64 [m]."""
     mass = torch.zeros_like(rank).scatter_add_(1, rank, table.unigram.expand_as(rank))
     return _middle(mass)[fired.of, rank[fired.of, table.second[fired.pair]]] / table.unigram.sum()
 
@@ -210,8 +210,9 @@ def _among_all(rank: Tensor, fired: _Fired, table: _Table) -> Tensor:
 def _among_successors(
     ranks: Sequence[Tensor], fired: _Fired, table: _Table, most: int
 ) -> list[Tensor]:
-    """The same share of those that follow the same token, for each of several rankings; so many
-    successors are ranked together.
+    """Return the same share among tokens that follow the same token, for several rankings.
+
+    At most `RANKED` successors are ranked together.
     """
     leading = fired.begin[:-1]
     of, token = fired.of[leading], table.first[fired.pair[leading]]
@@ -223,7 +224,7 @@ def _among_successors(
         stop = max(low + 1, int(np.searchsorted(ends, done + most, side="right")))
         groups = slice(low, stop)
         mine = slice(int(fired.begin[low]), int(fired.begin[stop]))
-        # Successors of the groups in a row, and where those that were seen stand among them.
+        # Concatenated successors of the groups, and the positions of observed ones among them.
         group = torch.arange(stop - low, device=of.device).repeat_interleave(sizes[groups])
         before = sizes[groups].cumsum(0) - sizes[groups]
         pair = torch.arange(len(group), device=of.device) - before[group]
@@ -241,7 +242,7 @@ def _among_successors(
 
 
 def _share_below(key: Tensor, group: Tensor, count: Tensor) -> Tensor:
-    """Share of its group's count with a smaller key, and half of that with its own: float64 [n].
+    """Return the share of its group's count with a smaller key, plus half of equal: float64 [n].
 
     Keys of later groups (int64 [n], ascending) are larger.
     """
@@ -258,13 +259,13 @@ def _share_below(key: Tensor, group: Tensor, count: Tensor) -> Tensor:
 
 
 def _sorted(keys: Tensor) -> Tensor:
-    """On the CPU NumPy sorts integers several times as fast as torch."""
+    """Sort on the CPU with NumPy, which is several times as fast as torch for integers."""
     return keys.sort().values if keys.is_cuda else torch.from_numpy(np.sort(keys.numpy()))
 
 
 def _middle(mass: Tensor) -> Tensor:
-    """Mass below each of some ranks, and half of its own: float64, along the last dimension.
+    """Return the mass below each of some ranks plus half of its own: float64, last dimension.
 
-    Counts are summed as integers, so that no order of summing and no device changes a value.
+    Counts are summed as integers, so results do not depend on the order of summing or the device.
     """
     return mass.cumsum(dim=-1) - mass.double() / 2

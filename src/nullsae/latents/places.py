@@ -1,8 +1,8 @@
 """Where the causal effects of latents are measured: firings, and tokens of silent windows.
 
-Contexts stand in one random order, the same for all latents and variants. A latent gets the first
-ones in which there is a place for it, and one place in each: latents share passes over contexts,
-and a variant is compared with another on the same text as far as their firings allow.
+Contexts have one random order, the same for all latents and variants. A latent gets one place in
+each of the first contexts that have a place for it. This lets latents share passes over contexts,
+and compares variants on the same text as far as their firings allow.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Places:
     """Tokens of a split, some for each of several latents, sorted by latent."""
 
     of: np.ndarray
-    """int64 [n]: index of the latent among those that were asked for."""
+    """int64 [n]: index of the latent among the requested ones."""
     position: np.ndarray
-    """int64 [n]: flat positions, for one latent all in different contexts."""
+    """int64 [n]: flat positions, in different contexts for each latent."""
     value: np.ndarray
-    """float64 [n]: the latent's activation there; 0 where it is silent."""
+    """float64 [n]: the latent's activation there; 0 if it is silent."""
 
     def enough(self, n_latents: int, least: int) -> np.ndarray:
-        """Which latents have at least so many places: bool [n_latents]."""
+        """Return which latents have at least this many places: bool [n_latents]."""
         return np.bincount(self.of, minlength=n_latents) >= least
 
 
@@ -42,16 +42,16 @@ def firing_places(
     n: int,
     generator_of: Callable[[int], np.random.Generator],
 ) -> Places:
-    """Up to `n` firings of each latent, chosen at random among those of a context.
+    """Choose up to `n` firings of each latent, at random within a context.
 
     Args:
         firings: of all latents.
         latents: int64 [n_latents].
-        follows: int32 [n_tokens], -1 where no token follows in the same context and document, as
-            `next_token.Successors.pair`: such firings are left out.
-        split: that the firings are of.
+        follows: int32 [n_tokens], -1 if no token follows in the same context and document, as in
+            `next_token.Successors.pair`; such firings are left out.
+        split: of the firings.
         order: int64 [n_contexts], a permutation of the contexts.
-        n: the most contexts of a latent.
+        n: maximal number of contexts of a latent.
         generator_of: a latent's own generator.
     """
     rank = np.empty_like(order)
@@ -77,15 +77,15 @@ def silent_places(
     n: int,
     generator_of: Callable[[int], np.random.Generator],
 ) -> Places:
-    """Up to `n` tokens of each latent in windows in which it is silent.
+    """Choose up to `n` tokens of each latent in windows in which it is silent.
 
     Args:
         cells: the windows in which each latent fires, as `Described.cells`.
         latents: int64 [n_latents].
-        grid: windows of the split; none across documents is taken.
-        skipped: says of flat positions which of them do not count, bool of their shape.
+        grid: windows of the split; those across documents are not used.
+        skipped: maps flat positions to whether they do not count, bool of their shape.
         order: int64 [n_contexts], a permutation of the contexts.
-        n: the most contexts of a latent.
+        n: maximal number of contexts of a latent.
         generator_of: a latent's own generator.
     """
     whole = (grid.document >= 0).reshape(-1, grid.per_context)
@@ -112,7 +112,7 @@ def silent_places(
 
 
 def _one_of_each(group: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random member of each group (int64 [n]), in the order of the groups: int64 [n_groups]."""
+    """Draw a random member of each group (int64 [n]), in group order: int64 [n_groups]."""
     order = np.lexsort((generator.random(len(group)), group))
     first: np.ndarray = order[changes(group[order])]
     return first

@@ -1,4 +1,4 @@
-"""Which tokens a latent makes likelier or less likely by the direct path to the logits."""
+"""Which tokens a latent makes more or less likely by the direct path to the logits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ Lists = list[list[float] | None]
 
 
 def promoted_tokens(rows: Tensor, path: Tensor, n_tokens: int) -> dict[str, Lists]:
-    """The tokens whose logits rows of a decoder raise most, and those that they lower most.
+    """Find the tokens whose logits decoder rows raise most, and those that they lower most.
 
-    An effect is that on the logit of a token, less the mean over the vocabulary (what all logits
-    share changes no probability), over their standard deviation (the path is known up to a factor,
-    and the final norm divides by another number at each token). Ties go to the smaller id. No token
-    is at both ends: each has half of a small vocabulary at most. Memory: 8 bytes x `PIECE`, and
-    about 30 bytes x what is ranked together.
+    An effect is the change of a token's logit minus its mean over the vocabulary, since a change
+    common to all logits does not affect probabilities. It is divided by the standard deviation over
+    the vocabulary, since the path is known only up to a factor, and the final norm divides by a
+    different number at each token. Ties go to the smaller id. No token is at both ends: each has at
+    most half of a small vocabulary. Memory: 8 bytes x `PIECE`, and about 30 bytes per item ranked
+    together.
 
     Args:
         rows: [n, d_model].
-        path: float32 [vocab, d_model], `subjects.unembedding.direct_path`, of the tokens that there
-            are: rows of the head beyond those of the tokenizer are none.
+        path: float32 [vocab, d_model], `subjects.unembedding.direct_path`, for existing tokens
+            only, without padding rows of the head.
         n_tokens: at each end.
 
     Returns:

@@ -24,7 +24,7 @@ from nullsae.latents.windows import Draw
 def activations_in(
     position: np.ndarray, value: np.ndarray, start: np.ndarray, length: int
 ) -> np.ndarray:
-    """A latent's activations in stretches of the split that begin at `start` (int64 [n]).
+    """Return a latent's activations in stretches of the split that begin at `start` (int64 [n]).
 
     It fires with `value` (float32 [n_firings]) at `position` ([n_firings], ascending). Returns
     float32 [n, length].
@@ -44,8 +44,9 @@ class WindowRows:
     def __init__(
         self, split: Split, window_tokens: int, skipped: Callable[[np.ndarray], np.ndarray]
     ) -> None:
-        """Start empty. `skipped` says of positions which of them never count, bool of their
-        shape.
+        """Start empty.
+
+        `skipped` maps positions to whether they never count, bool of their shape.
         """
         self._split, self._length, self._skipped = split, window_tokens, skipped
         self._parts: list[dict[str, np.ndarray]] = []
@@ -53,9 +54,10 @@ class WindowRows:
     def add(
         self, latent: int, draws: Sequence[Draw], position: np.ndarray, value: np.ndarray
     ) -> float | None:
-        """Add the windows drawn for one latent, which fires with `value` (float32 [n_firings]) at
-        `position` (integers [n_firings], ascending). Returns the entropy in bits of its activation
-        over the token ids of the explaining windows.
+        """Add the windows drawn for one latent.
+
+        It fires with `value` (float32 [n_firings]) at `position` (integers [n_firings], ascending).
+        Returns the entropy in bits of its activation over token ids in the explaining windows.
         """
         start = np.concatenate([draw.start for draw in draws])
         at = start[:, None] + np.arange(self._length)
@@ -87,7 +89,7 @@ class WindowRows:
         return entropy_bits(values[shown].ravel().astype(np.float64), ids[shown].ravel())
 
     def table(self) -> pa.Table:
-        """All rows in the order in which they were added."""
+        """Return all rows in the order in which they were added."""
         schema = tables.cell_schema("windows")
         if not self._parts:
             return schema.empty_table()
@@ -108,8 +110,8 @@ def write_firings(path: Path, latents: np.ndarray, firings: Firings) -> None:
     """Write all firings of some latents (int64 [n], ascending), piece by piece, as safetensors.
 
     Keys: `latent` int32 [n], ascending; `offset` int64 [n + 1]; `position` uint32 (int64 from 2^32
-    tokens on) and `value` float32: the firings of latent[i], by position, are
-    offset[i] to offset[i + 1]. A `UserError` says that the file cannot be written.
+    tokens on) and `value` float32. The firings of latent[i], by position, are at offset[i] to
+    offset[i + 1]. Raises a `UserError` if the file cannot be written.
     """
     slices = [firings.of(latent) for latent in latents.tolist()]
     offset = offsets_of(np.array([part.stop - part.start for part in slices], dtype=np.int64))
@@ -136,20 +138,20 @@ def write_firings(path: Path, latents: np.ndarray, firings: Firings) -> None:
 
 @dataclass(frozen=True)
 class FiringReader:
-    """Reads `firings.safetensors`, one latent at a time: nothing else in the file is looked at."""
+    """Reads `firings.safetensors` one latent at a time, without loading the rest."""
 
     path: Path
     latents: np.ndarray
-    """int32 [n], ascending: whose firings there are."""
+    """int32 [n], ascending: the latents whose firings are in the file."""
     offset: np.ndarray
     """int64 [n + 1]."""
 
     @classmethod
     def open(cls, path: Path) -> FiringReader:
-        """Read which latents there are.
+        """Read the list of latents.
 
-        A `UserError` names a file that is missing, damaged or another one, and the command that
-        rebuilds it.
+        Raises a `UserError` with the command that rebuilds the file if it is missing, damaged or
+        not a file of firings.
         """
         if not path.is_file():
             raise UserError(
@@ -167,19 +169,19 @@ class FiringReader:
         if not whole or (np.diff(offset) < 0).any() or (np.diff(latents) <= 0).any():
             raise _damaged(path, "its offsets or latents are not in order")
         if sizes != [[int(offset[-1])]] * 2:
-            raise _damaged(path, f"holds {sizes} firings, and its offsets end at {offset[-1]}")
+            raise _damaged(path, f"contains {sizes} firings, but its offsets end at {offset[-1]}")
         return cls(path, latents, offset)
 
     def of(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """Read one latent's firings: positions (uint32 or int64 [n], ascending), values (float32).
 
-        A `UserError` says that the latent was not sampled, or that its firings are damaged.
+        Raises a `UserError` if the latent was not sampled, or its firings are damaged.
         """
         place = int(np.searchsorted(self.latents, latent))
         if place == len(self.latents) or self.latents[place] != latent:
             raise UserError(
-                f"{self.path}: no firings of latent {latent}; it has those of the "
-                f"{len(self.latents)} sampled ones"
+                f"{self.path}: no firings of latent {latent}; it contains only those of the "
+                f"{len(self.latents)} sampled latents"
             )
         own = slice(int(self.offset[place]), int(self.offset[place + 1]))
         try:

@@ -1,4 +1,4 @@
-"""Hard silent windows, where a latent's usual tokens or companions occur but it does not fire."""
+"""Hard silent windows: a latent's usual tokens or companions occur, but it does not fire."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nullsae.latents.store import PIECE_FIRINGS, Firings, offsets_of, order_by
 from nullsae.latents.windows import POOLS, Draw, Grid, silent_of_each_kind
 
 SCORE = POOLS.index("score")
-# Others whose firing makes a window one of kind `co_occurring`.
+# Number of latents whose firing makes a window `co_occurring`.
 N_COMPANIONS = 10
 
 
@@ -23,10 +23,11 @@ class HardSilence:
     """Draws the silent scoring windows that are not random, one latent at a time."""
 
     active: Firings
-    """The cells in which each latent fires, none across documents; `position` is the cell."""
+    """The cells in which each latent fires, without cells across documents; `position` is the
+    cell."""
     grid: Grid
     pools: np.ndarray
-    """int8 [n_windows], the pool of each cell as from `pools_of`."""
+    """int8 [n_windows], the pool of each cell, from `pools_of`."""
     split: Split
 
     def draw(
@@ -39,12 +40,13 @@ class HardSilence:
     ) -> list[Draw]:
         """Draw windows of the kinds in `settings.silent_windows` other than `random`.
 
-        All are of the scoring pool, none is among `drawn`, and no two kinds share one. `nearest`
-        comes first: it has few good candidates, and `co_occurring` has many. A kind has fewer
-        windows than asked where the latent has no more (`silent_of_each_kind`).
+        All are in the scoring pool, none is among `drawn`, and no two kinds share one. `nearest`
+        comes first, because it has few good candidates while `co_occurring` has many. A kind has
+        fewer windows than requested if the latent has no more (`silent_of_each_kind`).
 
-        `drawn` is what `draw_windows` gave for the latent; `activations` gives its activations in
-        windows, [n, window_tokens], by their starts [n]; the generator, keyed to it, breaks ties.
+        `drawn` comes from `draw_windows` for the latent. `activations` returns its activations in
+        windows, [n, window_tokens], by their starts [n]. The generator, keyed to the latent, breaks
+        ties.
         """
         free = self.pools == SCORE
         free[self.active.position[self.active.of(latent)]] = False
@@ -67,29 +69,29 @@ class HardSilence:
         return draws
 
     def _ids(self, start: np.ndarray) -> np.ndarray:
-        """Token ids of the windows that start there, [n, window_tokens]."""
+        """Return token ids of the windows that start there, [n, window_tokens]."""
         ids: np.ndarray = self.split.ids[start[:, None] + np.arange(self.grid.window_tokens)]
         return ids
 
     def company(self, latent: int) -> np.ndarray:
         """Return how much of a latent's usual company fires in each window, float64 [n_windows].
 
-        The sum of the associations of those of its companions that fire there.
+        It is the sum of the associations of those companions that fire there.
         """
         company = np.zeros(self.grid.n_windows)
         for other, association in zip(*self.companions(latent), strict=True):
-            # A window comes once per latent, so no sum is lost.
+            # Each latent has a window once, so no summand is lost.
             company[self.active.position[self.active.of(int(other))]] += association
         return company
 
     def companions(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the latents that most often fire in the same windows as a latent.
 
-        The association of another one is P(it fires | the latent fires) - P(it fires), over the
-        windows of both pools: the share of the latent's active windows in which it fires too, minus
-        its share of all windows. One that never fires where the latent is silent does not count.
-        Returns at most `N_COMPANIONS` latents (int64) and their associations (float64), all above
-        0, largest first; ties by number.
+        The association of another latent is P(it fires | the latent fires) - P(it fires), over the
+        windows of both pools: its share of the latent's active windows minus its share of all
+        windows. Latents that never fire where this one is silent do not count. Returns at most
+        `N_COMPANIONS` latents (int64) and their associations (float64), all above 0, largest first;
+        ties by number.
         """
         own = np.zeros(self.grid.n_windows, dtype=bool)
         own[self.active.position[self.active.of(latent)]] = True
@@ -116,14 +118,14 @@ class HardSilence:
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """Which windows hold each token type."""
+    """Which windows contain each token type."""
 
     window: np.ndarray
-    """int32 [n_pairs]: windows by the types they hold, ascending within a type."""
+    """int32 [n_pairs]: windows by the types they contain, ascending within a type."""
     bounds: np.ndarray
-    """int64 [vocab + 1]: type t is held by window[bounds[t]] to window[bounds[t + 1]]."""
+    """int64 [vocab + 1]: window[bounds[t]] to window[bounds[t + 1]] contain type t."""
     rarity: np.ndarray
-    """float64 [vocab], nats: ln(windows / windows that hold the type), 0 for one that none does
+    """float64 [vocab], nats: ln(windows / windows with the type), 0 for one that occurs in none
     (inverse document frequency, Spärck Jones 1972)."""
     n_windows: int
 
@@ -131,9 +133,9 @@ class TokenIndex:
     def of(
         cls, windows: np.ndarray, token_ids: np.ndarray, *, n_windows: int, n_types: int
     ) -> TokenIndex:
-        """From windows (int64 [n]) and their token ids [n, window_tokens].
+        """Index windows (int64 [n]) by their token ids [n, window_tokens].
 
-        `n_windows` and `n_types` are how many there are in all, also of those not indexed.
+        `n_windows` and `n_types` are totals that include windows and types that are not indexed.
         """
         types = np.sort(token_ids.astype(np.uint32), axis=1)
         first = np.ones(types.shape, dtype=bool)
@@ -147,11 +149,11 @@ class TokenIndex:
         return cls(holder[order_by(held)], offsets_of(held_by), rarity, n_windows)
 
     def similarity(self, token_ids: np.ndarray, activations: np.ndarray) -> np.ndarray:
-        """Return how much of an active window the indexed windows hold: 1 all its types, 0 none.
+        """Return how much of an active window each indexed window contains: 1 all types, 0 none.
 
-        A type counts by the mean of two shares: of the window's activation, so that what the
-        latent fires on comes first, and of its tokens weighted by `rarity`, so that the rest of
-        the text is alike too, in its telling words.
+        A type is weighted by the mean of two shares. One is its share of the window's activation,
+        so that what the latent fires on comes first. The other is its share of the tokens, weighted
+        by `rarity`, so that the rest of the text is similar too, in its distinctive words.
 
         Both `token_ids` (int) and `activations` (float64, not negative) are [window_tokens].
         Returns float64 [n_windows], 0 for windows that are not indexed.
@@ -174,9 +176,9 @@ class TokenIndex:
     ) -> np.ndarray:
         """Choose the candidates that are most similar to active windows.
 
-        The active windows, in random order, take their most similar candidate each in turn, and
-        go round again until there are n: so the chosen ones as a whole look like the active ones
-        as a whole, not like one of them. Ties are broken at random.
+        The active windows take turns in random order: each takes its most similar remaining
+        candidate, until there are n. So the chosen windows resemble the active ones in total,
+        rather than a single one of them. Ties are broken at random.
 
         Both `token_ids` (int) and `activations` (float64) are [n_active, window_tokens], the
         candidates (int64) indexed windows. Returns int64 [at most n], ascending.
@@ -195,6 +197,6 @@ class TokenIndex:
 
 
 def _shares(amounts: np.ndarray) -> np.ndarray:
-    """Amounts as shares of their sum; all 0 where that is 0."""
+    """Divide amounts by their sum; all 0 if that is 0."""
     total = float(amounts.sum())
     return amounts / total if total > 0 else np.zeros(len(amounts))

@@ -19,17 +19,17 @@ class Activations(Protocol):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that count."""
+        """Number of tokens that count."""
 
     @property
     def n_excluded(self) -> int:
-        """Tokens of the split that do not."""
+        """Number of tokens of the split that do not count."""
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those that count: float32 [n, d_model], positions int64 [n]."""
+        """Yield tokens that count: float32 [n, d_model], positions int64 [n]."""
 
     def excluded_positions(self) -> Tensor:
-        """Flat positions of those that do not, int64 [n]."""
+        """Return the flat positions of tokens that do not count, int64 [n]."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Skipped:
 
     @classmethod
     def of(cls, split: Split, settings: Latents, reader: Activations) -> Skipped:
-        """Find them by the settings and the activations of a site.
+        """Find them from the settings and the activations of a site.
 
-        A `UserError` says that ends of documents are to be skipped, but the corpus has none.
+        Raises a `UserError` if ends of documents are to be skipped, but the corpus has none.
         """
         if settings.skip_end_of_text and split.separator_token_id is None:
             raise UserError(

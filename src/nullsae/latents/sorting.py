@@ -16,12 +16,12 @@ from nullsae.sae.autoencoder import Autoencoder
 class Sorting:
     """Sorts the firings of an SAE over a split, batch by batch.
 
-    Those on tokens that the settings skip are left out: the first of each context, BOS, and the
+    Firings on tokens that the settings skip are left out: the first of each context, BOS, and the
     ends of documents.
     """
 
     def __init__(self, coder: Autoencoder, skipped: Skipped, folder: Path) -> None:
-        """Start without any, on the device of `coder`; `folder` is for files."""
+        """Start empty, on the device of `coder`; `folder` is for files."""
         self.coder, self.skipped, self.folder = coder, skipped, folder
         self.n_skipped = np.zeros(2, dtype=np.int64)
         """Tokens that are left out, and their firings."""
@@ -32,7 +32,7 @@ class Sorting:
     def add(self, x: Tensor, at: Tensor) -> None:
         """Encode activations float32 [n, d_model] of the positions int64 [n].
 
-        A `UserError` says that the disk is full.
+        Raises a `UserError` if the disk is full.
         """
         position = at.numpy()
         ids = torch.from_numpy(self.skipped.split.ids[position].astype(np.int64))
@@ -47,8 +47,8 @@ class Sorting:
         self._sorter.add(indices.reshape(-1)[hit], where, values.reshape(-1)[hit])
 
     def sorted(self) -> Firings:
-        """All firings, as maps of files; nothing is added after that.
+        """Return all firings, memory-mapped; nothing can be added after that.
 
-        A `UserError` says that the disk is full.
+        Raises a `UserError` if the disk is full.
         """
         return self._sorter.sorted()

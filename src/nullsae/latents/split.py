@@ -1,4 +1,4 @@
-"""The tokens of a split, mapped from the disk."""
+"""The tokens of a split, memory-mapped."""
 
 from __future__ import annotations
 
@@ -13,52 +13,53 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.corpus.store import TOKENS_FILE, Tokens, load_tokens
 
-# Lags of the autocorrelation: 1 to so many tokens.
+# Lags of the autocorrelation: 1 to this number of tokens.
 LAGS = 15
-# Tokens that are looked at together when a split is read from end to end.
+# Tokens processed together when a split is read from end to end.
 PIECE_TOKENS = 2**18
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a corpus. `ids` and `document` are maps of its file: they take no memory that
-    the system could not take back.
+    """One split of a corpus.
+
+    `ids` and `document` are memory-mapped, so the system can reclaim their memory.
     """
 
     ids: np.ndarray
-    """int32 [n_tokens]: token ids, contexts in a row."""
+    """int32 [n_tokens]: token ids, context after context."""
     document: np.ndarray
     """int32 [n_tokens]: the document of each token."""
     context_tokens: int
     separator_token_id: int | None
-    """The id that ends each document, if the manifest says so."""
+    """The id that ends each document, if the manifest records it."""
     manifest: Path
     n_bos: int = 0
-    """Tokens of BOS that each context begins with."""
+    """Number of BOS tokens at the start of each context."""
     bos_token_ids: Sequence[int] = ()
-    """Ids that are BOS wherever they stand."""
+    """Ids that are BOS at any position."""
     vocab_size: int | None = None
-    """One more than the largest id of the tokenizer, if the manifest says so."""
+    """One more than the tokenizer's largest id, if the manifest records it."""
 
     @classmethod
     def open(cls, manifest: Path) -> Split:
-        """Map the tokens that lie beside a manifest, verified against it.
+        """Map the tokens next to a manifest, and verify them.
 
-        A `UserError` names a file that is missing, damaged or not what a corpus consists of, and
-        the command that rebuilds it.
+        Raises a `UserError` with the command that rebuilds a file if it is missing, damaged or not
+        part of a corpus.
         """
         return cls.of(load_tokens(manifest), manifest)
 
     @classmethod
     def of(cls, tokens: Tokens, manifest: Path) -> Split:
-        """Wrap the tokens of a split that are read already; messages name the path.
+        """Wrap the tokens of a split that were already read; messages name the path.
 
-        A `UserError` says that the tokens of a document are not contiguous.
+        Raises a `UserError` if the tokens of a document are not contiguous.
         """
         ids, document = tokens.input_ids, tokens.document_id
         ends = tokens.manifest.get("separator_token_id")
         bos = tokens.bos_token_ids
-        # Where one token is both, as in GPT-2, only that at the start of a context is BOS.
+        # If one token is both, as in GPT-2, only the one at the start of a context is BOS.
         if tokens.manifest.get("eos_token_id") in bos:
             bos = []
         split = cls(
@@ -67,13 +68,13 @@ class Split:
         )
         if len(np.unique(split.document[split.bounds[:-1]])) != len(split.bounds) - 1:
             raise UserError(
-                f"{manifest.with_name(TOKENS_FILE)}: the tokens of a document are not in a row; "
+                f"{manifest.with_name(TOKENS_FILE)}: the tokens of a document are not contiguous; "
                 f"rebuild it with: {rebuild_command(manifest)}"
             )
         return split
 
     def is_bos(self, position: np.ndarray) -> np.ndarray:
-        """Return whether BOS stands at each position: bool [n]."""
+        """Return whether there is a BOS at each position: bool [n]."""
         prepended = position % self.context_tokens < self.n_bos
         return prepended | np.isin(self.ids[position], self.bos_token_ids)
 
@@ -92,7 +93,7 @@ class Split:
 
     @cached_property
     def frequency(self) -> np.ndarray:
-        """Share of all tokens that have each id: float32 [n_types]."""
+        """Share of each id among all tokens: float32 [n_types]."""
         counts = np.zeros(self.n_types, dtype=np.int64)
         for piece in self.pieces():
             counts += np.bincount(self.ids[piece], minlength=self.n_types)
@@ -109,9 +110,7 @@ class Split:
 
     @cached_property
     def n_pairs(self) -> np.ndarray:
-        """Pairs of tokens at a distance of 1 to `LAGS`, both in one context and one document:
-        int64 [LAGS].
-        """
+        """Pairs of tokens 1 to `LAGS` apart, in one context and document: int64 [LAGS]."""
         counted = np.zeros(LAGS, dtype=np.int64)
         for piece in self.pieces():
             rows = self.document[piece].reshape(-1, self.context_tokens)
@@ -120,14 +119,15 @@ class Split:
         return counted
 
     def pieces(self) -> Iterator[slice]:
-        """The split in pieces of whole contexts."""
+        """Yield the split in pieces of whole contexts."""
         step = max(1, PIECE_TOKENS // self.context_tokens) * self.context_tokens
         for start in range(0, self.n_tokens, step):
             yield slice(start, min(start + step, self.n_tokens))
 
     def stretch(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First position and end (one after the last) of what lies in the same context and the
-        same document as each of the given positions, both int64 [n].
+        """Return the stretch within the context and document of each position.
+
+        First position and end (one after the last), both int64 [n].
         """
         position = position.astype(np.int64)
         place = np.searchsorted(self.bounds, position, side="right") - 1

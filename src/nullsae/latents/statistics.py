@@ -12,7 +12,7 @@ from nullsae.config.metrics import with_column
 from nullsae.latents.split import LAGS, Split
 from nullsae.latents.store import Firings, changes, offsets_of, order_by
 
-# Below this share of the mean square, a variance is what rounding left of zero.
+# Below this share of the mean square, a variance is a rounding error.
 MIN_VARIANCE_SHARE = 1e-12
 
 
@@ -39,27 +39,29 @@ class TokenMass(NamedTuple):
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums from which the statistics of n latents follow. All arrays have length n but `tokens`
-    and the metrics' own.
+    """Sums from which the statistics of n latents follow.
+
+    All arrays have length n, except for `tokens` and the metrics' own.
     """
 
     added: dict[str, np.ndarray]
-    """`counts`, `total` and `squares` of the activations; `n_documents`; of the firings' offsets
-    in their contexts `offset_total`, `offset_squares` (int64) and how often they are 0, `at_start`;
-    `products` (float64 [n, LAGS]) of the activations of pairs at a distance of 1 to LAGS."""
+    """`counts`, `total` and `squares` of the activations; `n_documents`; `offset_total` and
+    `offset_squares` (int64) of the firings' offsets in their contexts, and `at_start`, how often
+    they are 0; `products` (float64 [n, LAGS]) of the activations of pairs at a distance of 1 to
+    LAGS."""
     largest: np.ndarray
     most_in_document: np.ndarray
     """Largest number of firings in one document."""
     ends: np.ndarray
-    """int64 [n, 2, 2]: the first and the last document with a firing, and the firings in it; -1
-    and 0 without any."""
+    """int64 [n, 2, 2]: the first and the last document with a firing, and their firings; -1 and 0
+    if there are none."""
     tokens: TokenMass
     of_metrics: dict[str, dict[str, np.ndarray]]
     """By metric, the sums of those that add a column."""
 
     @classmethod
     def of(cls, firings: Firings, split: Split) -> Sums:
-        """Sums over firings in memory."""
+        """Sum over firings in memory."""
         n, latent = firings.n_latents, firings.latent
         position, value = firings.position, firings.value.astype(np.float64)
         document = split.document[position]
@@ -158,12 +160,12 @@ class Sums:
 def autocorrelation(
     total: np.ndarray, squares: np.ndarray, products: np.ndarray, n_tokens: int, n_pairs: np.ndarray
 ) -> np.ndarray:
-    """r_l = (products_l / n_pairs_l - mean^2) / variance, float64 [n, lags].
+    """Compute r_l = (products_l / n_pairs_l - mean^2) / variance, float64 [n, lags].
 
-    Mean and variance are those of the activation over all tokens of the split, zeros included;
+    Mean and variance are those of the activation over all tokens of the split, including zeros;
     products are over pairs (t, t + l) within one context and document. NaN for a latent without
     variance, and for a lag without pairs. `total` and `squares` (float64 [n]) are sums of
-    activations and of their squares, `products` (float64 [n, lags]) of those of pairs; `n_tokens`
+    activations and of their squares, `products` (float64 [n, lags]) sums over pairs; `n_tokens`
     and `n_pairs` (int64 [lags]) are those of the split.
     """
     mean, square = total / n_tokens, squares / n_tokens
@@ -176,12 +178,13 @@ def autocorrelation(
 
 
 def token_spread(tokens: TokenMass, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Entropy H = -sum p_t log2 p_t, its Miller-Madow correction, and the peak share max p_t.
+    """Compute entropy H = -sum p_t log2 p_t, its Miller-Madow correction, and peak share max p_t.
 
     p_t is proportional to the summed activation on token id t. The correction adds
-    (types - 1) / (2 N ln 2) bits for N firings (Miller 1955): an entropy estimated from few firings
-    is too low, and firing rates differ between variants. `counts` (int64 [n_latents]) are numbers
-    of firings. Returns columns of the table `latents`, each [n_latents]; NaN (or -1) without one.
+    (types - 1) / (2 N ln 2) bits for N firings (Miller 1955), because entropies estimated from few
+    firings are too low, and firing rates differ between variants. `counts` (int64 [n_latents]) are
+    numbers of firings. Returns columns of the table `latents`, each [n_latents]; NaN (or -1) for
+    latents that never fire.
     """
     latent, token, mass, n = tokens.latent, tokens.token, tokens.mass, len(counts)
     total = np.bincount(latent, weights=mass, minlength=n)
@@ -208,7 +211,7 @@ def token_spread(tokens: TokenMass, counts: np.ndarray) -> dict[str, np.ndarray]
 def entropy_bits(mass: np.ndarray, token_ids: np.ndarray) -> float | None:
     """Compute the entropy in bits of activation mass (float [n], >= 0) over token ids (int [n]).
 
-    It is None without any mass.
+    None without any mass.
     """
     _, types = np.unique(token_ids, return_inverse=True)
     by_token = np.bincount(types, weights=mass)
@@ -221,18 +224,17 @@ def _plus(own: dict[str, np.ndarray], later: dict[str, np.ndarray]) -> dict[str,
 
 
 def _integers(latent: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
-    """Sums of integers by latent, int64 [n]: exact, as float64 is up to 2^53."""
+    """Sum integers by latent, int64 [n]; exact, because float64 is up to 2^53."""
     return np.bincount(latent, weights=values, minlength=n).astype(np.int64)
 
 
 def _lag_products(
     latent: np.ndarray, position: np.ndarray, value: np.ndarray, stretch: np.ndarray, n: int
 ) -> np.ndarray:
-    """Summed products of a latent's activations at distances of 1 to LAGS: float64 [n, LAGS].
+    """Sum products of a latent's activations at distances of 1 to LAGS: float64 [n, LAGS].
 
-    Only pairs within a stretch count. Firings are compared with the one after, the second after
-    and so on, and those that are too far away are dropped: they are also too far from all later
-    ones.
+    Only pairs within a stretch count. Firings are compared with the next one, the one after that
+    and so on. Firings that are too far away are dropped, since all later ones are even farther.
     """
     sums = np.zeros(n * LAGS)
     left = np.arange(len(latent))

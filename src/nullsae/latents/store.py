@@ -1,12 +1,12 @@
-"""Sorts firings by latent on disk, more of them than fit into memory.
+"""Sorts more firings by latent than fit into memory, on disk.
 
 Firings come token by token. `FiringSorter` collects `RUN_FIRINGS` of them, sorts them by latent
-and appends them to a file as a run, with the number of firings of each latent beside it. When all
-are there, one range of latents at a time is put together from its stretch of each run: the numbers
-alone say where each firing goes, so nothing is compared.
+and appends them to a file as a run, together with the number of firings of each latent. At the end,
+it assembles one range of latents at a time from its stretch of each run. The numbers alone
+determine where each firing goes, so nothing is compared.
 
 Memory: about 40 bytes x `RUN_FIRINGS`, 40 bytes x `PIECE_FIRINGS` and 40 bytes per latent,
-whatever the number of firings. Disk: 16 bytes per firing while runs are put together, 8 after.
+independent of the number of firings. Disk: 16 bytes per firing while runs are assembled, 8 after.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nullsae.core.errors import UserError
 
 # Firings that are sorted in memory before they are written.
 RUN_FIRINGS = 2**20
-# Firings that are put together, or described, at a time.
+# Firings that are assembled, or described, at a time.
 PIECE_FIRINGS = 2**19
 
 
@@ -35,9 +35,9 @@ class Firings:
     offsets: np.ndarray
     """int64 [n_latents + 1]: latent l has the firings offsets[l] to offsets[l + 1]."""
     position: np.ndarray
-    """uint32 or int64 [n], flat token index in the split; may be a map of a file."""
+    """uint32 or int64 [n], flat token index in the split; may be memory-mapped."""
     value: np.ndarray
-    """float32 [n], above 0; may be a map of a file."""
+    """float32 [n], above 0; may be memory-mapped."""
 
     @property
     def n_latents(self) -> int:
@@ -54,14 +54,14 @@ class Firings:
         return np.repeat(np.arange(self.n_latents), self.counts)
 
     def of(self, latent: int) -> slice:
-        """Return where one latent's firings lie."""
+        """Return the slice of one latent's firings."""
         return slice(int(self.offsets[latent]), int(self.offsets[latent + 1]))
 
     def pieces(self, context_tokens: int) -> Iterator[tuple[int, Firings]]:
         """Yield all firings in pieces of about `PIECE_FIRINGS`, copied into memory.
 
-        A latent with more has pieces of its own, which end where a context ends, so that no window
-        or pair of tokens is torn apart. Yields (first latent, firings of it and of later ones).
+        A latent with more has pieces of its own that end at context boundaries, so that no window
+        or pair of tokens is split. Yields (first latent, firings of it and of later ones).
         """
         most = max(PIECE_FIRINGS, context_tokens)
         for first, end in ranges(self.offsets, most):
@@ -88,7 +88,7 @@ def offsets_of(counts: np.ndarray) -> np.ndarray:
 def ranges(offsets: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
     """Cut latents into ranges [first, end) of at most `most` firings, or of one latent.
 
-    `offsets`, int64 [n_latents + 1], say where the firings of each latent begin.
+    `offsets`, int64 [n_latents + 1], are where the firings of each latent begin.
     """
     end = 0
     while (first := end) < len(offsets) - 1:
@@ -98,7 +98,7 @@ def ranges(offsets: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
 
 def changes(*keys: np.ndarray) -> np.ndarray:
-    """Mark where any of the keys [n] differs from the one before: bool [n], True at the first."""
+    """Mark where any of the keys [n] differs from the previous: bool [n], True at the first."""
     new = np.ones(len(keys[0]), dtype=bool)
     new[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return new
@@ -107,7 +107,7 @@ def changes(*keys: np.ndarray) -> np.ndarray:
 def order_by(keys: np.ndarray) -> np.ndarray:
     """Return the stable order of unsigned keys below 2^32: int64 [n].
 
-    NumPy sorts numbers of 16 bits by their digits, in time linear in their number.
+    NumPy sorts 16-bit numbers by their digits, in linear time.
     """
     order = np.argsort(keys.astype(np.uint16), kind="stable")
     if len(keys) and int(keys.max()) >= 2**16:
@@ -117,9 +117,9 @@ def order_by(keys: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def empty_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder for temporary files, which is always deleted.
+    """Provide an empty folder for temporary files, which is always deleted.
 
-    Give it the same name in every run, so that leftovers of a killed run go too.
+    Use the same name in every run, so that leftovers of a killed run are deleted too.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -130,7 +130,7 @@ def empty_folder(folder: Path) -> Iterator[Path]:
 
 
 class Columns:
-    """Columns of numbers on disk, appended to from front to end, then mapped."""
+    """Columns of numbers on disk that are appended to, then memory-mapped."""
 
     def __init__(self, folder: Path, name: str, **types: Any) -> None:
         """Start empty files `folder`/`name`.COLUMN; `types` has the dtype of each column."""
@@ -139,9 +139,9 @@ class Columns:
         self._streams = {name: file.open("wb") for name, file in self._files.items()}
 
     def append(self, **values: np.ndarray) -> None:
-        """Append as many numbers to each column.
+        """Append equally many numbers to each column.
 
-        A full disk, or another error of the system, raises a `UserError`.
+        Raises a `UserError` for a full disk or another system error.
         """
         for column, array in values.items():
             try:
@@ -150,15 +150,15 @@ class Columns:
             except OSError as error:
                 raise UserError(
                     f"{self._files[column]}: cannot be written: {error.strerror or error}; "
-                    f"collecting latents takes 16 bytes per firing here while it runs"
+                    f"collecting latents needs 16 bytes per firing here"
                 ) from None
 
     def mapped(self) -> dict[str, np.ndarray]:
-        """The columns, [n] each, as maps of their files; nothing is appended after that."""
+        """Return the columns, [n] each, memory-mapped; nothing can be appended after that."""
         for stream in self._streams.values():
             stream.close()
         return {
-            # Plain arrays: slices of maps cost ten times as much.
+            # Plain arrays, because slices of memory maps take ten times as long.
             column: np.asarray(np.memmap(file, self._types[column], "r"))
             if file.stat().st_size
             else np.zeros(0, self._types[column])
@@ -174,7 +174,7 @@ class FiringSorter:
     """Sorts firings that arrive token by token, by latent and then by position."""
 
     def __init__(self, folder: Path, *, n_latents: int, n_tokens: int) -> None:
-        """Start empty; the folder is the caller's to delete."""
+        """Start empty; the caller deletes the folder."""
         self._folder, self._n_latents = folder, n_latents
         self._position_type = np.dtype(np.uint32 if n_tokens < 2**32 else np.int64)
         latent_type = np.uint16 if n_latents <= 2**16 else np.uint32
@@ -190,7 +190,7 @@ class FiringSorter:
     def add(self, latent: np.ndarray, position: np.ndarray, value: np.ndarray) -> None:
         """Add firings: integers [n], flat positions [n], float32 [n] above 0.
 
-        A full disk raises a `UserError`.
+        Raises a `UserError` if the disk is full.
         """
         while len(latent):
             room = min(RUN_FIRINGS - self._held, len(latent))
@@ -215,9 +215,9 @@ class FiringSorter:
         self._held = 0
 
     def sorted(self) -> Firings:
-        """All firings, as maps of files in the folder; nothing is added after that.
+        """Return all firings, memory-mapped in the folder; nothing can be added after that.
 
-        A full disk raises a `UserError`.
+        Raises a `UserError` if the disk is full.
         """
         self._write_run()
         del self._latent, self._position, self._value
@@ -241,7 +241,7 @@ class FiringSorter:
     def _put_together(
         self, runs: dict[str, np.ndarray], starts: np.ndarray, counts: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """A range of n latents out of its stretches of all runs, which begin at `starts` [n_runs].
+        """Assemble a range of n latents from its stretches of all runs, at `starts` [n_runs].
 
         `counts` [n_runs, n] has firings per run and latent.
         """

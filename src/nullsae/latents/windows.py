@@ -11,22 +11,22 @@ from nullsae.latents.split import Split
 from nullsae.latents.store import Firings, changes
 
 POOLS = ("explain", "score")
-# Contexts whose documents are looked at together.
+# Contexts whose documents are processed together.
 PIECE_CONTEXTS = 4096
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells of equal length that do not overlap, cut from the start of each context."""
+    """Non-overlapping cells of equal length, cut from the start of each context."""
 
     window_tokens: int
     context_tokens: int
     document: np.ndarray
-    """int32 [n_windows]: the document of each cell, -1 where it touches two."""
+    """int32 [n_windows]: the document of each cell, -1 if it touches two."""
 
     @classmethod
     def cut(cls, document_id: np.ndarray, window_tokens: int) -> Grid:
-        """Cut contexts [n_contexts, context_tokens] of document ids; drops a shorter rest."""
+        """Cut contexts [n_contexts, context_tokens] of document ids, dropping remainders."""
         n_contexts, context_tokens = document_id.shape
         per_context = context_tokens // window_tokens
         parts = [np.zeros(0, dtype=np.int32)]
@@ -46,7 +46,7 @@ class Grid:
         return self.context_tokens // self.window_tokens
 
     def cell_of(self, position: np.ndarray) -> np.ndarray:
-        """Return the cell of each flat position [n], int64 [n]; -1 in the rest of a context."""
+        """Return the cell of each flat position [n], int64 [n]; -1 in a context's remainder."""
         context, offset = np.divmod(position.astype(np.int64), self.context_tokens)
         index = offset // self.window_tokens
         return np.where(index < self.per_context, context * self.per_context + index, -1)
@@ -59,11 +59,11 @@ class Grid:
 
 
 def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
-    """Deal documents to the two pools so that they hold about equally many cells.
+    """Deal documents to the two pools so that these have about equally many cells.
 
-    Documents come in random order, each going to the pool with fewer cells so far. Explaining and
-    scoring windows therefore never share a document. Returns int8 [n_documents]: 0 explain, 1
-    score, up to the last document that holds a whole cell.
+    Documents come in random order, and each goes to the pool with fewer cells so far. Explaining
+    and scoring windows therefore never share a document. Returns int8 [n_documents]: 0 explain, 1
+    score, up to the last document with a whole cell.
     """
     n_documents = int(grid.document.max(initial=-1)) + 1
     size = np.bincount(grid.document[grid.document >= 0], minlength=n_documents)
@@ -78,7 +78,7 @@ def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
 def pools_of(document: np.ndarray, dealt: np.ndarray) -> np.ndarray:
     """Return the pool of each document, int8 [n]; -1 for none.
 
-    Documents behind the last that holds a whole cell were not dealt. They take turns.
+    Documents after the last one with a whole cell were not dealt; they alternate.
     """
     known = np.append(dealt, np.int8(0))[np.minimum(document, len(dealt))]
     pool = np.where(document < len(dealt), known, document % 2)
@@ -87,12 +87,12 @@ def pools_of(document: np.ndarray, dealt: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Active windows of one or of several latents, sorted by latent, then by start."""
+    """Active windows of one or several latents, sorted by latent, then by start."""
 
     counts: np.ndarray
     """int64 [n_latents]: candidates of each latent."""
     window: np.ndarray
-    """int64 [n]: the grid cell that each stands for."""
+    """int64 [n]: the grid cell of each."""
     start: np.ndarray
     """int64 [n]: flat position of its first token."""
     peak: np.ndarray
@@ -112,8 +112,9 @@ class Candidates:
 
 
 def active_cells(firings: Firings, grid: Grid) -> tuple[Candidates, np.ndarray]:
-    """The grid cells in which latents fire, those that touch two documents among them, as
-    candidates; and the position of each peak, int64 [n], the first of equals.
+    """Return the grid cells in which latents fire, including those that touch two documents.
+
+    They come as candidates, with the position of each peak, int64 [n], the first of equals.
     """
     cell = grid.cell_of(firings.position)
     latent, inside = firings.latent, cell >= 0
@@ -136,9 +137,8 @@ def centred(cells: Candidates, peak_at: np.ndarray, grid: Grid, split: Split) ->
     """Make the candidates of `latents.windows: centred`.
 
     For each cell, a span of the same length around its peak at `peak_at` (int64 [n]), shifted as
-    far as it must be to lie in one context and one document; none where the stretch of the
-    document is shorter than that. Of two of a latent's spans that overlap, the stronger stays, or
-    the first of equals.
+    far as needed to fit into one context and one document; none if that stretch is too short. If
+    two spans of a latent overlap, the stronger stays, or the first of equals.
     """
     length = grid.window_tokens
     first, end = split.stretch(peak_at)
@@ -150,11 +150,11 @@ def centred(cells: Candidates, peak_at: np.ndarray, grid: Grid, split: Split) ->
 
 
 def _strongest_apart(spans: Candidates, length: int) -> np.ndarray:
-    """Which spans a choice by falling strength keeps, none overlapping another of its latent.
+    """Return which spans a greedy choice by strength keeps, without overlaps within a latent.
 
-    In rounds: a span that is the strongest of all that it overlaps is kept, what overlaps it
-    falls out, and the rest is looked at again. A chain of ever stronger spans ends with its
-    context, so there are few rounds.
+    It works in rounds: spans that are the strongest among all that they overlap are kept, those
+    that they overlap are dropped, and the remaining ones go to the next round. A chain of ever
+    stronger spans ends with its context, so there are few rounds.
     """
     latent, start, peak = spans.latent, spans.start, spans.peak
     keep = np.zeros(len(latent), dtype=bool)
@@ -182,7 +182,7 @@ def _strongest_apart(spans: Candidates, length: int) -> np.ndarray:
 
 
 def quantiles(peaks: np.ndarray, n_quantiles: int) -> np.ndarray:
-    """Slice windows by the rank of their peak into equal counts: int64 [n], 0 is the strongest.
+    """Divide windows by the rank of their peak into equal counts: int64 [n], 0 is the strongest.
 
     Ties keep the order of the windows.
     """
@@ -198,7 +198,7 @@ class Draw:
     pool: str
     active: bool
     window: np.ndarray
-    """int64 [n]: grid cells, ascending, but for the pool `top`: strongest first."""
+    """int64 [n]: grid cells, ascending; in the pool `top`, strongest first."""
     start: np.ndarray
     """int64 [n]: flat position of each window's first token."""
     quantile: np.ndarray | None = None
@@ -219,12 +219,12 @@ def draw_windows(
 
     Explaining: uniform among the active and the silent windows of the explaining pool. Scoring:
     the same number from each quantile of the scoring pool's active windows (all of a quantile
-    that holds fewer), and uniform among its silent windows if `random` is one of
-    `settings.silent_windows`. The other kinds come after these and from what is left of the pool
-    (`latents.silent`): `random` stays a sample of all silent windows, and the same one whatever
-    other kinds are drawn, but for latents too rarely silent for all (`silent_of_each_kind`).
-    `pools` (int8 [n]) has the pool of each candidate in `active`, `silent` (int8 [n_windows]) that
-    of each cell in which the latent is silent, and -1 for the others.
+    that has fewer), and uniform among its silent windows if `random` is one of
+    `settings.silent_windows`. The other kinds come after these, from the rest of the pool
+    (`latents.silent`). So `random` stays a sample of all silent windows, independent of other
+    kinds, except for latents that are silent too rarely for all (`silent_of_each_kind`). `pools`
+    (int8 [n]) is the pool of each candidate in `active`. `silent` (int8 [n_windows]) is that of
+    each cell in which the latent is silent, and -1 for the others.
     """
     draws = []
     for index, pool in enumerate(POOLS):
@@ -251,9 +251,9 @@ def draw_windows(
 
 
 def top_windows(active: Candidates, n: int) -> Draw:
-    """Return the `n` strongest of a latent's candidates, of any document, strongest first.
+    """Return the `n` strongest of a latent's candidates, from any document, strongest first.
 
-    Ties go to the one that stands first in the split.
+    Ties go to the earlier one in the split.
     """
     best = np.argsort(-active.peak, kind="stable")[:n] if n else np.zeros(0, dtype=np.int64)
     return Draw("top", True, active.window[best], active.start[best])
@@ -268,5 +268,5 @@ def silent_of_each_kind(n_silent: int, settings: Latents) -> int:
 
 
 def _choose(items: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
-    """At most n of the items, without replacement, in ascending order."""
+    """Choose at most n items without replacement, in ascending order."""
     return np.sort(generator.choice(items, size=min(n, len(items)), replace=False))

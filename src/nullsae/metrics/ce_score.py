@@ -7,19 +7,19 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-# What zeroing costs must exceed both: this many of its standard errors, and this many nats per
-# token. A ratio over less is noise, however sure its sign.
+# The cost of zeroing must exceed this many of its standard errors and this many nats per token.
+# Otherwise the ratio is noise, however sure the sign of its denominator.
 CLEAR_STANDARD_ERRORS = 3.0
 CLEAR_NATS = 0.1
 
 
 def is_clear(harm: NDArray[np.float64], tokens: NDArray[np.float64]) -> bool:
-    """Return whether zeroing a site does clear harm; without it `ce_score` is null.
+    """Return whether zeroing a site does clear harm; `ce_score` is null without it.
 
     The mean harm per token, r = sum(harm) / sum(tokens), must exceed 0.1 nats and 3 standard
-    errors. That of a ratio over n units (Cochran 1977, equation 6.13, without the correction for
-    a finite population): sqrt(n / (n - 1) sum (harm - r tokens)^2) / sum(tokens), which for units
-    of one length is the standard deviation over sqrt(n). Fewer than two units have none.
+    errors. The standard error of a ratio over n units (Cochran 1977, equation 6.13, without the
+    finite-population correction) is sqrt(n / (n - 1) sum (harm - r tokens)^2) / sum(tokens), which
+    for units of one length is the standard deviation over sqrt(n). It needs at least two units.
 
     Args:
         harm: [units], ce_zero - ce_clean in nats, summed over the tokens of each unit (contexts
@@ -42,10 +42,10 @@ def ce_score(
     zero: NDArray[np.float64],
     tokens: NDArray[np.float64],
 ) -> float | None:
-    """(ce_zero - ce_sae) / (ce_zero - ce_clean), or None where zeroing does no clear harm.
+    """Compute (ce_zero - ce_sae) / (ce_zero - ce_clean); None if zeroing does no clear harm.
 
-    Losses [units] are nats summed over each unit's tokens: of the subject as it is, with the site
-    replaced by its reconstruction, and by zeros; `tokens` [units] are the predicted ones.
+    Losses [units] are nats summed over each unit's tokens: clean, with the site replaced by its
+    reconstruction, and by zeros. `tokens` [units] counts the predicted tokens.
     """
     if not is_clear(zero - clean, tokens):
         return None

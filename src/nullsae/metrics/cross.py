@@ -34,11 +34,11 @@ def cross_evaluate(
 ) -> None:
     """Write the table `cross_evaluation` of one SAE: a row per variant, in the order of the params.
 
-    `explained_variance`, `cosine`, `l0` and `alive_share` are those of the activations as they are,
-    about the variant's own mean over the tokens used. For `explained_variance_rescaled` they are
-    first brought to the mean norm that the SAE was trained on, and compared there: it tells apart
-    a dictionary that does not fit from a mere difference of scale. Of a transcoder, what is
-    explained is the output site, scaled by the same factor as what is read.
+    `explained_variance`, `cosine`, `l0` and `alive_share` use the activations as they are,
+    centred on the variant's own mean over the tokens used. For `explained_variance_rescaled`,
+    activations are first scaled to the mean norm that the SAE was trained on. This tells a
+    dictionary that does not fit from a mere difference of scale. For a transcoder, the output site
+    is explained, scaled by the same factor as the input.
 
     Args:
         params: the rule's slice of the config.
@@ -46,11 +46,11 @@ def cross_evaluate(
         activations: manifests of the variants' `eval` activations, in the order of the params.
         tokens: manifest of the corpus' `eval` split.
         output: the table.
-        progress: called with (variants done, variants in all).
+        progress: called with (variants done, variants in total).
 
     Raises:
-        UserError: another number of manifests than of variants, or activations that are missing,
-            damaged, of another config or of another width than the SAE's.
+        UserError: the numbers of manifests and variants differ, or activations are missing,
+            damaged, from another config or of another width than the SAE's.
     """
     n_keys = len(params.activations_keys)
     if len(activations) != len(params.variants) or n_keys not in (0, len(activations)):
@@ -86,7 +86,7 @@ def _measure(
     corpus: Tokens,
     max_tokens: int,
 ) -> dict[str, Any]:
-    """The columns of one variant."""
+    """Compute the columns of one variant."""
     n, total, norms = 0, torch.zeros(wanted.d_model, dtype=torch.float64), 0.0
     for x, y, _ in both(reader, wanted, max_tokens=max_tokens):
         n, total = n + len(x), total + y.double().sum(dim=0)

@@ -29,9 +29,9 @@ from nullsae.sae.files import PRETRAINED, load_sae
 from nullsae.sae.token_means import TokenMeans, token_ids
 from nullsae.subjects.loading import Subject, shared_subject
 
-# The sites that are read and explained: the same but for transcoders.
+# The sites that are read and explained; they differ only for transcoders.
 Pair = tuple[str, str]
-# Tokens of eval, from its start, that the covariance is taken over.
+# Tokens of eval, from its start, used for the covariance.
 HEALTH_TOKENS = 65_536
 NO_VARIANCE = "the site has no variance: all tokens have the same activation"
 
@@ -59,7 +59,7 @@ def evaluate_sae(
     geometry: Path,
     **files: Any,
 ) -> None:
-    """`evaluate_together` of one SAE."""
+    """Evaluate one SAE; see `evaluate_together`."""
     evaluate_together([OneSae(params, sae, reconstruction, documents, geometry)], **files)
 
 
@@ -75,24 +75,24 @@ def evaluate_together(
 ) -> None:
     """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of each SAE.
 
-    All are of one variant, and one pass over each split serves them all. Memory holds all SAEs, the
-    sums of each document, and means of each token at each site; it does not grow with the tokens,
-    which are mapped from their files like activations.
+    All SAEs are of one variant, and one pass over each split serves all of them. Memory contains
+    all SAEs, the sums of each document, and token means at each site. It does not grow with the
+    number of tokens, which are memory-mapped like activations.
 
     Args:
         saes: at any sites.
         model: `recipe.json` of the variant, for cross-entropy; None for `gaussian` and floors,
-            which have none: their columns of fidelity are null.
-        train_activations: manifest of the `sae_train` activations: token means are fitted there.
-        eval_activations: manifest of the `eval` activations: everything is measured there.
+            which have no model and null fidelity columns.
+        train_activations: manifest of the `sae_train` activations, where token means are fitted.
+        eval_activations: manifest of the `eval` activations, where everything is measured.
         train_tokens: manifest of the corpus' `sae_train` split.
         eval_tokens: manifest of its `eval` split.
-        progress: called with (tokens done, tokens in all), over all sites.
+        progress: called with (tokens done, tokens in total), over all sites.
 
     Raises:
-        UserError: a model that is missing or does not belong here, activations that are missing,
-            damaged, of another config or of another width than an SAE's, or an SAE made elsewhere
-            that is fed with something else than it was trained on.
+        UserError: a model is missing or does not belong here; activations are missing, damaged,
+            from another config or of another width than an SAE's; or an SAE made elsewhere is fed
+            with something else than it was trained on.
     """
     torch.set_num_threads(saes[0].params.compute.threads)
     device = device_of(saes[0].params.compute.device)
@@ -106,12 +106,12 @@ def evaluate_together(
         of_training = open_for(train_activations, site, params.activations_key, *of_sae)
         _check_model(model, heldout)
         coder = coder.to(device)
-        # On a null's activations it is meant to be out of place.
+        # A null's activations are not expected to fit it.
         known = config.dictionary == PRETRAINED and params.keys.variant == "trained"
         if model is not None and known:
             subject = shared_subject(model, device)
             require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
-        # Of a transcoder, what is explained is its output site.
+        # For a transcoder, the output site is explained.
         written = coder.writes_at(site)
         measured.append(Measured(one, coder, heldout, outputs_of(heldout, site, written), tokens))
         fitted[measured[-1].pair] = outputs_of(of_training, site, written)
@@ -123,7 +123,7 @@ def evaluate_together(
 
 
 def _check_model(model: Path | None, heldout: SiteReader) -> None:
-    """What was sampled names the activations that it is fitted to, and has no model."""
+    """Check that a model is given for captured activations, and none for sampled ones."""
     if (model is None) != ("fitted" in heldout.manifest):
         captured = "captured from a model; give its recipe.json"
         how = captured if model is None else "sampled, from no model; leave it out"
@@ -133,7 +133,7 @@ def _check_model(model: Path | None, heldout: SiteReader) -> None:
 def _write(
     each: Measured, subject: Subject | None, tokens: Tokens, looked_up: np.ndarray, n_fitted: int
 ) -> None:
-    """The tables of one SAE, after the pass."""
+    """Write the tables of one SAE after the pass."""
     params, coder, heldout, sums = each.one.params, each.coder, each.heldout, each.sums
     spliced = None if subject is None else _spliced(each, subject, tokens)
     health = each.moments.health()
@@ -176,9 +176,9 @@ class Measured:
         wanted: SiteReader,
         tokens: Tokens,
     ) -> None:
-        """Start at zero; `coder` lies on the device that computes.
+        """Start at zero; `coder` is on the device that computes.
 
-        `heldout` is what it reads, `wanted` what is to come out: the same but for transcoders.
+        `heldout` is its input, `wanted` its expected output; they differ only for transcoders.
         """
         self.one, self.coder, self.tokens = one, coder, tokens
         self.heldout, self.wanted, self.mean = heldout, wanted, wanted.mean()
@@ -194,7 +194,7 @@ class Measured:
     def add(
         self, x: Tensor, y: Tensor, position: Tensor, documents: np.ndarray, *, counts: bool
     ) -> None:
-        """Add tokens that count, or that do not: what is read and wanted, float32 [n, d]."""
+        """Add tokens that count, or that do not: input and expected output, float32 [n, d]."""
         given = x.to(self.coder.b_dec.device)
         values, indices = self.coder.encode(given, token_ids(self.tokens, position))
         output = self.coder.decode(values, indices, given)
@@ -205,12 +205,12 @@ class Measured:
             self.left_out += (y.double() - self.mean).sum(dim=0)
 
     def of_all_tokens(self) -> float | None:
-        """Explained variance over all tokens, excluded ones too, about the mean of all."""
+        """Explained variance over all tokens, including excluded ones, about the mean of all."""
         error, deviation = (
             sum(float(s.by_document[name].sum()) for s in (self.sums, self.rest))
             for name in ("squared_error", "squared_deviation")
         )
-        # About the mean of all instead of that of the tokens that count (Steiner's theorem).
+        # Centred on the mean of all tokens rather than of those that count (Steiner's theorem).
         n = self.heldout.n_tokens + self.heldout.n_excluded
         return explained(error, deviation - float(self.left_out.square().sum()) / n)
 
@@ -221,7 +221,7 @@ def _reconstruct(
     means: Mapping[Pair, Tensor],
     progress: Callable[[int, int], None],
 ) -> dict[Pair, np.ndarray]:
-    """One pass over `eval` for all of them; by pair of sites, errors of these means of tokens."""
+    """Make one pass over `eval` for all SAEs; return errors of the token means by pair of sites."""
     pairs = {each.pair: (each.heldout, each.wanted) for each in measured}
     errors = {pair: np.zeros(int(tokens.document_id.max()) + 1) for pair in pairs}
     done, total = 0, sum(reader.n_tokens for reader, _ in pairs.values())
@@ -239,7 +239,7 @@ def _reconstruct(
 
 
 def _spliced(each: Measured, subject: Subject, tokens: Tokens) -> Fidelity:
-    """Fidelity over contexts spread over the split."""
+    """Measure fidelity on contexts spread over the split."""
     params, coder = each.one.params, each.coder
     n_contexts, context_tokens = tokens.input_ids.shape
     contexts = spread(n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens)
@@ -262,13 +262,13 @@ def open_for(
     """Open activations of a site, and check that an SAE of width `d_model` fits.
 
     Raises:
-        UserError: they are missing, damaged, of another config or of another width.
+        UserError: they are missing, damaged, from another config or of another width.
     """
     reader = open_site(manifest, site, key=key, device=device)
     if reader.d_model != d_model:
         raise UserError(
-            f"{reader.folder}: activations of {reader.d_model} dimensions, but the SAE {sae} is "
-            f"for {d_model}; evaluate an SAE on a subject and site of its own width"
+            f"{reader.folder}: activations of {reader.d_model} dimensions, but the SAE {sae} has "
+            f"{d_model}; evaluate an SAE on a subject and site of its own width"
         )
     reader.check()
     return reader
@@ -277,7 +277,7 @@ def open_for(
 def fit_means(
     readers: Mapping[Pair, SiteReader], corpus: Tokens, vocab_size: int
 ) -> dict[Pair, tuple[Tensor, int]]:
-    """Fit the mean activation of each token id, and count its tokens, in one pass for all sites."""
+    """Fit the mean activation of each token id and count tokens, in one pass for all sites."""
     sums = {pair: TokenMeans(vocab_size, reader.d_model) for pair, reader in readers.items()}
     same = {pair: (reader, reader) for pair, reader in readers.items()}
     for pair, counts, x, _, position in batches_together(same):
@@ -291,9 +291,9 @@ def add_lookup_errors(
 ) -> None:
     """Add to errors float64 [n_documents] what the token's identity alone leaves unexplained.
 
-    sum |x - means[token]|^2 over the tokens of each document, of another split than that of the
-    means, float64 [vocab_size, d_model]: activations x [n, d_model], token ids int64 [n] and
-    documents int [n].
+    This is sum |x - means[token]|^2 over the tokens of each document, in another split than the one
+    that fitted the means, float64 [vocab_size, d_model]: activations x [n, d_model], token ids
+    int64 [n], documents int [n].
     """
     error = (x.double() - means[ids]).square().sum(dim=1)
     np.add.at(errors, documents, error.numpy())

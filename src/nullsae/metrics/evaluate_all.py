@@ -1,4 +1,4 @@
-"""Evaluates all SAEs of a model, which is one job of `evaluate_sae`."""
+"""Evaluates all SAEs of a model in one job, like `evaluate_sae`."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def evaluate_saes(
     kept: Kept | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Evaluate SAEs as `evaluate_together` does, each into tables of its own.
+    """Evaluate SAEs as `evaluate_together` does, each into its own tables.
 
     Args:
         params: the rule's slice of the config.
         sae: path of each `cfg.json`; {variant}, {site}, {sae} and {seed} are filled in.
         model: `recipe.json` of the variant; None for `gaussian`, which has none. Floors use none.
         train_activations: manifest of the `sae_train` activations; {variant} is filled in.
-        eval_activations: manifest of the `eval` activations, the same.
+        eval_activations: manifest of the `eval` activations; {variant} is filled in.
         train_tokens: manifest of the corpus' `sae_train` split.
         eval_tokens: manifest of its `eval` split.
-        output: folder of each SAE's tables, as `sae`.
-        kept: where copies of tables lie. An SAE whose copies are there, of the same params, code
-            and weights, is not evaluated again.
-        progress: called with (SAEs done, SAEs in all).
+        output: folder of each SAE's tables, with the placeholders of `sae`.
+        kept: where copies of tables are. An SAE with copies there for the same params, code and
+            weights is not evaluated again.
+        progress: called with (SAEs done, SAEs in total).
 
     Raises:
         UserError: as `evaluate_together`.

@@ -1,7 +1,7 @@
-"""Checks whether an SAE reads what it was trained on, and if not, which change makes it fit.
+"""Checks whether an SAE is fed what it was trained on and, if not, which change makes it fit.
 
-An SAE knows one site of one model, with or without BOS, at one scale. Fed with anything else it
-still gives numbers. Published figures, and those of the same weights fed otherwise, show the
+An SAE belongs to one site of one model, with or without BOS, at one scale. It gives numbers for any
+other input too. Comparing them with published figures, and with those of other inputs, reveals the
 mistake.
 """
 
@@ -32,24 +32,24 @@ from nullsae.subjects.loading import Subject
 
 SAMPLE_TOKENS = 8192
 BATCH_CONTEXTS, BATCH_TOKENS, FIDELITY_CONTEXTS = 8, 2048, 32
-# Random directions are the placebo: so many tokens fit them, and so many there are at most.
+# Random directions are the placebo: how many tokens they are fitted to, and their maximal number.
 PLACEBO_TOKENS, PLACEBO_LATENTS = 2048, 8192
-# Figures were published for other texts: L0 may differ by this factor, and explained variance may
-# be lower by this much, or by this share of what is left unexplained.
+# Published figures are for other texts: L0 may differ by this factor, and explained variance may
+# be lower by this much, or by this share of the unexplained part.
 L0_FACTOR, LOWER_BY, LOWER_BY_SHARE = 1.5, 0.05, 0.25
-# One feeding is clearly better than another if it leaves less than this share of what that leaves,
-# each beside its placebo.
+# One feeding is clearly better than another if it leaves less than this share of the variance that
+# the other leaves, each relative to its placebo.
 CLEARLY = 0.8
-# Less than this share is worth a word.
+# A difference below this share is mentioned.
 SLIGHTLY = 0.95
 AS_THEY_ARE = "as they are"
-# The last thing that is tried: factors from 1 / 2 ** OCTAVES on, on so many tokens.
+# The last resort: factors from 1 / 2 ** OCTAVES on, on this many tokens.
 ANY_FACTOR = "scaled by a constant that its files do not name"
 OCTAVES, FACTOR_TOKENS = 12, 512
 
 
 # What training may have done to activations [tokens, d_model], or to the weights that wrote them,
-# and an SAE's files do not say, in words. Sizes that became 1 by one factor for all tokens:
+# without the SAE's files recording it, in words. Scaling all tokens by one factor:
 SCALED: dict[str, Callable[[Tensor], Tensor]] = {
     "scaled to a mean norm of sqrt(d_model) (expected_average_only_in)": lambda x: (
         x.norm(dim=1).mean() / x.shape[1] ** 0.5
@@ -58,7 +58,7 @@ SCALED: dict[str, Callable[[Tensor], Tensor]] = {
         x.square().sum(dim=1).mean().sqrt()
     ),
 }
-# What `Autoencoder.normalization` has a name for:
+# What `Autoencoder.normalization` names:
 NORMALIZED = {
     "scaled to a norm of sqrt(d_model) each (constant_norm_rescale)": "constant_norm_rescale",
     "normalized one by one (layer_norm)": "layer_norm",
@@ -73,11 +73,11 @@ class Feeding:
 
     site: str
     prepend_bos: bool
-    """Whether BOS stands before each context."""
+    """Whether BOS precedes each context."""
     input: str = AS_THEY_ARE
     """What was done to activations: nothing, or one of `SCALED` or `NORMALIZED`."""
     bos: str = field(default="BOS", compare=False)
-    """What stands there in the place of BOS, in words: `Tokens.bos_name`."""
+    """The token used as BOS, in words: `Tokens.bos_name`."""
 
     def changes(self, other: Feeding) -> list[str]:
         """Return the names of the fields in which another one differs."""
@@ -87,11 +87,11 @@ class Feeding:
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of an SAE on a sample, fed in one way; BOS itself is left out."""
+    """The figures of an SAE on a sample with one feeding; BOS itself is left out."""
 
     feeding: Feeding
     explained_variance: float | None
-    """None where the site has no variance."""
+    """None if the site has no variance."""
     l0: float
     placebo: float
     """Explained variance of random directions, as many active per token."""
@@ -101,16 +101,17 @@ class Measured:
 
     @property
     def left(self) -> float:
-        """Unexplained variance over that of the placebo: 1 if weights are no better than noise.
+        """Unexplained variance relative to that of the placebo: 1 if weights are no better than
+        noise.
 
-        So a feeding that makes more latents fire does not look better for that alone.
+        This way a feeding does not look better only because more latents fire.
         """
         if self.explained_variance is None:
             return math.inf
         return (1.0 - self.explained_variance) / max(1.0 - self.placebo, 1e-9)
 
     def shortcomings(self, expect: Expect) -> list[str]:
-        """List why it falls short of what is expected, one phrase each."""
+        """List how it falls short of the expected figures, one phrase each."""
         found, wanted = self.explained_variance, expect.explained_variance
         if found is None:
             return ["the site has no variance"]
@@ -128,7 +129,7 @@ class Measured:
 
 
 def lowest(explained_variance: float) -> float:
-    """Return the least explained variance that passes if so much is expected."""
+    """Return the least explained variance that passes for an expected value."""
     return explained_variance - max(LOWER_BY, LOWER_BY_SHARE * (1.0 - explained_variance))
 
 
@@ -138,7 +139,7 @@ class Checked:
 
     given: Measured
     tried: tuple[Measured, ...]
-    """All, the given one first."""
+    """All feedings measured, the given one first."""
     expect: Expect
 
     @property
@@ -151,9 +152,9 @@ class Checked:
 
     @property
     def slightly_better(self) -> Measured | None:
-        """Where the given feeding fits, the one that leaves less variance, yet not clearly so.
+        """The feeding that leaves slightly less variance, if the given one fits.
 
-        Of an SAE that was trained one block further, or is a poor one, that is all there is to see.
+        This is the only sign that an SAE was trained one block away; a poor SAE shows it as well.
         """
         fitting = [one for one in self.tried if not one.shortcomings(self.expect)]
         best = min(fitting, key=lambda one: one.left, default=self.given)
@@ -164,17 +165,17 @@ class Checked:
         """List why the given feeding does not fit, one phrase each."""
         found, ev = self.given.shortcomings(self.expect), self.given.explained_variance
         if not found and self.remedy is not None:
-            found = [f"explained variance {ev:.3f} is clearly less than it could be"]
+            found = [f"explained variance {ev:.3f} is clearly lower than it could be"]
         return found
 
     @property
     def fits(self) -> bool:
-        """Whether figures say that it reads what it was trained on."""
+        """Whether the figures indicate that it is fed what it was trained on."""
         return not self.wrong
 
 
 class Sample:
-    """Contexts that a subject is run on, with BOS before each of them or without."""
+    """Contexts on which a subject is run, with or without BOS before each."""
 
     def __init__(
         self,
@@ -184,28 +185,28 @@ class Sample:
         n_tokens: int = SAMPLE_TOKENS,
         exclude: Exclude | None = None,
     ) -> None:
-        """Take contexts evenly spread over a split.
+        """Take contexts spread evenly over a split.
 
         Args:
             subject: the trained one.
-            tokens: with or without BOS; its `before_text` is what is prepended.
+            tokens: with or without BOS; its `before_text` is prepended.
             n_tokens: how many to take, in whole contexts.
-            exclude: which tokens count, besides BOS itself, which does not.
+            exclude: which tokens count; BOS itself never does.
         """
         self.subject, self.exclude = subject, exclude or Exclude()
         self.bos = torch.tensor(tokens.before_text, dtype=torch.int32)
         ids = tokens.input_ids
         rows = ids[spread(len(ids), n_tokens, ids.shape[1])]
-        # The same text in both ways, and no context longer than those of the split.
+        # The same text both ways, in contexts no longer than those of the split.
         self.text = torch.from_numpy(rows[:, tokens.n_bos :])[:, : ids.shape[1] - len(self.bos)]
         if not self.text.shape[1]:
             raise UserError(
-                f"context_tokens: {ids.shape[1]} tokens hold nothing but BOS; give more"
+                f"context_tokens: {ids.shape[1]} tokens contain only BOS; use longer contexts"
             )
         self._found: dict[tuple[bool, str], tuple[Tensor, Tensor]] = {}
 
     def ids(self, prepend_bos: bool) -> Tensor:
-        """Token ids int32 [contexts, tokens]."""
+        """Return token ids int32 [contexts, tokens]."""
         before = self.bos.expand(len(self.text), -1)
         return torch.cat([before, self.text], dim=1) if prepend_bos else self.text
 
@@ -228,11 +229,11 @@ class Sample:
             self._found[prepend_bos, site] = x, self._kept(x, prepend_bos)
 
     def forget(self, prepend_bos: bool, site: str) -> None:
-        """Let a site's activations go; they are read again if they are wanted."""
+        """Free a site's activations; they are read again on demand."""
         self._found.pop((prepend_bos, site), None)
 
     def _kept(self, x: Tensor, prepend_bos: bool) -> Tensor:
-        """Which rows count, bool [tokens]."""
+        """Return which rows count, bool [tokens]."""
         position, norm = torch.arange(len(x)), row_norms(x)
         length, n_bos = self.ids(prepend_bos).shape[1], len(self.bos) * prepend_bos
         is_text = position % length >= n_bos
@@ -250,7 +251,7 @@ class Sample:
         return x[kept]
 
     def outputs(self, feeding: Feeding, sae: Autoencoder) -> Tensor:
-        """Return what the SAE should reconstruct: of a transcoder, another site."""
+        """Return what the SAE should reconstruct; for a transcoder, another site."""
         site = sae.writes_at(feeding.site)
         self.capture(feeding.prepend_bos, feeding.site, site)
         return self._found[feeding.prepend_bos, site][0][
@@ -285,7 +286,7 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     elif feeding.input in NORMALIZED:
         reader = replace(sae, normalization=NORMALIZED[feeding.input])
     own = _totals(reader, x, y)
-    # Directions of one site know nothing of another: a transcoder's placebo is the mean.
+    # Directions at one site are unrelated to another: a transcoder's placebo is the mean.
     if not sae.transcodes:
         k = max(1, round(own["l0"]))
         random = initialize(
@@ -299,7 +300,7 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
 
 
 def _best_factor(sae: Autoencoder, x: Tensor) -> float:
-    """The constant on x [tokens, d_model] at which an SAE explains most: by octaves, then finer."""
+    """Find the factor on x [tokens, d_model] at which an SAE explains most: octaves, then finer."""
     some = x[:: max(1, len(x) // FACTOR_TOKENS)][:FACTOR_TOKENS]
     plain, best = replace(sae, normalization="none"), 0.0
 
@@ -313,7 +314,7 @@ def _best_factor(sae: Autoencoder, x: Tensor) -> float:
 
 
 def _totals(sae: Autoencoder, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Metrics of y [tokens, width] reconstructed from x [tokens, d_model]."""
+    """Compute metrics of y [tokens, width] reconstructed from x [tokens, d_model]."""
     mean = exact(y).mean(dim=0)
     sums = ReconstructionSums(mean=mean, n_documents=1, n_latents=sae.n_latents)
     for start in range(0, len(x), BATCH_TOKENS):

@@ -20,7 +20,7 @@ from nullsae.subjects.families import attach
 from nullsae.subjects.loading import Subject
 
 BATCH_CONTEXTS = 16
-# What is summed: losses under each replacement, and divergences from the clean predictions.
+# The sums: losses under each replacement, and divergences from the clean predictions.
 LOSSES = ("ce_clean", "ce_sae", "ce_zero", "ce_mean")
 DIVERGENCES = ("kl_sae", "kl_zero")
 # The columns of `reconstruction` and of `documents` that need a model.
@@ -40,9 +40,10 @@ class Fidelity:
     def totals(self) -> dict[str, Any]:
         """Return the columns of `reconstruction`.
 
-        Losses and divergences are means over the predicted tokens. `ce_score` (in SAEBench's
-        direction) is 1 for no harm, 0 for as bad as zeros, and null where zeroing does no clear
-        harm over contexts: a random subject predicts no better with its activations than without.
+        Losses and divergences are means over the predicted tokens. `ce_score` (oriented as in
+        SAEBench) is 1 for no harm and 0 for harm like that of zeros. It is null if zeroing does no
+        clear harm over contexts: a random subject predicts no better with its activations than
+        without.
         """
         sums = {name: float(values.sum()) for name, values in self.by_document.items()}
         tokens = sums.pop("fidelity_tokens")
@@ -52,7 +53,7 @@ class Fidelity:
         return {"fidelity_tokens": int(tokens), **means, "ce_score": score}
 
     def of_document(self, document: int) -> dict[str, Any]:
-        """Return the columns of `documents`: null for one without a predicted token."""
+        """Return the columns of `documents`, null for one without predicted tokens."""
         tokens = self.by_document["fidelity_tokens"]
         if document >= len(tokens) or not tokens[document]:
             return dict.fromkeys(DOCUMENT_COLUMNS)
@@ -73,18 +74,18 @@ def fidelity(
 ) -> Fidelity:
     """Measure losses of the next token over contexts of `eval`, with the site replaced or not.
 
-    ce_clean: the subject as it is; ce_sae: the site replaced by its reconstruction; ce_zero, by
-    zeros; ce_mean, by the split's mean activation. A transcoder reads one site in the same pass,
-    and another one is replaced. kl_* = KL(clean || replaced). Tokens that are
-    excluded stay as they are, and what is predicted from them counts nowhere.
+    ce_clean: the unchanged subject; ce_sae: the site replaced by its reconstruction; ce_zero, by
+    zeros; ce_mean, by the split's mean activation. kl_* = KL(clean || replaced). A transcoder reads
+    one site and replaces another in the same pass. Excluded tokens stay as they are, and
+    predictions from them do not count.
 
     Args:
         subject: the variant.
-        sae: on any device; activations are brought there and back.
-        site: that the SAE reads.
+        sae: on any device; activations are moved there and back.
+        site: the site that the SAE reads.
         input_ids: [contexts, tokens].
         documents: [contexts, tokens], the document of each token.
-        mean: [d_model], mean activation of the site that is replaced.
+        mean: [d_model], mean activation of the replaced site.
         contexts: index of each row in the split.
         kept: bool [contexts, tokens], which tokens count; all by default.
     """
@@ -123,17 +124,17 @@ def fidelity(
             if name == "clean":
                 clean = log_p
             elif f"kl_{name}" in DIVERGENCES:
-                # In place: a batch's logits are what takes the memory here.
+                # In place, because the logits of a batch dominate memory.
                 add(f"kl_{name}", start, -clean.exp().mul_(log_p.sub_(clean)).sum(dim=-1))
             del log_p
     return Fidelity(by_document, by_context)
 
 
 def spread(n_contexts: int, n_tokens: int, context_tokens: int) -> list[int]:
-    """Choose contexts evenly over a split of `n_contexts`, to make up `n_tokens`.
+    """Choose contexts evenly over a split of `n_contexts`, for a total of `n_tokens`.
 
-    The first contexts alone might be of one or two long documents. Rounded down to whole contexts;
-    one at least.
+    The first contexts alone might come from one or two long documents. The number is rounded down
+    to whole contexts, at least one.
     """
     n = min(n_contexts, max(1, n_tokens // context_tokens))
     return [index * n_contexts // n for index in range(n)]
@@ -142,14 +143,14 @@ def spread(n_contexts: int, n_tokens: int, context_tokens: int) -> list[int]:
 def _replacements(
     sae: Autoencoder, input_ids: Tensor, mean: Tensor, kept: Tensor, read: Mapping[str, Tensor]
 ) -> dict[str, Callable[[Tensor], Tensor] | None]:
-    """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`.
+    """Yield replacements of a site's [contexts, tokens, d_model] for the tokens `input_ids`.
 
-    Only where `kept`, bool [contexts, tokens], is true. `read` holds what a transcoder reads by the
-    time that its output is wanted.
+    They apply only where `kept`, bool [contexts, tokens], is true. `read` contains what a
+    transcoder reads by the time its output is needed.
     """
     token_ids = input_ids.flatten().long()
 
-    # A subject may lie on several devices: each site says where its own activations are.
+    # A subject may be on several devices; each site reports where its own activations are.
     def reconstruct(x: Tensor) -> Tensor:
         (given,) = read.values() if sae.transcodes else (x,)
         flat = given.reshape(len(token_ids), -1).to(sae.b_dec.device, torch.float32)

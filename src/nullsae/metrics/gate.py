@@ -1,4 +1,4 @@
-"""The result of a check of an SAE, in words, and the workflow's gate."""
+"""The result of checking an SAE in words, and the workflow's gate."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from nullsae.subjects.loading import Subject
 log = logging.getLogger(__name__)
 
 NOTHING_HELPS = (
-    "neither BOS nor another site nor a scaling or centring of its inputs makes it fit: it is of "
-    "another model or revision, or its figures are of quite other texts"
+    "no change of BOS, site, scaling or centring makes it fit: it belongs to another model or "
+    "revision, or its figures were measured on very different texts"
 )
 
 
@@ -41,7 +41,7 @@ def changes(given: Feeding, other: Feeding) -> list[str]:
 
 
 def reason(checked: Checked) -> str:
-    """Say in one line why an SAE does not fit, and what does."""
+    """Describe in one line why an SAE does not fit, and what does."""
     wrong = ", ".join(checked.wrong)
     if (remedy := checked.remedy) is None:
         return f"{wrong}; {NOTHING_HELPS}"
@@ -49,17 +49,17 @@ def reason(checked: Checked) -> str:
 
 
 def doubt(checked: Checked) -> str | None:
-    """Say in one line how an SAE that fits would explain a little more; None where it does not."""
+    """Describe in one line how a fitting SAE would explain a little more; None if it would not."""
     if (better := checked.slightly_better) is None:
         return None
     return (
-        f"It would explain a little more {_how(checked.given, better)}: make sure that it was "
-        f"trained on what it is fed with"
+        f"It would explain a little more {_how(checked.given, better)}: make sure that this is not "
+        f"what it was trained on"
     )
 
 
 def _how(given: Measured, other: Measured) -> str:
-    """Another feeding with its figures."""
+    """Describe another feeding with its figures."""
     factor = f", by a factor of {other.factor:.4g}" if other.factor != 1 else ""
     how = " and ".join(changes(given.feeding, other.feeding))
     return f"{how}{factor} ({figures(other)})"
@@ -73,14 +73,14 @@ def require_fit(
     heldout: SiteReader,
     tokens: Tokens,
 ) -> None:
-    """Stop if an SAE made elsewhere does not read what it was trained on.
+    """Stop if an SAE made elsewhere is not fed what it was trained on.
 
     Args:
         keys: of the cell.
         expect: published figures.
         subject: the trained one.
         sae: the SAE as the study uses it.
-        heldout: activations of `eval`: their rule for excluded tokens holds here too.
+        heldout: activations of `eval`; their rule for excluded tokens applies here too.
         tokens: the `eval` split.
 
     Raises:
@@ -111,5 +111,5 @@ def require_fit(
     change = [source] if remedy is None else [named[n] for n in given.changes(remedy.feeding)]
     line = f"config: saes.{keys.sae}: {reason(checked)}; change {' and '.join(change)}"
     if remedy is None:
-        line += f", or what is expected in saes.{keys.sae}.expect"
+        line += f", or the expected figures in saes.{keys.sae}.expect"
     raise UserError(line)

@@ -1,4 +1,4 @@
-"""Geometry of a dictionary: norms, how close its directions lie, how many dimensions they fill."""
+"""Geometry of a dictionary: norms, how close its directions are, how many dimensions they fill."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ BLOCK_ROWS = 2048
 def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
     """Compute the row of the table `geometry`.
 
-    Rows of the decoder with norm 0 have no direction: they are counted (`n_zero_rows`) and left
-    out of everything here. What is undefined is null: all without a row, the nearest cosines and
-    their floor with one alone, the encoder's columns without an encoder (`token_lookup`). Biases
-    take no part.
+    Decoder rows with norm 0 have no direction: they are counted (`n_zero_rows`) and left out of
+    everything else. Undefined values are null: all of them without any row, the nearest cosines and
+    their floor with a single row, the encoder's columns without an encoder (`token_lookup`). Biases
+    are not used.
 
-    decoder_norm_mean, decoder_norm_sd (with n in the denominator) and encoder_norm_mean are those
-    of the rows' Euclidean norms; encoder_decoder_cosine_mean is the mean cosine of a latent's two
-    rows, over the latents whose rows both have a direction. nearest_cosine_*: `nearest_cosines`;
+    decoder_norm_mean, decoder_norm_sd (with n in the denominator) and encoder_norm_mean summarize
+    the rows' Euclidean norms. encoder_decoder_cosine_mean is the mean cosine of a latent's two
+    rows, over latents for which both rows have a direction. nearest_cosine_*: `nearest_cosines`;
     random_nearest_cosine_mean is their mean over as many random directions of as many dimensions
     (normalized Gaussian vectors, keyed by the seed and these two numbers: one floor for all
     dictionaries of one shape). effective_rank: `effective_rank`.
 
-    Takes n^2 d_model multiplications and additions for n rows; memory beyond the SAE: 8 n d_model
+    Takes n^2 d_model multiplications and additions for n rows. Memory besides the SAE: 8 n d_model
     bytes for the directions, 4 BLOCK_ROWS^2 for their cosines, 8 d_model^2 for the spectrum.
 
-    The work is done on the SAE's device, if that has float64; `seed` is the config's.
+    Runs on the SAE's device if that has float64; `seed` is the config's.
     """
     sae = sae.to(exact_device(sae.w_dec.device))
     norms = row_norms(sae.w_dec)
@@ -52,7 +52,7 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
         encoder_norms = row_norms(sae.w_enc)
         row["encoder_norm_mean"] = float(encoder_norms[kept].mean())
         both = kept & (encoder_norms > 0)
-        # Rows of a transcoder are in two spaces.
+        # A transcoder's rows are in two spaces.
         if bool(both.any()) and not sae.transcodes:
             products = torch.linalg.vecdot(sae.w_enc, sae.w_dec).double()
             cosines = products[both] / (encoder_norms[both] * norms[both])
@@ -75,22 +75,22 @@ def row_norms(rows: Tensor) -> Tensor:
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Scale rows float32 [n, d] to norm 1, in their order, without those of norm 0."""
+    """Scale rows float32 [n, d] to norm 1 in their order, without those of norm 0."""
     norms = row_norms(rows)
     return rows[norms > 0].div_(norms[norms > 0, None])
 
 
 def random_directions(n: int, d_model: int, seed: int, purpose: str) -> Tensor:
-    """Draw random unit vectors float32 [n, d_model], uniform on the sphere, the same each time."""
+    """Draw random unit vectors float32 [n, d_model], uniform on the sphere, reproducibly."""
     generator = torch_generator(seed, "random_directions", purpose, n, d_model)
     return unit_rows(torch.randn(n, d_model, generator=generator))
 
 
 def nearest_cosines(directions: Tensor) -> Tensor:
-    """Each row's largest cosine to another row: max over j != i of u_i . u_j, float32 [n].
+    """Return each row's largest cosine with another row: max over j != i of u_i . u_j, float32 [n].
 
-    Of unit rows float32 [n, d], n at least 2. Each pair of blocks is multiplied once and serves
-    both.
+    Rows are unit vectors float32 [n, d], n at least 2. Each pair of blocks is multiplied once and
+    serves both.
     """
     n = len(directions)
     best = directions.new_full((n,), -torch.inf)
@@ -107,11 +107,11 @@ def nearest_cosines(directions: Tensor) -> Tensor:
 
 
 def effective_rank(directions: Tensor) -> float:
-    """exp(H(p)), p the eigenvalues of U^T U / n, which add up to 1, for unit rows U [n, d].
+    """Compute exp(H(p)), p the eigenvalues of U^T U / n, which add up to 1, for unit rows U [n, d].
 
-    Roy and Vetterli 2007, of the squared instead of the plain singular values. The mean is not
-    subtracted: directions have no origin but 0, and one that all rows share counts as one
-    dimension. d_model for directions spread evenly, 1 where all lie on a line.
+    Roy and Vetterli 2007, with squared instead of plain singular values. The mean is not
+    subtracted: the origin of directions is 0, and a direction that all rows share counts as one
+    dimension. The result is d_model for evenly spread directions, 1 if all are on a line.
     """
     products = directions.new_zeros((directions.shape[1],) * 2, dtype=torch.float64)
     for start in range(0, len(directions), BLOCK_ROWS):

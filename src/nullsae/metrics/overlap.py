@@ -34,40 +34,41 @@ def match_dictionaries(
 ) -> None:
     """Write the table `overlap` of the SAEs of one subject, site and recipe: a row per pair.
 
-    The decoder rows of a and b are matched one to one, such that the sum of the cosines is as large
-    as it can be (linear_sum_assignment of SciPy, Crouse 2016). Paulo and Belrose (2025, arXiv
-    2501.16615) do so with encoder and decoder rows, and call a latent shared where both matchings
-    agree; here decoder rows decide alone, since they are what a dictionary writes, and
-    `token_lookup` has no others. mean_cosine and shared_share (cosine 0.7 or more) are over the
-    matched pairs; *_random are the same for as many random directions, sampled and matched in the
-    same way. Rows of norm 0 take no part.
+    The decoder rows of a and b are matched one to one such that the sum of the cosines is maximal
+    (linear_sum_assignment of SciPy, Crouse 2016). Paulo and Belrose (2025, arXiv 2501.16615) match
+    both encoder and decoder rows, and call a latent shared if both matchings agree. Here only
+    decoder rows count, since they are what a dictionary writes, and `token_lookup` has no others.
+    mean_cosine and shared_share (cosine 0.7 or more) are over the matched pairs; *_random are the
+    same for as many random directions, sampled and matched in the same way. Rows of norm 0 are left
+    out.
 
-    Of a dictionary with more latents, `matching_latents` m of a, drawn at random, are matched into
-    all n of b: fewer rows compete, so cosines are somewhat larger than in a matching of all, as
-    they are in the floor. Memory: 8 m n bytes for cosines, beside the decoders of two SAEs; time
-    per pair: 2 m n d_model for cosines, and for the matching m^2 n at worst, in practice far less.
+    Of a dictionary with more latents than that, `matching_latents` m of a, drawn at random, are
+    matched with all n of b. With fewer rows competing, cosines are somewhat larger than in a full
+    matching, as they are in the floor. Memory: 8 m n bytes for cosines, besides the decoders of two
+    SAEs. Time per pair: 2 m n d_model for cosines, and at worst m^2 n for the matching, in practice
+    far less.
 
     Args:
         params: the rule's slice of the config.
         sae: path of each SAE's `cfg.json`; {variant}, {draw} and {seed} are filled in.
         output: the table.
-        progress: called with (pairs done, pairs in all).
+        progress: called with (pairs done, pairs in total).
 
     Raises:
-        UserError: an SAE that is missing or damaged, or two of one recipe with different widths of
-            the site.
+        UserError: an SAE is missing or damaged, or two of one recipe differ in the width of the
+            site.
     """
     torch.set_num_threads(params.compute.threads)
 
     @lru_cache(maxsize=2)
     def of(cell: MatchedSae) -> tuple[Tensor, int]:
-        """The decoder's unit rows, and its number of latents."""
+        """Return the decoder's unit rows and its number of latents."""
         coder, _ = load_sae(_file(sae, cell))
         return unit_rows(coder.w_dec), coder.n_latents
 
     @lru_cache(maxsize=1)
     def sampled(cell: MatchedSae) -> Tensor:
-        """Those that are matched into all of another SAE."""
+        """Return the rows that are matched with all rows of another SAE."""
         rows, m = of(cell)[0], params.matching_latents
         if len(rows) <= m:
             return rows
@@ -106,7 +107,7 @@ def match_dictionaries(
 
 
 def pairs(cells: Sequence[MatchedSae]) -> list[tuple[str, MatchedSae, MatchedSae]]:
-    """The comparisons that a study holds, as (kind, a, b), by their first SAE.
+    """List the comparisons of a study as (kind, a, b), ordered by their first SAE.
 
     `seeds`: two seeds of one variant and draw; `draws`: two draws of one variant and seed;
     `variants`: an SAE of another variant, and the trained one of the same seed (draw 0).
@@ -124,13 +125,13 @@ def pairs(cells: Sequence[MatchedSae]) -> list[tuple[str, MatchedSae, MatchedSae
 
 
 def matched_cosines(a: Tensor, b: Tensor) -> NDArray[np.float64]:
-    """Cosines of the optimal one-to-one matching, float64 [min(n_a, n_b)], by rows of a.
+    """Compute cosines of the optimal one-to-one matching, float64 [min(n_a, n_b)], by rows of a.
 
-    Of unit rows a float32 [n_a, d] and b float32 [n_b, d].
+    a float32 [n_a, d] and b float32 [n_b, d] are unit rows.
     """
     from scipy.optimize import linear_sum_assignment
 
-    # Negated and in float64: SciPy would otherwise copy it.
+    # Negated and in float64, or SciPy would copy it.
     costs = np.empty((len(a), len(b)))
     for start in range(0, len(b), BLOCK_COLUMNS):
         columns = slice(start, start + BLOCK_COLUMNS)
@@ -140,7 +141,7 @@ def matched_cosines(a: Tensor, b: Tensor) -> NDArray[np.float64]:
 
 
 def _shares(cosines: NDArray[np.float64], suffix: str) -> dict[str, float | None]:
-    """Mean cosine and share of those that count as shared; null where nothing is matched."""
+    """Compute mean cosine and share of shared pairs; null if nothing is matched."""
     numbers = {"mean_cosine": cosines, "shared_share": cosines >= SHARED_COSINE}
     return {
         f"{name}{suffix}": float(values.mean()) if len(values) else None

@@ -15,12 +15,12 @@ SUMS = ("squared_error", "squared_deviation", "cosine", "l0", "l1", "norm")
 
 
 def explained(error: float, deviation: float) -> float | None:
-    """1 - sum |x - x^|^2 / sum |x - mean|^2; None where nothing varies."""
+    """Compute 1 - sum |x - x^|^2 / sum |x - mean|^2; None if nothing varies."""
     return 1.0 - error / deviation if deviation else None
 
 
 class ReconstructionSums:
-    """Streams over a split; what it returns does not depend on how the tokens are batched."""
+    """Sums streamed over a split; results do not depend on how the tokens are batched."""
 
     def __init__(self, *, mean: Tensor, n_documents: int, n_latents: int) -> None:
         """Start at zero; `mean` float64 [d_model] is the mean activation of the whole split."""
@@ -34,8 +34,8 @@ class ReconstructionSums:
     ) -> None:
         """Add tokens: activations x and their reconstructions [n, d_model].
 
-        Codes are `values` [n, k], 0 where a latent did not fire, and `indices` int64 [n, k];
-        `documents` int [n] says which document each token is of.
+        Codes are `values` [n, k], 0 if a latent did not fire, and `indices` int64 [n, k].
+        `documents` int [n] gives the document of each token.
         """
         x, output = exact(x).cpu(), exact(output).cpu()
         norm, output_norm = x.norm(dim=1), output.norm(dim=1)
@@ -43,7 +43,7 @@ class ReconstructionSums:
         deviation = (x - self.mean).square().sum(dim=1)
         per_token = {
             "squared_error": (x - output).square().sum(dim=1),
-            # Where nothing varies, the mean is off by rounding.
+            # Without variation, the mean is off by rounding.
             "squared_deviation": torch.where(deviation > ROUNDING * norm**2, deviation, 0.0),
             "cosine": (x * output).sum(dim=1) / product,
             "l0": (values != 0).sum(dim=1).cpu().double(),
@@ -57,12 +57,12 @@ class ReconstructionSums:
         self.fired[indices[values != 0].cpu().numpy()] = True
 
     def totals(self) -> dict[str, Any]:
-        """The split's metrics.
+        """Return the metrics of the split.
 
-        explained_variance = 1 - sum |x - x^|^2 / sum |x - mean|^2: 0 for predicting the mean, 1
-        for a perfect copy; None without variance, as l2_ratio without a norm. cosine, l0, l1 are
-        means over tokens; l2_ratio is the mean norm of the output over that of the input;
-        alive_share counts latents that fired at least once.
+        explained_variance = 1 - sum |x - x^|^2 / sum |x - mean|^2: 0 for predicting the mean, 1 for
+        a perfect copy, None without variance. l2_ratio is the mean norm of the output over that of
+        the input, None if the latter is 0. cosine, l0, l1 are means over tokens; alive_share counts
+        latents that fired at least once.
         """
         sums = {name: float(values.sum()) for name, values in self.by_document.items()}
         n = sums["n_tokens"]
@@ -76,7 +76,7 @@ class ReconstructionSums:
         }
 
     def documents(self) -> list[dict[str, Any]]:
-        """Rows of the table `documents`: those that have tokens, in order."""
+        """Return rows of the table `documents` for documents with tokens, in order."""
         sums, n_tokens = self.by_document, self.by_document["n_tokens"]
         return [
             {"document": int(document), "n_tokens": int(n_tokens[document])}

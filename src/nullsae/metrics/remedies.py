@@ -1,4 +1,4 @@
-"""Which other way to feed an SAE makes it fit: BOS, sites, what is done to activations."""
+"""Which other feeding makes an SAE fit: BOS, site, transformations of activations."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from nullsae.metrics.feeding import (
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.site_gates import verify_sites
 
-# Blocks before and behind, of sites of the same kind; other kinds are tried in the same block.
+# Blocks before and after, for sites of the same kind; other kinds are tried in the same block.
 NEAR = 2
-# Sites far off are read so many at once, and not kept.
+# This many distant sites are read at once, and not kept.
 SITES_AT_ONCE = 4
 
 
 def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expect) -> Checked:
-    """Measure an SAE as it is fed, and look for a better way if that is not good enough.
+    """Measure an SAE as it is fed, and look for a better way if the result is not good enough.
 
-    Where the expected explained variance is reached, nothing else is tried. Otherwise one thing is
-    changed at a time, BOS, the site or what is done to activations; and where that does not help,
-    another thing together with BOS; at last a constant factor, and sites far off. A feeding fits
-    that has the expected figures or, where no explained variance is expected, more than random
-    directions have while no other is clearly better.
+    If the expected explained variance is reached, nothing else is tried. Otherwise one thing is
+    changed at a time: BOS, the site or the transformation of activations. If that does not help,
+    BOS is changed together with another thing, and finally a constant factor and distant sites are
+    tried. A feeding fits if it reaches the expected figures. If no explained variance is expected,
+    it must exceed random directions while no other feeding is clearly better.
 
     Args:
         sample: what to run on.
@@ -47,7 +47,7 @@ def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expe
     read, written = given.site, sae.writes_at(given.site)
     for site, own in ((read, sae.d_model), (written, sae.w_dec.shape[1])):
         if (width := sample.subject.width(site)) != own:
-            raise UserError(f"{site} has {width} dimensions, and the SAE is for {own}")
+            raise UserError(f"{site} has {width} dimensions, but the SAE has {own}")
     sae = sae.to(sample.subject.device)
     found = {given: measure(sample, sae, given)}
     checked = Checked(found[given], (found[given],), expect)
@@ -73,7 +73,7 @@ def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expe
 
 
 def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
-    """Feedings with another input or another site."""
+    """Yield feedings with another input or another site."""
     # Those of a transcoder would need factors of two sites.
     for name in () if sae.transcodes else (*SCALED, *NORMALIZED):
         if NORMALIZED.get(name) != sae.normalization:
@@ -87,7 +87,7 @@ def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Fee
 
 
 def _far_off(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
-    """Feedings that are seldom meant: with any factor, or at a site of the same kind far off."""
+    """Yield feedings that are rarely intended: any factor, or a distant site of the same kind."""
     if not sae.transcodes:
         yield replace(feeding, input=ANY_FACTOR)
     kind, layer = _at(feeding.site)
@@ -102,7 +102,7 @@ def _far_off(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Fee
 
 
 def near_sites(site: str, n_layers: int) -> list[str]:
-    """List sites around one, nearest first, each by one name: block L + 1 reads the output of L."""
+    """List sites around one, nearest first, one name each: block L + 1 reads the output of L."""
     own, layer = _at(site)
     found: dict[tuple[str, int], None] = {}
     for kind in KINDS:
@@ -114,13 +114,13 @@ def near_sites(site: str, n_layers: int) -> list[str]:
 
 
 def _at(site: str) -> tuple[str, int]:
-    """Kind and block of a site: the input of a block is the output of the one before it."""
+    """Return kind and block of a site; the input of a block is the output of the previous one."""
     kind, layer = site_kind(site), site_layer(site)
     return ("resid_post", layer - 1) if kind == "resid_pre" and layer else (kind, layer)
 
 
 def _fits(sample: Sample, sae: Autoencoder, site: str) -> bool:
-    """Whether the subject has such a site, and the SAE its width."""
+    """Whether the subject has this site, with the SAE's width."""
     try:
         verify_sites(sample.subject, [site], where="")
         return sample.subject.width(site) == sae.d_model

@@ -17,12 +17,12 @@ Place = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Counts:
-    """Latents of all seeds together."""
+    """Counts over the latents of all seeds."""
 
     n_beating: int = 0
-    """Those with a q of at most `LEVEL`, against the latents of all nulls together."""
+    """Latents with a q of at most `LEVEL`, against the latents of all nulls together."""
     n_tested: int = 0
-    """Those with a q; 0 where the nulls differ in the side on which trained is expected."""
+    """Latents with a q; 0 if the nulls differ in the side on which trained is expected."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.n_beating + other.n_beating, self.n_tested + other.n_tested)
@@ -30,19 +30,19 @@ class Counts:
 
 @dataclass(frozen=True)
 class Beating:
-    """What the page says."""
+    """What the page shows."""
 
     sentence: str
     places: list[str]
-    """Titles of the columns: sites and SAEs."""
+    """Column titles: sites and SAEs."""
     rows: list[tuple[str, list[Counts]]]
-    """A metric's title, and its counts in each place; none where no latent was tested."""
+    """A metric's title and its counts in each place; empty if no latent was tested."""
 
 
 def beating(study: Study) -> Beating | None:
-    """Count the latents of the SAEs that the answer speaks of; None where none was compared.
+    """Count the latents of the SAEs that the answer covers; None if none was compared.
 
-    Of many SAEs the first ones, of many sites some, as in the browser of latents.
+    With many SAEs only the first ones count, with many sites a selection, as in the latent browser.
     """
     found = _counts(study)
     saes = study.config.answering_saes[:MAX_SAES]
@@ -62,22 +62,22 @@ def beating(study: Study) -> Beating | None:
         return None
     if not rows:
         few = (
-            f"No latent could be tested: at its firing rate the nulls together have too few "
-            f"latents for a p of {100 * LEVEL:g}%."
+            f"No latent could be tested: all nulls together have too few latents of a similar "
+            f"firing rate for a p of {100 * LEVEL:g}%."
         )
         return Beating(few, [], [])
     title, of_places = rows[0]
     total = sum(of_places, Counts())
     sentence = (
         f"At a false-discovery rate of {100 * LEVEL:g}%, {total.n_beating:,} of "
-        f"{total.n_tested:,} latents of trained beat those of the nulls that fire as often, by "
+        f"{total.n_tested:,} latents of trained beat null latents of similar firing rates on "
         f"{title}."
     )
     return Beating(sentence, [place_title(study, *place) for place in places], rows)
 
 
 def _counts(study: Study) -> dict[str, dict[Place, Counts]]:
-    """By metric and place, from the table `beating_placebo`; nothing where a study lacks it."""
+    """Return counts by metric and place from the table `beating_placebo`; empty without it."""
     found: dict[str, dict[Place, Counts]] = {}
     if not (study.root / paths.TABLE.format(table="beating_placebo")).is_file():
         return found

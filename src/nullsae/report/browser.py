@@ -22,16 +22,16 @@ from nullsae.report.text import TokenText, inked
 MAX_SAES = 2
 """Number of SAEs in the browser: the first ones of the config."""
 MAX_CELLS = 96
-"""Variants, sites and SAEs in it; with more, fewer sites are shown."""
+"""Combinations of variant, site and SAE in it; with more, fewer sites are shown."""
 MAX_LATENTS = 3000
-"""Latents of all cells together, so that the page stays light."""
+"""Latents of all cells together, which limits the page's size."""
 COLUMNS = {
     "latent": ("Latent", "its index in the dictionary", "count"),
-    "firing_share": ("Fires", "share of tokens at which it fires", "percent"),
+    "firing_share": ("Fires", "share of tokens on which it fires", "percent"),
     "token_entropy_corrected_bits": ("Entropy", "of its tokens, in bits (Miller-Madow)", "number"),
-    "next_token_auroc": ("Next token", "AUROC of the next token by direct effect", "number"),
+    "next_token_auroc": ("Next token", "next-token AUROC by direct effect", "number"),
 }
-"""Columns of `latents` that are shown: title, meaning, and how their numbers are written."""
+"""The columns of `latents` that are shown: title, meaning, number format."""
 _READ = (
     *("subject", "variant", "draw", "site", "sae", "seed", "passes_filter", "sampled"),
     *COLUMNS,
@@ -45,15 +45,16 @@ _RANKED = (
 _DIGITS = 4
 """Significant digits of the numbers that rows are sorted by."""
 _FEWER_DIGITS = 3
-"""Of those beside them: activations and effects on single tokens."""
+"""Significant digits of other numbers: activations and effects on single tokens."""
 
 
 def browser(study: Study) -> dict[str, Any] | None:
-    """What `templates/browser.js` shows, as plain values; None where the config wants no latents.
+    """Return what `templates/browser.js` shows as plain values; None if the config wants no
+    latents.
 
-    Of each cell (draw 0, first seed, first explainer), the sampled latents come first, then others
-    that pass the filter, evenly spread over the dictionary. Text from corpora and models is as
-    `visible` shows it; a script must put it in as text.
+    For each cell (draw 0, first seed, first explainer), the sampled latents come first, followed by
+    others that pass the filter, spread evenly over the dictionary. Text from corpora and models is
+    passed through `visible`; scripts must insert it as text.
 
     Raises:
         UserError: a cell's windows or a tokenizer are missing or damaged.
@@ -106,13 +107,13 @@ def browser(study: Study) -> dict[str, Any] | None:
 
 
 def browser_rule(study: Study) -> str:
-    """Which latents the browser shows, in words."""
+    """Describe which latents the browser shows."""
     config = study.config
     saes = shown_saes(study)
     sites = {name: (shown_sites(study, name), s.sites) for name, s in config.subjects.items()}
     rule = (
-        "Latents are not picked by hand: those sampled for the judges, and others that pass the "
-        "filter, evenly spread over the dictionary; draw 0 and the first seed"
+        "Latents are not hand-picked: those sampled for the judges, and others that pass the "
+        "filter, spread evenly over the dictionary; draw 0 and the first seed"
     )
     if judges := _judges(study):
         rule += f", with the explanations of {judges[0][0]}"
@@ -122,25 +123,25 @@ def browser_rule(study: Study) -> str:
     if any(len(some) < len(every) for some, every in sites.values()):
         n_shown, n_all = (sum(len(pair[i]) for pair in sites.values()) for i in (0, 1))
         left_out.append(f"{n_shown} of {n_all} sites")
-    return f"{rule}." + (f" To keep the page light: {', '.join(left_out)}." if left_out else "")
+    return f"{rule}." + (f" To keep the page small: {', '.join(left_out)}." if left_out else "")
 
 
 def shown_saes(study: Study) -> list[str]:
-    """The SAEs whose latents are shown."""
+    """List the SAEs whose latents are shown."""
     return list(study.config.saes)[:MAX_SAES]
 
 
 def shown_sites(study: Study, subject: str) -> list[str]:
-    """The sites whose latents are shown: all that the page has room for, evenly spread."""
+    """List the sites whose latents are shown: as many as fit, evenly spread."""
     cells_per_site = len(study.config.subjects) * len(study.variants) * len(shown_saes(study))
     return thin(study.config.subjects[subject].sites, max(1, MAX_CELLS // cells_per_site))
 
 
 def strongest(windows: pa.Table, latents: Sequence[int], n: int) -> dict[int, list[Row]]:
-    """The `n` active windows of each latent with the largest activations, strongest first.
+    """Select the `n` active windows of each latent with the largest activations, strongest first.
 
-    `windows` are rows of that table, of any pool; a window may stand in two of them. Ties go to
-    the window that stands first in the split.
+    `windows` are rows of that table, from any pool; two pools may share a window. Ties go to the
+    earlier window in the split.
     """
     found: dict[int, list[Row]] = {latent: [] for latent in latents}
     wanted = windows.filter(
@@ -152,7 +153,7 @@ def strongest(windows: pa.Table, latents: Sequence[int], n: int) -> dict[int, li
     starts = activations.offsets.to_numpy()[:-1] - activations.offsets[0].as_py()
     peak = np.maximum.reduceat(activations.flatten().to_numpy(), starts)
     latent, window = (wanted[name].to_numpy() for name in ("latent", "window"))
-    # The same window of another pool is its neighbour in this order.
+    # This order puts copies of a window from two pools next to each other.
     order = np.lexsort((window, -peak, latent))
     own = np.stack([latent[order], window[order]])
     order = order[np.r_[True, (np.diff(own) != 0).any(axis=0)]]
@@ -163,9 +164,9 @@ def strongest(windows: pa.Table, latents: Sequence[int], n: int) -> dict[int, li
 
 
 def _latents(study: Study) -> pa.Table:
-    """The rows of `latents` that pass the filter, of draw 0 and of SAEs and variants on the page.
+    """Read the rows of `latents` that pass the filter, for draw 0 and the SAEs and variants shown.
 
-    Not `study.tables`, which has the sampled ones alone.
+    `study.tables` has only the sampled ones.
     """
     table = tables.read_whole(study.root, "latents", columns=_READ)
     saes = pa.array(shown_saes(study), type=pa.string())
@@ -175,7 +176,7 @@ def _latents(study: Study) -> pa.Table:
 
 
 def _ranked(study: Study) -> pa.Table:
-    """What `latents_ranked` has of the same cells; nothing where a study lacks the table."""
+    """Read the rows of `latents_ranked` for the same cells; empty if a study has no such table."""
     if not (study.root / paths.TABLE.format(table="latents_ranked")).is_file():
         return tables.SCHEMAS["latents_ranked"].empty_table()
     table = tables.read_whole(study.root, "latents_ranked", columns=_RANKED)
@@ -185,13 +186,13 @@ def _ranked(study: Study) -> pa.Table:
 
 
 def _judges(study: Study) -> list[tuple[str, str]]:
-    """The explainer whose explanations are shown, with each of its scorers."""
+    """Return the explainer whose explanations are shown, with each of its scorers."""
     explainer = shown_explainer(study.config)
     return [pair for pair in study.config.scored_pairs() if pair[0] == explainer]
 
 
 def place_title(study: Study, *place: str) -> str:
-    """What tells a subject, site and SAE from the others."""
+    """Return what distinguishes a subject, site and SAE from the others."""
     config = study.config
     several = (len(config.subjects) > 1, True, len(config.saes) > 1)
     told = (word for word, is_told in zip(place, several, strict=True) if is_told)
@@ -207,9 +208,9 @@ def _cell(
     variant: str,
     *place: str,
 ) -> dict[str, Any]:
-    """`n` latents of a cell: `latents`; `no_effects`, why none has an effect on logits; and `q`.
+    """Return `n` latents of a cell, `no_effects` (why none affects logits), and `q`.
 
-    `q` has, for each metric and null of `latents_ranked`, those of the latents in their order.
+    For each metric and null of `latents_ranked`, `q` lists the values of these latents in order.
     """
     subject, site, sae = place
     keys: dict[str, Any] = {
@@ -228,14 +229,14 @@ def _cell(
 
 
 def _of_cell(table: pa.Table, keys: Mapping[str, Any]) -> pa.Table:
-    """The rows of a cell, by their latents."""
+    """Return the rows of a cell, sorted by latent."""
     for key, value in keys.items():
         table = table.filter(pc.field(key) == value)
     return table.sort_by("latent")
 
 
 def _q(ranked: pa.Table, latents: Sequence[int]) -> dict[str, dict[str, list[float | None]]]:
-    """By metric and null, q of each of these latents."""
+    """Return the q of each of these latents, by metric and null."""
     place = {latent: i for i, latent in enumerate(latents)}
     found: dict[str, dict[str, list[float | None]]] = {}
     wanted = ranked.filter(pc.field("latent").isin(pa.array(latents, type=pa.int64())))
@@ -249,7 +250,7 @@ def _q(ranked: pa.Table, latents: Sequence[int]) -> dict[str, dict[str, list[flo
 def _shown(
     study: Study, keys: Mapping[str, Any], rows: Sequence[Row], text: TokenText
 ) -> list[dict[str, Any]]:
-    """Each latent: `numbers` in the order of the columns, and what is known beside them."""
+    """Return each latent: `numbers` in the order of the columns, and its details."""
     sampled = [row["latent"] for row in rows if row["sampled"]]
     windows: dict[int, list[Row]] = {}
     if sampled:
@@ -280,9 +281,9 @@ def _shown(
 def _details(
     row: Row, explained: Row | None, windows: Sequence[Row], text: TokenText
 ) -> dict[str, Any]:
-    """What is known of sampled latents alone.
+    """Return the details that only sampled latents have.
 
-    A window is a list of stretches: text, or for an active token text and activation.
+    A window is a list of stretches: text, or text and activation for an active token.
     """
     found: dict[str, Any] = {
         "max": _rounded(row["max_activation"]),
@@ -310,7 +311,7 @@ def _details(
 
 
 def _rounded(number: float | None, digits: int = _DIGITS) -> float | int | None:
-    """A number of few digits; an index as it is."""
+    """Round a number to a few significant digits; integers stay as they are."""
     if number is None or isinstance(number, int):
         return number
     return float(f"{number:.{digits}g}")

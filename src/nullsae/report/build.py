@@ -28,12 +28,12 @@ def build_report(config: Config, root: Path) -> None:
     """Draw all figures and write the page.
 
     Reads, below `root`, `results/tables`, the windows of the cells in the browser and the
-    tokenizers; writes `paths.FIGURE` for each name of `names.figure_names` and format of the
-    config, and `paths.REPORT`, one file that needs no network. Its browser of latents alone needs
-    a script.
+    tokenizers. Writes `paths.FIGURE` for each name of `names.figure_names` and each format of the
+    config, and `paths.REPORT`, one file that needs no network. Only its latent browser needs a
+    script.
 
     Raises:
-        UserError: an input is missing, damaged or made by another version.
+        UserError: an input is missing, damaged or from another version.
     """
     study = load_study(config, root)
     dumped = config.model_dump(mode="json")
@@ -76,7 +76,7 @@ def build_report(config: Config, root: Path) -> None:
         beating_level=LEVEL,
         browser=browser(study),
         browser_rule=browser_rule(study),
-        # Part of the page, which may load nothing.
+        # Inlined, because the page may load nothing.
         browser_script=Markup((TEMPLATES / "browser.js").read_text(encoding="utf-8")),
         many_sites=sections.MAX_SITES_IN_CELL,
         confidence_percent=f"{100 * config.statistics.confidence:g}",
@@ -89,7 +89,7 @@ def build_report(config: Config, root: Path) -> None:
 
 
 def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[str, Any]:
-    """Everything that the template shows of one subject."""
+    """Collect everything that the template shows about one subject."""
     section = study.config.subjects[subject]
     health = sections.health(study, subject)
     reconstruction = study.rows("reconstruction", subject=subject)

@@ -1,7 +1,7 @@
-"""The forms of chart that the figures are made of. Each takes plain rows and knows no table.
+"""The chart forms that figures are made of. Each takes plain rows and knows no table.
 
-Rows carry `variant`, `panel` (what stands above a panel) and, for depth profiles, `block`; `low`
-and `high` may be None. `variants` are all of them, in the order of the legend, or top to bottom.
+Rows have `variant`, `panel` (the panel's title) and, for depth profiles, `block`; `low` and `high`
+may be None. `variants` lists all variants in the order of the legend, or top to bottom.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     import altair as alt
 
     C = TypeVar("C", alt.Color, alt.Fill, alt.Shape, alt.StrokeDash)
-else:  # what asks for the names of figures draws none
+else:  # listing the names of figures draws none
     alt = lazy("altair")
 
 PLOT_WIDTH = 700
-"""Pixels shared by the panels of one row, without the labels at their left."""
+"""Pixels shared by the panels of one row, without the labels on their left."""
 NAME_WIDTH = 150
 SPACING = 28
 ROW_HEIGHT = 28
 """Pixels per variant in a dot plot."""
 MAX_COLUMNS = 4
 MAX_BANDS = 6
-"""Variants that each have a shaded interval in a depth profile."""
+"""With more variants, depth profiles shade the interval of trained only."""
 
 
 class Frame(NamedTuple):
-    """What is around the panels of a figure."""
+    """What surrounds the panels of a figure."""
 
     columns: int
     """Panels side by side."""
@@ -49,14 +49,14 @@ def by_look(
     looks: Sequence[str] | None = None,
     legend: alt.Legend | None = None,
 ) -> C:
-    """A channel that tells the values of a field apart as `style` does.
+    """Return a channel that distinguishes the values of a field as `style` does.
 
     Args:
         channel: `alt.Color`, `alt.Fill`, `alt.Shape` or `alt.StrokeDash`.
-        look: the function of `style` that says how a variant looks in it.
+        look: the function of `style` that returns a variant's look in this channel.
         names: all values of the field, in the order of the legend.
         field: of the rows.
-        looks: the variant whose look each of the values has; by default its own.
+        looks: the variant whose look each value has; by default its own.
         legend: of the channel; none by default.
     """
     scale = alt.Scale(domain=list(names), range=[look(name) for name in looks or names])
@@ -81,9 +81,9 @@ def facet(
     height: int,
     spacing: int = SPACING,
 ) -> alt.FacetChart:
-    """One panel of these layers for each `panel` of the rows, in their order, under one title.
+    """Draw these layers in one panel per `panel` of the rows, in their order, under one title.
 
-    Width, height and spacing are in pixels; a panel without labels at its left needs no width.
+    Width, height and spacing are in pixels; panels without labels on their left need no width.
     """
     panels = list(dict.fromkeys(row["panel"] for row in rows))
     width = width or _panel_width(frame.columns, labelled=False)
@@ -101,13 +101,13 @@ def facet(
 
 
 def _panel_width(columns: int, *, labelled: bool = True) -> int:
-    # Names of variants stand at the left of some charts; the others use that room.
+    # Some charts have variant names on the left; the others use that room.
     total = PLOT_WIDTH if labelled else PLOT_WIDTH + NAME_WIDTH
     return min(480, (total - SPACING * (columns - 1)) // columns)
 
 
 def _across(axis: str, reference: float | None) -> list[Any]:
-    """A dashed line, drawn once a panel: with the full data it would be drawn once a row."""
+    """Return a dashed line, drawn once per panel; with the full data it would repeat per row."""
     if reference is None:
         return []
     rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
@@ -115,7 +115,7 @@ def _across(axis: str, reference: float | None) -> list[Any]:
 
 
 def _x_axis() -> alt.Axis:
-    # Flush labels at the ends of a short axis run into their neighbours.
+    # Flush labels at the ends of a short axis would overlap those of its neighbours.
     return alt.Axis(labelFlush=False, tickCount=5)
 
 
@@ -127,9 +127,9 @@ def dot_whisker(
     reference: float | None = None,
     shared_scale: bool = True,
 ) -> alt.FacetChart:
-    """`value` of each variant with its interval from `low` to `high`.
+    """Plot `value` of each variant with its interval from `low` to `high`.
 
-    A dashed line stands at the reference; panels that differ in unit have no shared scale.
+    A dashed line marks the reference; panels that differ in unit do not share a scale.
     """
     x = alt.X("value:Q", title=None, axis=_x_axis(), scale=alt.Scale(zero=False, padding=24))
     base = alt.Chart().encode(y=_y(variants), color=by_look(alt.Color, style.colour, variants))
@@ -166,9 +166,9 @@ def depth_profile(
     axis_title: str,
     reference: float | None,
 ) -> alt.FacetChart:
-    """Value and interval of each variant by `block`: the form of `dot_whisker` for many sites.
+    """Plot value and interval of each variant by `block`, a form of `dot_whisker` for many sites.
 
-    A panel must hold sites of one kind only, because a line joins them.
+    All sites of a panel must be of one kind, because a line joins them.
     """
     axis = alt.Axis(tickMinStep=1, format="d")
     scale = alt.Scale(zero=False, nice=False, padding=8)
@@ -177,12 +177,12 @@ def depth_profile(
 
 
 def _lines(x: alt.X, variants: Sequence[str], reference: float | None) -> list[Any]:
-    """Value and interval of each variant along `x`, joined by a line; a dashed line across."""
+    """Plot value and interval of each variant along `x`, joined by a line; a dashed line across."""
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     legend = _legend(variants)
     colour = by_look(alt.Color, style.colour, variants, legend=legend)
     base = alt.Chart().encode(x=x, color=colour)
-    # The bands of many variants would hide the lines: then trained alone has one.
+    # The bands of many variants would hide the lines, so only trained has one then.
     many = len(variants) > MAX_BANDS
     banded = "isValid(datum.low)" + (" && datum.variant === 'trained'" if many else "")
     band = (
@@ -207,10 +207,10 @@ def along_training(
     references: dict[str, float],
     log: bool,
 ) -> alt.VConcatChart:
-    """Several metrics of each variant along training, one below the other.
+    """Plot several metrics of each variant along training, one below the other.
 
-    Rows have `tokens` and the `title` of the metric, `value`, `low` and `high`; metrics and panels
-    come in display order. `references` are by title; with `log`, tokens have a logarithmic axis.
+    Rows have `tokens` and the metric's `title`, `value`, `low` and `high`; metrics and panels come
+    in display order. `references` are keyed by title; `log` makes the token axis logarithmic.
     """
     names = list(dict.fromkeys(row["title"] for row in rows))
     axis = alt.Axis(format="~s", tickCount=5, labelFlush=False, labelOverlap=True, grid=not log)
@@ -230,7 +230,7 @@ def along_training(
 def ranges(
     rows: list[Row], variants: Sequence[str], frame: Frame, *, quantities: dict[str, str]
 ) -> alt.FacetChart:
-    """Several quantities of each variant on one scale, told apart by shape.
+    """Plot several quantities of each variant on one scale, distinguished by shape.
 
     Rows have `quantity` and `value`. Each quantity has a Vega symbol, in the order of the legend.
     """
@@ -253,7 +253,7 @@ def ranges(
 def curves(
     rows: list[Row], variants: Sequence[str], frame: Frame, *, height: int
 ) -> alt.FacetChart:
-    """Lines along training: rows have `run` (one line each), `tokens` and `value`."""
+    """Plot lines along training: rows have `run` (one line each), `tokens` and `value`."""
     axis, legend = alt.Axis(format="~s", tickCount=5, labelFlush=False), _legend(variants)
     line = alt.Chart().mark_line(strokeWidth=2)
     line = line.encode(
@@ -276,9 +276,9 @@ def scatter(
     height: int,
     with_legend: bool,
 ) -> alt.FacetChart:
-    """One mark for each latent: rows have `x` and `value`.
+    """Plot one mark per latent: rows have `x` and `value`.
 
-    No legend is needed where the titles of the panels say whose marks they hold.
+    No legend is needed if the titles of the panels name the variants.
     """
     legend = _legend(variants) if with_legend else None
     mark = alt.Chart().mark_point(filled=True, size=38, opacity=0.75)
@@ -292,7 +292,7 @@ def scatter(
 
 
 def nothing(title: str, reason: str) -> alt.Chart:
-    """A figure that says why it is empty: the workflow promises each file."""
+    """Return a figure that says why it is empty, because the workflow promises each file."""
     chart: alt.Chart = (
         alt.Chart(alt.InlineData(values=[{"text": reason}]))
         .mark_text(fontSize=13, color=style.MUTED)

@@ -1,4 +1,4 @@
-"""The figures of a study with many SAEs: matrices of variants by SAEs instead of a panel each."""
+"""The figures of a study with many SAEs: matrices of variants by SAEs instead of one panel each."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nullsae.report.matrix import Grid, cells, columns_for, differences, matrix
 from nullsae.report.study import Study, thin
 
 Cells = Mapping[str, tuple[float | None, float | None]]
-"""Column to the value printed and the one that the ground shows."""
+"""Column to the printed value and the value shown by the cell's colour."""
 
 MAX_SITES = 6
 MAX_CELLS = 1800
-"""Cells of a figure; with more, fewer sites are drawn, so that the page stays light."""
+"""Cells of a figure; with more, fewer sites are drawn, which limits the page's size."""
 
 
 def which_sites(study: Study, subject: str, drawn: list[str]) -> str:
-    """A sentence that names the drawn sites, if some are left out."""
+    """Return a sentence that names the drawn sites, if some are left out."""
     n_sites = len(study.config.subjects[subject].sites)
     if len(drawn) == n_sites:
         return ""
@@ -28,7 +28,7 @@ def which_sites(study: Study, subject: str, drawn: list[str]) -> str:
 
 
 def metric_matrix(study: Study, subject: str, metric: Metric) -> tuple[Any, str]:
-    """Chart and caption of a metric of `summaries`, a panel for each site, explainer and scorer."""
+    """Return chart and caption of a metric of `summaries`, by site, explainer and scorer."""
     config = study.config
     pairs: list[tuple[str | None, str | None]] = [(None, None)]
     if metric.is_scored:
@@ -50,10 +50,10 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> tuple[Any, str]
                     value = values.get((*pair, site, sae, variant))
                     grid[panel, variant, sae] = value, distance(value, trained, unit)
     caption = (
-        f"{metric.definition} {metric.reading} Each column is one SAE. The ground is the "
+        f"{metric.definition} {metric.reading} Each column is one SAE. The colour shows the "
         f"distance from trained in the same column, in margins "
-        f"({config.statistics.margin_rule(metric.name)}): plain cells "
-        f"are less than one margin away. How sure a difference is, the verdicts and contrasts say."
+        f"({config.statistics.margin_rule(metric.name)}): uncoloured cells "
+        f"are less than one margin away. For the certainty of differences, see the verdicts."
         f"{which_sites(study, subject, sites)}"
     )
     titles = (metric.title, "mean per variant and SAE", "minus trained, in margins")
@@ -61,7 +61,7 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> tuple[Any, str]
 
 
 def distance(value: float | None, origin: float | None, unit: float) -> float | None:
-    """How many units a value lies above its origin; None without a value, an origin or a unit."""
+    """Return the distance of a value from its origin in units; None if a number is missing."""
     if value is None or origin is None or unit == 0:
         return None
     return (value - origin) / unit
@@ -78,17 +78,17 @@ def draw(
     caption: str,
     first_columns: tuple[str, ...] = (),
 ) -> tuple[Any, str]:
-    """Chart and caption of a kind of figure, a panel for each drawn site.
+    """Return chart and caption of a kind of figure, one panel per drawn site.
 
     Args:
-        study: all of it.
+        study: the whole study.
         subject: one of its subjects.
         kind: gives the title and the start of the caption.
-        in_row: from a site and a variant, a cell for each SAE and each of the first columns.
+        in_row: maps a site and a variant to a cell for each SAE and each of the first columns.
         subtitle: of the figure.
-        ground: what the ground shows, for the legend.
+        ground: what the colour shows, for the legend.
         caption: what follows the caption of the kind.
-        first_columns: those that stand before the SAEs.
+        first_columns: those before the SAEs.
     """
     columns = [*first_columns, *study.config.saes]
     sites = _drawn_sites(study, subject, len(study.variants) * len(columns))
@@ -103,7 +103,7 @@ def draw(
 
 
 def _drawn_sites(study: Study, subject: str, cells_per_site: int) -> list[str]:
-    """The sites that a figure has room for, evenly spread."""
+    """List the sites that fit into a figure, evenly spread."""
     n = max(1, min(MAX_SITES, MAX_CELLS // cells_per_site))
     return thin(study.config.subjects[subject].sites, n)
 
@@ -111,7 +111,7 @@ def _drawn_sites(study: Study, subject: str, cells_per_site: int) -> list[str]:
 def _drawn(
     study: Study, grid: Grid, n_sites: int, columns: list[str], titles: tuple[str, str, str]
 ) -> Any:
-    """The matrix of a grid under a title, a subtitle and that of the legend; or a note."""
+    """Draw the matrix of a grid with title, subtitle and legend title; or a note if it is empty."""
     title, subtitle, ground = titles
     if all(value is None for value, _ in grid.values()):
         return charts.nothing(title, "No values: see the coverage table")

@@ -19,7 +19,7 @@ class Control(NamedTuple):
 
 
 def controls(config: Config) -> list[tuple[str, list[Control]]]:
-    """Title and entries of each stage that a study has, in display order."""
+    """Return title and entries of each stage that a study has, in display order."""
     variants = [(name, VARIANTS[name]) for name in config.variants]
     stages = {
         "Model and activations": [
@@ -37,18 +37,18 @@ def controls(config: Config) -> list[tuple[str, list[Control]]]:
 
 
 def _text(config: Config, sae: Sae) -> str:
-    """Where the latents of a recipe come from."""
+    """Describe where the latents of a recipe come from."""
     if sae.pretrained is None:
         return sae.origin.text()
     if sae.output_site is not None:
         return (
             f"A transcoder made elsewhere ({sae.pretrained}), for trained: it reads "
-            f"{sae.input_site} and stands for {sae.output_site} of the same block."
+            f"{sae.input_site} and replaces {sae.output_site} of the same block."
         )
     if sae.made_elsewhere("any"):
         return f"Made elsewhere ({sae.pretrained}) and used for all variants."
     n_tokens = config.activations.sae_train_tokens // sae.batch_tokens * sae.batch_tokens
     return (
-        f"Made elsewhere ({sae.pretrained}) and used for trained; the other variants' SAEs have "
-        f"the same width and L0 and are trained here, on {sae.epochs * n_tokens:,} tokens."
+        f"Made elsewhere ({sae.pretrained}) and used for trained; SAEs of the same width and L0 "
+        f"are trained here for the other variants, on {sae.epochs * n_tokens:,} tokens."
     )

@@ -13,7 +13,7 @@ from nullsae.report.render import to_svg
 from nullsae.report.study import Study
 
 MAX_SITES_SIDE_BY_SIDE = 6
-"""With more sites, metrics are drawn against depth instead of in a panel per site."""
+"""With more sites, metrics are drawn against depth instead of one panel per site."""
 
 
 class Figure(NamedTuple):
@@ -27,7 +27,7 @@ class Figure(NamedTuple):
 
 
 def draw_figure(study: Study, subject: str, kind: str) -> Figure:
-    """One figure of a subject."""
+    """Draw one figure of a subject."""
     if kind in FIGURES:
         figure = FIGURES[kind]()
         title, (chart, caption) = figure.title, figure.draw(study, subject)
@@ -42,7 +42,7 @@ def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str
     sites = study.config.subjects[subject].sites
     many = len(sites) > MAX_SITES_SIDE_BY_SIDE
     kinds = list(dict.fromkeys(site_kind(site) for site in sites))
-    # Kinds of sites have panels of their own; where there is one, it needs no name.
+    # Each kind of site gets its own panel; a single kind needs no name.
     places = {site: site_kind(site) if len(kinds) > 1 else "" for site in sites}
     caption = f"{metric.definition} {metric.reading}"
     summaries = study.rows("summaries", subject=subject, metric=metric.name)

@@ -1,7 +1,7 @@
-"""What a figure that is no metric's is: caption and drawing stand together.
+"""Figures that do not belong to a metric: caption and drawing in one class.
 
-Each is a class in a file of `report/drawings`, or of another package under the entry point group
-`nullsae.figures`. The Snakefile asks for their names, so that such a file loads Altair and pyarrow
+Each class is in a file of `report/drawings`, or in another package under the entry point group
+`nullsae.figures`. The Snakefile asks for their names, so such a file imports Altair and pyarrow
 only to draw (`core.registry.lazy`).
 """
 
@@ -20,7 +20,7 @@ class FigureKind:
     section: str
     """Its section of the report, the key of one of `report.names.GROUPS`."""
     place: int
-    """In that section, among metrics and other figures."""
+    """Its order in that section, among metrics and other figures."""
     title: str
     definition: str
     reading: str
@@ -31,11 +31,11 @@ class FigureKind:
         return f"{self.definition} {self.reading}"
 
     def is_there(self, config: Config) -> bool:
-        """Whether a study has it."""
+        """Whether a study has this figure."""
         return True
 
     def draw(self, study: Any, subject: str) -> tuple[Any, str]:
-        """Chart and caption of one subject of a `report.study.Study`."""
+        """Return chart and caption for one subject of a `report.study.Study`."""
         raise NotImplementedError
 
 

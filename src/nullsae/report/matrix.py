@@ -1,6 +1,6 @@
-"""The matrix: a printed value in each cell, on a ground that says how far it is from another.
+"""The matrix: a printed value in each cell, on a colour that shows its distance from another.
 
-A form of chart like those of `charts`, for studies in which a panel per SAE would be too many.
+A chart form like those of `charts`, for studies with too many SAEs for one panel each.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import altair as alt
 
     A = TypeVar("A", alt.X, alt.Y)
-else:  # what asks for the names of figures draws none
+else:  # listing the names of figures draws none
     alt = lazy("altair")
 
 Grid = dict[tuple[str, str, str], tuple[float | None, float | None]]
-"""(panel, row, column) to the value printed and the one that the ground shows."""
+"""(panel, row, column) to the printed value and the value shown by the colour."""
 
 WIDTH = 740
-"""Pixels shared by the panels of one row, without the labels at their left."""
+"""Pixels shared by the panels of one row, without the labels on their left."""
 SPACING = 18
 MIN_CELL, MAX_CELL = 29, 52
 """Bounds on the width of a cell, in pixels."""
@@ -35,21 +35,21 @@ MAX_COLUMNS = 3
 
 @dataclass(frozen=True)
 class Steps:
-    """A scale of a few steps: grounds that a reader can tell apart, in either mode of the page."""
+    """A scale of a few steps with colours that are distinct in both modes of the page."""
 
     title: str
     bounds: tuple[float, ...]
-    """Between the steps, ascending."""
+    """Boundaries of the steps, ascending."""
     labels: tuple[str, ...]
     colours: tuple[str, ...]
 
     def label(self, value: float) -> str:
-        """The step that a value falls into; one on a bound belongs to the step below."""
+        """Return the step of a value; a value on a bound belongs to the step below."""
         return self.labels[sum(value > bound for bound in self.bounds)]
 
 
 def differences(title: str) -> Steps:
-    """Steps for a difference in units of the largest negligible one, cut at 1, 2 and 4."""
+    """Return steps for a difference in units of the largest negligible one, cut at 1, 2 and 4."""
     labels = (
         *("< \u22124", "\u22124 to \u22122", "\u22122 to \u22121", "within \u00b11"),
         *("1 to 2", "2 to 4", "> 4"),
@@ -58,16 +58,16 @@ def differences(title: str) -> Steps:
 
 
 def shares(title: str) -> Steps:
-    """Steps for a share between 0 (or less) and 1."""
+    """Return steps for a share between 0 (or less) and 1."""
     labels = ("0 or less", "0 to 0.25", "0.25 to 0.5", "0.5 to 0.75", "> 0.75")
     return Steps(title, (0, 0.25, 0.5, 0.75), labels, (style.STEPS[3], *style.SHARES))
 
 
 def columns_for(n_panels_wanted: int, n_cells: int) -> int:
-    """Panels side by side, so that cells stay wide enough for their numbers.
+    """Return the number of panels side by side that leaves cells wide enough for their numbers.
 
     Args:
-        n_panels_wanted: those that belong together, such as the sites of one comparison.
+        n_panels_wanted: panels that belong together, such as the sites of one comparison.
         n_cells: columns of a panel.
     """
     columns = 2 if n_panels_wanted == 4 else min(MAX_COLUMNS, n_panels_wanted)
@@ -81,7 +81,7 @@ def _cell_width(columns: int, n_cells: int) -> int:
 
 
 def cells(grid: Grid, steps: Steps) -> Iterator[Row]:
-    """Rows of `matrix`."""
+    """Yield rows of `matrix`."""
     for (panel, row, column), (value, shade) in grid.items():
         step = None if shade is None else steps.label(shade)
         names = {"panel": panel, "row": row, "column": column}
@@ -99,20 +99,20 @@ def matrix(
     column_title: str | None = None,
     second: bool = False,
 ) -> alt.FacetChart:
-    """One cell for each row of data, a panel for each `panel`.
+    """Draw one cell for each row of data, a panel for each `panel`.
 
     Args:
         rows: `panel`, `row`, `column`, `text`, `step` (a label of `steps` or None), and, with
             `second`, `second` (text) and `own` (whether the cell is framed).
         row_names: all rows of a panel, top to bottom.
         column_names: all columns of a panel.
-        steps: grounds and legend.
+        steps: colours and legend.
         frame: of the figure.
-        row_title: what the rows are, where it must be said.
+        row_title: what the rows are, if they need a title.
         column_title: the same for columns.
         second: whether a cell has a second, smaller line.
     """
-    # More columns than fit make the figure wider, not its numbers unreadable.
+    # If columns do not fit, the figure becomes wider and its numbers stay readable.
     width = max(MIN_CELL, _cell_width(frame.columns, len(column_names)))
     above: dict[str, Any] = {
         **{"orient": "top", "domain": False, "ticks": False, "labelAngle": -35},
@@ -126,7 +126,7 @@ def matrix(
     size = {"width": width * len(column_names), "height": (30 if second else 21) * len(row_names)}
     layers = _layers(base, steps, width, second=second)
     chart = facet(layers, rows, frame, **size, spacing=SPACING)
-    # Each panel says its columns: the figure can be higher than a screen.
+    # Each panel labels its columns, because the figure can be taller than a screen.
     independent: alt.FacetChart = chart.resolve_axis(x="independent")
     return independent
 
@@ -142,7 +142,7 @@ def _axis(
 
 
 def _layers(base: alt.Chart, steps: Steps, width: int, *, second: bool) -> list[Any]:
-    """Grounds and numbers and, with `second`, frames and second lines."""
+    """Return cell colours and numbers and, with `second`, frames and second lines."""
     legend = alt.Legend(
         title=steps.title,
         orient="top",
@@ -168,7 +168,7 @@ def _layers(base: alt.Chart, steps: Steps, width: int, *, second: bool) -> list[
 
 
 def short(value: float | None) -> str:
-    """A number of at most five characters, for a narrow cell."""
+    """Format a number in at most five characters, for a narrow cell."""
     if value is None:
         return NONE
     size = abs(value)

@@ -14,15 +14,15 @@ BLOCK = re.compile(r"(?<=<!-- metrics: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DO
 
 
 def with_tables(page: str) -> str:
-    """A page with the table of a section of the report after each `<!-- metrics: SECTION -->`.
+    """Return a page with a section's table after each `<!-- metrics: SECTION -->`.
 
-    What stands there until the next `<!-- end -->` is replaced.
+    Everything between it and the next `<!-- end -->` is replaced.
     """
     return BLOCK.sub(lambda found: f"{found[1]}{found[2]}{table(found[1])}", page)
 
 
 def table(section: str) -> str:
-    """The metrics of one section in Markdown, in display order, without other packages'."""
+    """Return the metrics of one section as Markdown, in display order, only nullsae's own."""
     rows = [HEAD, ("---",) * len(HEAD)]
     rows += [
         _row(metric)

@@ -1,4 +1,4 @@
-"""Which figures a study has, from its config alone. Light: the Snakefile imports it."""
+"""Which figures a study has, from its config alone. Light, because the Snakefile imports it."""
 
 from __future__ import annotations
 
@@ -28,42 +28,41 @@ GROUPS = (
     Group("answer", "Answer"),
     *(Group(key, title) for key, title in SECTIONS.items()),
 )
-"""In display order; the first stands beside the answer's sentences and holds no metric."""
+"""In display order; the first is shown with the answer's sentences and has no metrics."""
 
 
 def metric_group(metric: str) -> str:
-    """Title of the section that a metric belongs to."""
+    """Return the title of the section that a metric belongs to."""
     return SECTIONS[METRICS[metric].section]
 
 
 def figure_kinds(config: Config) -> list[str]:
-    """Kinds of figure that each subject has, in display order."""
+    """List the kinds of figure that each subject has, in display order."""
     there = {*study_metrics(config)}
     there |= {name for name, figure in FIGURES.items() if figure().is_there(config)}
     return [kind for group in GROUPS for kind in group.kinds if kind in there]
 
 
 def figure_name(subject: str, kind: str) -> str:
-    """Name of one figure, without its format."""
+    """Return the name of one figure, without its format."""
     return f"{subject}.{kind}"
 
 
 def figure_names(config: Config) -> list[str]:
-    """Names of all figures of a study, as they stand in `paths.FIGURE`, in display order."""
+    """List the names of all figures of a study, as in `paths.FIGURE`, in display order."""
     return [figure_name(s, kind) for s in config.subjects for kind in figure_kinds(config)]
 
 
 def shown_explainer(config: Config) -> str | None:
-    """Whose explanations the page shows: those that a language model wrote, else the first ones."""
+    """Return the explainer to show: the first that uses a language model, else the first one."""
     written = [name for name, explainer in config.explainers.items() if explainer.shown_first]
     return next(iter([*written, *config.explainers]), None)
 
 
 def entropy_pair(config: Config) -> tuple[str, str] | None:
-    """The explainer and scorer of the figure `entropy_auroc`.
+    """Return the explainer and scorer of the figure `entropy_auroc`; None if nothing is scored.
 
-    A detection scorer goes before others, because fuzzing marks tokens and so leans on their
-    identity. None where nothing is scored.
+    A detection scorer is preferred, because fuzzing marks tokens and so depends on their identity.
     """
     explainer = shown_explainer(config)
     scorers = [scorer for name, scorer in config.scored_pairs() if name == explainer]

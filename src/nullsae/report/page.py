@@ -1,4 +1,4 @@
-"""How a page is written: templates, numbers as text, and figures in it and beside it."""
+"""How a page is written: templates, number formats, and figures inside it and as files."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def write_page(
 ) -> None:
     """Render one HTML file.
 
-    The template is looked for in `folders`, then among the report's own. It shows the context,
-    `version` and the colours of the dark mode; imported macros may name `in_macros` too.
+    The template is looked up in `folders`, then among the report's own. It gets the context,
+    `version` and the colours of the dark mode; imported macros also see `in_macros`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
@@ -49,7 +49,7 @@ def write_page(
     page = environment.get_template(template).render(
         version=__version__, dark=style.dark(), **context
     )
-    # Whatever it shows, and whoever wrote that.
+    # All text must be visible, whatever its origin.
     write_text(path, visible(page))
 
 
@@ -60,18 +60,18 @@ def write_figures(root: Path, name: str, formats: Iterable[str], svg: str) -> No
 
 
 def in_page(svg: str, name: str, title: str) -> Markup:
-    """A figure as part of a page; screen readers read out its `title`."""
-    # Vega escapes text itself; the label is the only thing that enters here.
+    """Return a figure as part of a page; screen readers read its `title`."""
+    # Vega escapes text itself; only the label is added here.
     return Markup(inline_svg(svg, name, str(escape(title))))
 
 
 def json_text(value: Any) -> Markup:
-    """A value as JSON that can stand in a `script` element: no text in it ends the element."""
+    """Return a value as JSON for a `script` element; no text in it can end the element."""
     return htmlsafe_json_dumps(value, dumps=_dumps)
 
 
 def source_hash(script: str) -> str:
-    """What a content security policy calls an inline script, so that no other one runs."""
+    """Return the hash of an inline script for a content security policy that blocks all others."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
@@ -81,12 +81,12 @@ def _dumps(value: Any, **_options: Any) -> str:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """A difference: always with its sign."""
+    """Format a difference, always with its sign."""
     return number(value, digits, sign="+")
 
 
 def number(value: float | None, digits: int = 3, sign: str = "") -> str:
-    """A number with a true minus; an en dash where there is none."""
+    """Format a number with a true minus sign; None becomes an en dash."""
     if value is None:
         return NONE
     # Fewer decimals for large values: 0.123, 12.3, 123.
@@ -96,12 +96,12 @@ def number(value: float | None, digits: int = 3, sign: str = "") -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share in percent."""
+    """Format a share in percent."""
     return NONE if share is None else f"{100 * share:.{digits}f} %"
 
 
 def p_value(p: float | None) -> str:
-    """A p-value, no smaller than what the page can show."""
+    """Format a p-value, no smaller than the page can show."""
     if p is None:
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,4 +1,4 @@
-"""How the panels of a figure are named, ordered and filled, with a panel for each SAE and site."""
+"""How the panels of a figure are named, ordered and filled, one for each SAE and site."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEVELS = ("explainer", "scorer", "sae", "site", "variant")
 
 
 def panel(study: Study, row: Row, site: str = "") -> str:
-    """What stands above a panel: the site, and the levels that the study has more than one of."""
+    """Return a panel's title: the site, and levels of which the study has more than one value."""
     parts = [site] if site else []
     if len(study.config.saes) > 1:
         parts.append(row["sae"])
@@ -22,26 +22,26 @@ def panel(study: Study, row: Row, site: str = "") -> str:
 
 
 def columns(study: Study, subject: str) -> int:
-    """Panels side by side: sites, so that a row is one SAE, explainer and scorer."""
+    """Return how many panels fit side by side: sites, so a row is one SAE, explainer, scorer."""
     n_sites = len(study.config.subjects[subject].sites)
     return 3 if n_sites in (5, 6) else min(n_sites, charts.MAX_COLUMNS)
 
 
 def shading(study: Study) -> str:
-    """What is shaded in charts with a line for each variant: a sentence of their captions."""
+    """Return a caption sentence on what is shaded in charts with one line per variant."""
     banded = " of trained" if len(study.variants) > charts.MAX_BANDS else ""
     return f" Shaded: the {level(study)}{banded}."
 
 
 def level(study: Study) -> str:
-    """What intervals are."""
+    """Describe what intervals are."""
     return f"{100 * study.config.statistics.confidence:g}% bootstrap interval"
 
 
 def averages(
     study: Study, subject: str, rows: list[Row], quantities: Mapping[str, str]
 ) -> list[Row]:
-    """Columns of SAEs' rows, averaged over draws and seeds, one row per panel and quantity."""
+    """Average columns of SAEs' rows over draws and seeds, one row per panel and quantity."""
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=study.order(subject, *LEVELS)):
         cells.setdefault((panel(study, row, row["site"]), row["variant"]), []).append(row)

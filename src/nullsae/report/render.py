@@ -16,11 +16,11 @@ from nullsae.report import style
 PIXEL_RATIO = 2.0
 """Bitmap pixels per CSS pixel."""
 PLACES = re.compile(r'\b(?:d|transform|x|y|x1|x2|y1|y2|width|height)="[^"]*"')
-"""Attributes of pixels alone; what a chart says stands in others."""
+"""Attributes that contain only pixels; other attributes carry the chart's content."""
 
 
 def to_svg(chart: alt.TopLevelMixin) -> str:
-    """Draw a chart in the house style. Offline: the fonts and Vega come with vl-convert."""
+    """Draw a chart in the house style, offline: vl-convert includes the fonts and Vega."""
     spec: dict[str, Any] = chart.to_dict()
     spec["config"] = style.vega_config()
     spec["padding"] = 8
@@ -30,7 +30,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
 
 
 def write_figure(path: Path, svg: str) -> None:
-    """Write a figure in the format that the suffix names (svg, png or pdf), on a white ground."""
+    """Write a figure in the format of the suffix (svg, png or pdf), on a white background."""
     head, _, body = svg.partition(">")
     solid = f'{head}><rect width="100%" height="100%" fill="#ffffff"/>{body}'
     if path.suffix == ".svg":
@@ -44,11 +44,11 @@ def write_figure(path: Path, svg: str) -> None:
 
 
 def inline_svg(svg: str, name: str, label: str) -> str:
-    """An SVG fit to stand inside a page that holds others.
+    """Return an SVG that can be placed in a page with others.
 
-    Ids are made unique (all figures of Vega call their clip paths alike), the fixed size gives
-    way to the view box, and the drawing as a whole gets one label. The font, which Vega names in
-    each text, is named once.
+    Ids become unique (all Vega figures name their clip paths alike), the fixed size is replaced by
+    the view box, and the whole drawing gets one label. The font, which Vega repeats in each text,
+    is named once.
     """
     prefix = re.sub(r"[^A-Za-z0-9_-]", "-", name)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
@@ -67,12 +67,12 @@ def inline_svg(svg: str, name: str, label: str) -> str:
 
 
 def _rounded(svg: str) -> str:
-    """Places to a thousandth of a pixel: Vega has 14 more digits, a tenth of the drawing."""
+    """Round positions to a thousandth of a pixel; Vega's 14 more digits are a tenth of the file."""
     return PLACES.sub(lambda place: re.sub(r"(\.\d{3})\d+", r"\1", place[0]), svg)
 
 
 def _renumber_clips(svg: str) -> str:
-    """Vega counts clip paths through the life of the process; count from 0 in each figure."""
+    """Number clip paths from 0 in each figure; Vega counts them through the process."""
     numbers: dict[str, str] = {}
 
     def renumber(match: re.Match[str]) -> str:
@@ -82,9 +82,9 @@ def _renumber_clips(svg: str) -> str:
 
 
 def _sort_resources(pdf: bytes) -> bytes:
-    """Sort the entries of a PDF's resource dictionaries: their order changes from run to run.
+    """Sort the entries of a PDF's resource dictionaries, whose order varies between runs.
 
-    The length of each dictionary, and with it every byte offset in the file, stays.
+    The length of each dictionary, and thus every byte offset in the file, is preserved.
     """
     return re.sub(
         rb"(?:^ +/\w+ \d+ 0 R\n){2,}",

@@ -15,9 +15,9 @@ VERDICTS = ("separates", "equivalent", "inconclusive", "reversed", "none")
 MAX_SITES_IN_CELL = 4
 """With more sites, a cell of the matrix counts verdicts instead of listing sites."""
 MAX_VARIANTS_SPELLED_OUT = 5
-"""With more beside `trained`, a verdict is a sign and a number, so that all columns fit."""
+"""With more besides `trained`, verdicts become a sign and a number, so that all columns fit."""
 MAX_CONTRASTS = 6000
-"""Contrasts on the page; beyond it, those of the first SAEs only, so that it stays light."""
+"""Contrasts on the page; beyond this, only those of the first SAEs, to keep it small."""
 MAX_CONTRASTS_WITH_REASONS = 1000
 REFUSED = {
     "n_too_rare": "too rare",
@@ -35,7 +35,7 @@ class ShownVerdict(NamedTuple):
     sign: str
     word: str
     style: str
-    """The class of its colours."""
+    """The CSS class of its colours."""
 
 
 _SHOWN = {
@@ -45,7 +45,7 @@ _SHOWN = {
     "inconclusive": ShownVerdict("?", "inconclusive", "inconclusive"),
     "none": ShownVerdict("∅", "no verdict", "none"),
 }
-# There equivalence is what speaks for a metric, and a difference either way against it.
+# There equivalence counts for a metric, and a difference in either direction against it.
 _SHOWN_OF_CONTROL = {
     **_SHOWN,
     **dict.fromkeys(("separates", "reversed"), ShownVerdict("≠", "told apart", "reversed")),
@@ -54,14 +54,14 @@ _SHOWN_OF_CONTROL = {
 
 
 def shown_verdict(verdict: str | None, variant: str | None = None) -> ShownVerdict:
-    """A verdict against a variant in the page's words; without a variant, against a null."""
+    """Return how the page shows a verdict about a variant; without a variant, about a null."""
     of_control = variant is not None and is_positive_control(variant)
     otherwise = ShownVerdict("", verdict or "", "inconclusive")
     return (_SHOWN_OF_CONTROL if of_control else _SHOWN).get(verdict or "", otherwise)
 
 
 def signs(study: Study) -> list[ShownVerdict]:
-    """How a study's page shows verdicts, for the legend beside the answer."""
+    """List how a study's page shows verdicts, for the legend next to the answer."""
     shown = [shown_verdict(verdict) for verdict in VERDICTS]
     return [*shown, *([_SHOWN_OF_CONTROL["separates"]] if study.positive_controls else [])]
 
@@ -71,14 +71,14 @@ class MatrixRow(NamedTuple):
 
     title: str
     detail: str
-    """The levels that tell it from its neighbours, e.g. "lexical, detection"."""
+    """The levels that distinguish it from its neighbours, e.g. "lexical, detection"."""
     cells: list[list[Row]]
     """For each variant, its verdict rows, in the order of the sites."""
     section: str
-    """The metric's, as `nullsae.config.metrics` names it."""
+    """The metric's section, as `nullsae.config.metrics` names it."""
 
     def by_site(self) -> list[tuple[str, list[Row | None]]]:
-        """The same rows by site: for each variant, its row or None."""
+        """Return the rows by site: for each variant, its row or None."""
         sites = dict.fromkeys(row["site"] for cell in self.cells for row in cell)
         rows = [{row["site"]: row for row in cell} for cell in self.cells]
         return [(site, [found.get(site) for found in rows]) for site in sites]
@@ -92,11 +92,11 @@ class MatrixGroup(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """The verdicts of one SAE, or of all where they are few."""
+    """The verdicts of one SAE, or of all SAEs if they are few."""
 
     sae: str | None
     counts: dict[str, Counter[str]]
-    """Per variant, how many of its comparisons got each verdict."""
+    """For each variant, how many of its comparisons got each verdict."""
     groups: list[MatrixGroup]
 
 
@@ -114,15 +114,15 @@ class CoverageTable(NamedTuple):
     title: str
     columns: list[str]
     rows: list[tuple[str, list[Row | None]]]
-    """Name and cells."""
+    """Names and cells."""
     variants_down: bool = True
     """Whether variants are the rows; otherwise they are the columns."""
 
 
 def health(study: Study, subject: str) -> list[Row]:
-    """Rows of `models`, in display order, with `gap_nats`: held-out loss minus the bigram's.
+    """Return rows of `models` in display order, with `gap_nats`: held-out minus bigram loss.
 
-    A variant without a model has a row with `variant` and `draw` only and `gap_nats` None.
+    A variant without a model has a row with only `variant` and `draw`, and `gap_nats` None.
     """
     found: list[Row] = []
     for variant in study.variants:
@@ -137,10 +137,10 @@ def health(study: Study, subject: str) -> list[Row]:
 
 
 def activation_health(study: Study, subject: str) -> list[Row]:
-    """Per variant and draw, in display order, what its activations look like at each site.
+    """Describe the activations at each site, by variant and draw in display order.
 
-    Each row has `variant`, `draw` and `sites`: site to a row of `reconstruction` or None. These
-    figures belong to the activations, so any SAE of the site tells them; the first one does.
+    Each row has `variant`, `draw` and `sites`, which maps a site to a row of `reconstruction` or
+    None. These figures do not depend on the SAE, so the first one of the site is used.
     """
     sites = study.config.subjects[subject].sites
     first: dict[tuple[str, int, str], Row] = {}
@@ -164,9 +164,9 @@ def is_tight(study: Study) -> bool:
 
 
 def verdict_matrices(study: Study, subject: str) -> list[Matrix]:
-    """Verdicts as matrices: metrics down, variants across, sites within a cell.
+    """Return verdicts as matrices: metrics down, variants across, sites within a cell.
 
-    One for all SAEs, or, where verdicts must be short, one for each.
+    There is one matrix for all SAEs or, if verdicts must be short, one for each.
     """
     ordered = sorted(study.rows("verdicts", subject=subject), key=study.order(subject, *LEVELS))
     if not is_tight(study):
@@ -192,7 +192,7 @@ def _matrix(study: Study, sae: str | None, ordered: list[Row]) -> Matrix:
 def _rows(
     study: Study, ordered: list[Row], column: str, names: Sequence[str], *, with_sae: bool
 ) -> Iterator[tuple[str, MatrixRow]]:
-    """Metric and row of a matrix whose columns are these values of a column of `verdicts`."""
+    """Yield metric and row of a matrix whose columns are these values of a column of `verdicts`."""
     rows: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in ordered:
         key = (row["metric"], _detail(study, row, with_sae=with_sae))
@@ -204,7 +204,7 @@ def _rows(
 
 
 def stage_tables(study: Study, subject: str) -> list[StageTable]:
-    """Verdicts within the trained subject, stage by stage: metrics down, nulls across."""
+    """Return verdicts within the trained subject, stage by stage: metrics down, nulls across."""
     own = [row for row in study.stages if row["subject"] == subject]
     own.sort(key=study.order(subject, *LEVELS))
     tables = []
@@ -218,7 +218,7 @@ def stage_tables(study: Study, subject: str) -> list[StageTable]:
 
 
 def _detail(study: Study, row: Row, *, with_sae: bool) -> str:
-    """The levels of a comparison that tell it from its neighbours."""
+    """Return the levels of a comparison that distinguish it from its neighbours."""
     parts = [f"{row['explainer']}, {row['scorer']}"] if row["explainer"] is not None else []
     if with_sae and len(study.config.saes) > 1:
         parts.append(row["sae"])
@@ -226,20 +226,20 @@ def _detail(study: Study, row: Row, *, with_sae: bool) -> str:
 
 
 def tally(cell: Iterable[Row]) -> list[tuple[str, int]]:
-    """How often each verdict stands in a cell of the matrix."""
+    """Count each verdict in a cell of the matrix."""
     return in_order(Counter(row["verdict"] for row in cell))
 
 
 def in_order(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Verdicts that occur, in display order, with their counts."""
+    """Return the verdicts that occur in display order, with their counts."""
     return [(verdict, counts[verdict]) for verdict in VERDICTS if counts.get(verdict)]
 
 
 def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
-    """Contrasts by SAE, in display order, with the metric's title and the verdict.
+    """Return contrasts by SAE, in display order, with the metric's title and the verdict.
 
-    None for an SAE whose rows the page has no room for. A reason is given with each verdict where
-    rows are few, else only where a number is missing: the columns say the rest.
+    None for an SAE whose rows do not fit on the page. With few rows, each verdict has a reason;
+    otherwise only missing numbers have one, and the columns give the rest.
     """
     keys = ("site", "sae", "explainer", "scorer", "metric", "variant")
     verdicts = {
@@ -262,7 +262,7 @@ def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
 
 
 def coverage(study: Study, subject: str) -> list[CoverageTable]:
-    """What passed the filter, summed over draws and seeds, as `_grids` lays it out."""
+    """Return what passed the filter, summed over draws and seeds, arranged by `_grids`."""
 
     def cell(variant: str, site: str, sae: str) -> Row | None:
         rows = study.rows("coverage", subject=subject, site=site, sae=sae, variant=variant)
@@ -276,7 +276,7 @@ def coverage(study: Study, subject: str) -> list[CoverageTable]:
 
 
 def arms(study: Study, subject: str) -> list[CoverageTable]:
-    """L0 and training tokens of each arm, means over draws and seeds, as `_grids` lays them out.
+    """Return L0 and training tokens of each arm, means over draws and seeds, arranged by `_grids`.
 
     `tokens` is None for an SAE made elsewhere.
     """
@@ -298,9 +298,9 @@ def arms(study: Study, subject: str) -> list[CoverageTable]:
 def _grids(
     study: Study, subject: str, cell: Callable[[str, str, str], Row | None]
 ) -> list[CoverageTable]:
-    """A cell for each variant, site and SAE: sites (and SAEs) down, variants across.
+    """Arrange cells for each variant, site and SAE: sites (and SAEs) down, variants across.
 
-    Of many variants, the other way round; of many SAEs, a grid for each site.
+    With many variants it is the other way round; with many SAEs there is one grid per site.
     """
     variants = list(study.variants)
     saes, sites = list(study.config.saes), study.config.subjects[subject].sites

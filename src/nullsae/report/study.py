@@ -32,10 +32,10 @@ COLUMNS: dict[str, tuple[str, ...] | None] = {
     "scores": (*_SAE, "explainer", "scorer", "latent", "auroc"),
     **dict.fromkeys(("geometry", "overlap", "summaries", "contrasts", "verdicts")),
 }
-"""The tables read and, where some are left out, the columns."""
+"""The tables read and, if only some columns are needed, these columns."""
 
 ALONG_TRAINING = ("summaries", "history")
-"""The tables read of SAEs along their training too, for the figure `training`."""
+"""The tables that are also read for SAEs along their training, for the figure `training`."""
 PLACE = ("subject", "variant", "site")
 """The columns that rows are indexed by."""
 MAX_SAES_SIDE_BY_SIDE = 2
@@ -46,23 +46,23 @@ MAX_SAES_SIDE_BY_SIDE = 2
 class Study:
     """A config and its results.
 
-    `tables` are about whole SAEs. `tables["latents"]` holds the sampled latents only;
-    `explanations` and `scores` hold those of the first explainer, the only ones that are shown one
-    by one.
+    `tables` are about finished SAEs. `tables["latents"]` contains only the sampled latents;
+    `explanations` and `scores` contain only those of the first explainer, which are shown one by
+    one.
     """
 
     config: Config
     root: Path
     tables: dict[str, list[Row]]
     along: dict[str, list[Row]] = field(default_factory=dict)
-    """Rows of `ALONG_TRAINING` about SAEs as they were along their training."""
+    """Rows of `ALONG_TRAINING` about SAEs during their training."""
     floors: list[Row] = field(default_factory=list)
-    """Rows of `reconstruction` about Gaussian floors, which are no variants."""
+    """Rows of `reconstruction` about Gaussian floors, which are not variants."""
     answer: Answer = field(default_factory=lambda: Answer((), ()))
     stages: list[Row] = field(default_factory=list)
-    """Rows of `verdicts` about other stages than the model; `tables` has those about models."""
+    """Rows of `verdicts` about stages other than the model; `tables` has those about models."""
     made_by: list[Row] = field(default_factory=list)
-    """Rows of `provenance`; none where it is not there."""
+    """Rows of `provenance`; empty if the table does not exist."""
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -86,11 +86,11 @@ class Study:
 
     @property
     def compact(self) -> bool:
-        """Whether there are too many SAEs for a panel each."""
+        """Whether there are too many SAEs for one panel each."""
         return len(self.config.saes) > MAX_SAES_SIDE_BY_SIDE
 
     def rows(self, table: str, **keys: Any) -> list[Row]:
-        """Rows of a table whose columns have the given values."""
+        """Return the rows of a table whose columns have the given values."""
         place = tuple(keys.get(name) for name in PLACE)
         candidates = self.tables[table]
         if None not in place:
@@ -105,7 +105,7 @@ class Study:
 
     @cached_property
     def _by_place(self) -> dict[str, dict[tuple[Any, ...], list[Row]]]:
-        # A large study asks thousands of times for the rows of one cell.
+        # Large studies look up the rows of a cell thousands of times.
         found: dict[str, dict[tuple[Any, ...], list[Row]]] = {table: {} for table in self.tables}
         for table, rows in self.tables.items():
             for row in rows:
@@ -113,7 +113,7 @@ class Study:
         return found
 
     def order(self, subject: str, *levels: str) -> Callable[[Row], tuple[int, ...]]:
-        """A key that sorts rows for display by these columns; what has none comes first."""
+        """Return a key that sorts rows for display by these columns; missing values come first."""
         config = self.config
         names: dict[str, Iterable[str]] = {
             "metric": METRICS,
@@ -133,9 +133,9 @@ def load_study(config: Config, root: Path) -> Study:
     """Read the tables that the report shows.
 
     Raises:
-        UserError: a table is missing, damaged or made by another version.
+        UserError: a table is missing, damaged or from another version.
     """
-    # What asks for the names of figures reads no table.
+    # Callers that only need the names of figures read no tables.
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -147,7 +147,7 @@ def load_study(config: Config, root: Path) -> Study:
     along: dict[str, list[Row]] = {}
     floors: list[Row] = []
     whole = pc.field("sae").isin(pa.array(config.saes, type=pa.string()))
-    # Floors are no variants.
+    # Floors are not variants.
     of_variants = pc.field("variant").isin(pa.array(config.variants, type=pa.string()))
     for name, columns in COLUMNS.items():
         table = tables.read_whole(root, name, columns=columns)
@@ -174,7 +174,7 @@ def load_study(config: Config, root: Path) -> Study:
 
 
 def thin(names: Sequence[str], n: int) -> list[str]:
-    """At most `n` of the names, evenly spread from the first to the last; the middle one for 1."""
+    """Select at most `n` names, evenly spread from first to last; the middle one for n = 1."""
     if len(names) <= n:
         return list(names)
     if n == 1:
@@ -183,6 +183,6 @@ def thin(names: Sequence[str], n: int) -> list[str]:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are not None; None if there are none."""
+    """Return the mean of the values, ignoring None; None if there are none."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None

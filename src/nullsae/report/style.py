@@ -1,4 +1,4 @@
-"""Colours and type of figures and page: one place, so that a variant looks the same everywhere."""
+"""Colours and type of figures and page; a variant looks the same everywhere."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 from nullsae.config.variants import VARIANTS, Look, Variant
 from nullsae.core.randomness import numpy_generator
 
-# vl-convert ships Liberation Sans: with it first, bitmaps do not depend on the machine's fonts.
-# One weight only: with two, vl-convert's PDFs list their fonts in an order that changes per run.
+# vl-convert ships Liberation Sans: listed first, it makes bitmaps independent of installed fonts.
+# One weight only: with two, the order of fonts in vl-convert's PDFs varies between runs.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 WEIGHT = "normal"
 
 INK, MUTED, GRID, BAND = "#1b2027", "#59616d", "#e2e5ea", "#f6e3e6"
-# Grounds of a matrix' cells, from far below to far above; `INK` is written on them.
+# Colours of a matrix' cells, from far below to far above; `INK` is written on them.
 STEPS = ("#8fb8de", "#b9d3eb", "#dfeaf5", "#f3f3f1", "#f6ead0", "#eed5a2", "#e0b763")
-# Grounds for a share from 0 to 1.
+# Colours for a share from 0 to 1.
 SHARES = ("#e2efe9", "#bfdfd2", "#93c9b5", "#5fae95")
-# Dark partners of these.
+# Dark counterparts of these.
 _DARK_INKS = ("#e8ebf0", "#a2abb8", "#2c323c", "#3a2529")
 _DARK_STEPS = ("#2f6299", "#27486d", "#202f44", "#22252b", "#40351d", "#5f4a1c", "#7d6120")
 _DARK_SHARES = ("#1d2d2a", "#21443c", "#275f51", "#2a705e")
 
-# Of nullsae's own variants, `trained` has the only warm strong colour. Pairwise CIE76 distance is
-# above 15 for normal sight and simulated protanopia, deuteranopia and tritanopia, and contrast with
-# the ground is above 3; no two have the same shape. All but the first five of them were found by a
-# random search under these conditions, with a bound on their chroma.
+# Among nullsae's own variants, only `trained` has a warm strong colour. Pairwise CIE76 distance is
+# above 15 for normal sight and simulated protanopia, deuteranopia and tritanopia, contrast with the
+# background is above 3, and no two have the same shape. All but the first five were found by a
+# random search under these conditions, with bounded chroma.
 GROUNDS = ("#ffffff", "#15181e")
 MIN_CONTRAST = 3.0
 CANDIDATES = 500
@@ -38,10 +38,10 @@ _TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193,
 
 
 def dark() -> dict[str, str]:
-    """Light value to dark value, of all colours.
+    """Map light to dark values of all colours.
 
-    Figures are drawn in the light ones; in dark mode the page maps each to its dark partner by CSS,
-    because inline SVG can be restyled and a bitmap cannot.
+    Figures are drawn in light colours. In dark mode the page maps each to its dark counterpart by
+    CSS, because inline SVG can be restyled and a bitmap cannot.
     """
     return {
         **dict(zip((INK, MUTED, GRID, BAND), _DARK_INKS, strict=True)),
@@ -51,25 +51,25 @@ def dark() -> dict[str, str]:
 
 
 def colour(variant: str) -> str:
-    """The light-mode colour of a variant, whatever other variants the study has."""
+    """Return the light-mode colour of a variant, independent of the study's other variants."""
     return looks()[variant].light
 
 
 def shape(variant: str) -> str:
-    """The Vega symbol of a variant in scatter plots."""
+    """Return the Vega symbol of a variant in scatter plots."""
     return looks()[variant].shape
 
 
 def dash(variant: str) -> list[int]:
-    """The stroke dash of a variant in line plots."""
+    """Return the stroke dash of a variant in line plots."""
     return list(looks()[variant].dash)
 
 
 def vega_config() -> dict[str, Any]:
-    """The Vega-Lite `config` of every figure."""
+    """Return the Vega-Lite `config` of every figure."""
     text = {"labelColor": INK, "labelFontSize": 12, "titleColor": MUTED, "titleFontSize": 12}
     return {
-        "aria": False,  # one label on the whole drawing is kinder to a screen reader than hundreds
+        "aria": False,  # screen readers prefer one label for the drawing to hundreds of marks
         "background": None,
         "font": FONT,
         "axis": {
@@ -95,7 +95,7 @@ def vega_config() -> dict[str, Any]:
 
 
 def looks() -> dict[str, Look]:
-    """The look of each known variant, by name."""
+    """Return the look of each known variant, by name."""
     return _looks(tuple(VARIANTS.values()))
 
 
@@ -109,7 +109,7 @@ def _looks(variants: tuple[type[Variant], ...]) -> dict[str, Look]:
 
 
 def _made(name: str, taken: list[Look]) -> Look:
-    """A look that depends on the name and on the looks that it must keep apart from."""
+    """Make a look from the name that stays distinct from the looks taken."""
     rng = numpy_generator(0, "look", name)
     light = _colour(rng, GROUNDS[0], [look.light for look in taken])
     dark = _colour(rng, GROUNDS[1], [look.dark for look in taken])
@@ -121,7 +121,7 @@ def _made(name: str, taken: list[Look]) -> Look:
 
 
 def _colour(rng: np.random.Generator, ground: str, taken: list[str]) -> str:
-    """Of random colours that stand out from the ground, the one farthest from those taken."""
+    """Choose the random colour farthest from those taken that stands out from the background."""
     drawn = [f"#{int(n):06x}" for n in rng.integers(2**24, size=CANDIDATES)]
     others = np.stack([_lab(colour) for colour in taken])
     return max(
@@ -131,7 +131,7 @@ def _colour(rng: np.random.Generator, ground: str, taken: list[str]) -> str:
 
 
 def _star(points: int, inner: float) -> str:
-    """A star as an SVG path within a box from -1 to 1."""
+    """Return a star as an SVG path within a box from -1 to 1."""
     corners = [
         f"{radius * sin(angle):.2f},{-radius * cos(angle):.2f}"
         for i in range(2 * points)
@@ -154,6 +154,6 @@ def _lab(colour: str) -> NDArray[np.float64]:
 
 
 def _contrast(one: str, other: str) -> float:
-    """WCAG contrast ratio of two colours."""
+    """Return the WCAG contrast ratio of two colours."""
     dim, bright = sorted(float(_xyz(colour)[1]) + 0.05 for colour in (one, other))
     return bright / dim

@@ -1,4 +1,4 @@
-"""Tokens as a reader can see them, and windows as stretches of text with their activations."""
+"""Tokens in readable form, and windows as stretches of text with their activations."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from nullsae.core.visible import visible
 from nullsae.corpus.token_text import token_text
 
-# Marks for what has no ink and is no rarity in text.
+# Marks for invisible characters that are common in text.
 _MARKS = str.maketrans({"\n": "¶", "\t": "⇥"})
 _UNFINISHED = "\ufffd"
-"""What decoding gives for a token that holds a part of a character only."""
+"""What decoding returns for a token with only part of a character."""
 _MAX_UTF8_BYTES = 4
 NONE = "\u2013"
 """Shown in place of a missing number."""
@@ -36,16 +36,16 @@ class TokenText:
         self._seen: dict[int, str] = {}
 
     def one(self, token_id: int) -> str:
-        """The text of one token as it stands, white space included.
+        """Return the text of one token, including white space.
 
-        A piece of a multi-byte character gives U+FFFD; an id without text its number.
+        Part of a multi-byte character gives U+FFFD; an id without text gives its number.
         """
         if token_id not in self._seen:
             self._seen[token_id] = token_text(self._tokenizer, token_id) or f"⟨{token_id}⟩"
         return self._seen[token_id]
 
     def run(self, token_ids: Sequence[int]) -> str:
-        """The text of consecutive tokens; characters split between tokens come out whole."""
+        """Return the text of consecutive tokens, joining characters split between them."""
         text = "".join(self.one(token_id) for token_id in token_ids)
         if _UNFINISHED not in text:
             return text
@@ -53,9 +53,9 @@ class TokenText:
         return " " + whole if text.startswith(" ") and not whole.startswith(" ") else whole
 
     def _characters(self, tokens: Sequence[tuple[int, float]]) -> Iterator[tuple[str, float]]:
-        """Text and activation of each token; tokens that share a character come as one.
+        """Yield text and activation of each token; tokens that share a character are merged.
 
-        Such a group has the largest activation of its tokens.
+        A merged group has the largest activation of its tokens.
         """
         ids: list[int] = []
         values: list[float] = []
@@ -84,7 +84,7 @@ class TokenText:
 
 
 def inked(text: str) -> str:
-    """Show what has no ink: a line break as ¶, white space alone as ␣, and else as `visible`."""
+    """Show invisible text: line breaks as ¶, pure white space as ␣, the rest by `visible`."""
     if text and not text.strip(" "):
         return "␣" * len(text)
     return visible(text.translate(_MARKS))

@@ -1,7 +1,7 @@
 """Adam (Kingma & Ba 2015) by PyTorch's fused kernel.
 
-`torch.optim.Adam` calls the same kernel, and gives the same bits. It also loads PyTorch's compiler,
-which takes a small training longer than its steps.
+`torch.optim.Adam` calls the same kernel with bit-identical results. It also imports PyTorch's
+compiler, which takes longer than all steps of a small training.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What is known of each parameter, by the names that `torch.optim.Adam` has for it."""
+"""The state of each parameter, with the names that `torch.optim.Adam` uses."""
 
 
 class Adam:
-    """The averages of gradients, from which the steps of some tensors follow."""
+    """The averages of gradients that determine the steps of some tensors."""
 
     def __init__(self, betas: tuple[float, float], epsilon: float = 1e-8) -> None:
-        """Before the first step; `betas` are the decays of the two averages, per step."""
+        """Start before the first step; `betas` are the decays of the two averages, per step."""
         self.betas, self.epsilon = betas, epsilon
         self.state: dict[str, dict[str, Tensor]] = {}
-        """By the name of the parameter; without one before its first step."""
+        """By parameter name; a parameter has no entry before its first step."""
 
     @torch.no_grad()
     def step(
         self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], lr: float
     ) -> None:
-        """Change parameters in place: float tensors of one device and type, and their gradients."""
+        """Update parameters in place: float tensors of one device and type, and their gradients."""
         for name, parameter in parameters.items():
             if name not in self.state:
                 zero = torch.zeros((), dtype=torch.float32, device=parameter.device)

@@ -1,4 +1,4 @@
-"""The L0 of an SAE made elsewhere, at which the training of its nulls aims."""
+"""The L0 of an SAE made elsewhere, which the training of its nulls aims at."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nullsae.sae.training_run import Cell
 
 
 def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
-    """Return the active latents per token, on `trained`, of the SAE that a cell is aimed at.
+    """Return the L0, on `trained`, of the SAE that a cell is aimed at.
 
     For `trained` it is measured here, on tokens of `eval`; for other variants it is read from the
     SAE's history. `given` is its `cfg.json`, in which {site}, {sae} and {seed} are filled in.
 
     Raises:
-        UserError: there is no such file, or it is of another SAE than the config's.
+        UserError: the file does not exist, or belongs to another SAE than the config's.
     """
     if cell.keys.variant == "trained":
         sae = read_pretrained(aim.pretrained, cell.keys.site, where=cell.where)

@@ -1,4 +1,4 @@
-"""SAEs in use, wherever they come from: activations to sparse codes and back."""
+"""SAEs in use, whatever their origin: activations to sparse codes and back."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 class Autoencoder:
     """An SAE: weights, and how they encode and decode activations.
 
-    The pre-activations are W_enc (x - b_dec) + b_enc; the architecture says which of them are
-    codes. One that reads tokens ignores x. With a normalization, x is the normalized activation,
-    and codes are in its units: see `nullsae.sae.normalization`.
+    The pre-activations are W_enc (x - b_dec) + b_enc; the architecture determines which of them are
+    codes. An architecture that reads tokens ignores x. With a normalization, x is the normalized
+    activation, and codes are in its units: see `nullsae.sae.normalization`.
 
     Attributes:
         architecture: one of `codings()`.
-        w_enc: encoder rows, [n_latents, d_model]; [0, d_model] where there is no encoder.
+        w_enc: encoder rows, [n_latents, d_model]; [0, d_model] without an encoder.
         b_enc: [n_latents].
         w_dec: decoder rows, [n_latents, d_model].
         b_dec: [d_model], subtracted from the input once and added to the output once.
@@ -54,7 +54,7 @@ class Autoencoder:
 
     @property
     def transcodes(self) -> bool:
-        """Whether what it writes is of another site than what it reads: `sae.transcoder`."""
+        """Whether it writes another site than it reads: see `sae.transcoder`."""
         return False
 
     @property
@@ -71,7 +71,7 @@ class Autoencoder:
         return self.w_enc, self.b_enc, self.w_dec, self.b_dec
 
     def parameters(self) -> dict[str, Tensor]:
-        """The tensors by their names on disk."""
+        """Return the tensors by their names on disk."""
         return {**dict(zip(PARAMETERS, self.weights, strict=True)), **self.own}
 
     def writes_at(self, site: str) -> str:
@@ -80,7 +80,7 @@ class Autoencoder:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], architecture: str, k: int | None) -> Autoencoder:
-        """Make an SAE of tensors by their names on disk; ignores those of other architectures."""
+        """Make an SAE from tensors by their names on disk; ignores those of other architectures."""
         w_enc, b_enc, w_dec, b_dec = (tensors[name] for name in PARAMETERS)
         own = {name: tensors[name] for name in codings()[architecture].own_tensors}
         return cls(architecture, w_enc, b_enc, w_dec, b_dec, k, own)
@@ -94,10 +94,10 @@ class Autoencoder:
         """Encode activations x [tokens, d_model], of any number of tokens.
 
         Returns values and int64 indices of latents, both [tokens, m]. A value of 0 means that the
-        latent did not fire. m is k or, without one, the most active latents on a token.
-        A token's code does not depend on other tokens: to the bit on a CPU, whose float32 products
-        are oneDNN's. An architecture that `reads_tokens` needs ids int64 [tokens]; without them it
-        raises a `ValueError`.
+        latent did not fire. m is k or, without one, the most active latents on a token. A token's
+        code does not depend on other tokens; on a CPU, whose float32 products come from oneDNN,
+        this holds to the bit. An architecture that `reads_tokens` needs ids int64 [tokens] and
+        raises a `ValueError` without them.
         """
         if self.coding.reads_tokens:
             if token_ids is None:
@@ -110,10 +110,10 @@ class Autoencoder:
         if not packs(self.w_enc):
             rows = max(1, min(rows, len(x)))
         product = self.pre_activations(rows)
-        # At least one piece, also of nothing; the next product overwrites the one before.
+        # At least one piece, even of no tokens; the next product overwrites the previous one.
         starts = range(0, max(1, len(x)), rows)
         parts = [select(self, product(x[start : start + rows])) for start in starts]
-        # Room for the token with the most; what is added has the value 0.
+        # Room for the token with the most codes; padding has the value 0.
         width = max(values.shape[1] for values, _ in parts)
         padded = [[F.pad(t, (0, width - t.shape[1])) for t in part] for part in parts]
         values, indices = map(torch.cat, zip(*padded, strict=True))
@@ -121,22 +121,22 @@ class Autoencoder:
 
     def pre_activations(self, rows: int) -> Callable[[Tensor], Tensor]:
         """Return a function from at most `rows` activations to pre-activations."""
-        # Packed for so many rows whatever there is: the packing decides how products are rounded.
+        # Always packed for this many rows, because the packing determines how products are rounded.
         product = encoder(self.w_enc, self.b_enc, rows)
         return lambda x: product(x - self.b_dec)
 
     def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
         """Decode codes to reconstructions [tokens, d_model].
 
-        An SAE with a normalization needs x, the activations that were encoded, for their units;
-        without them it raises a `ValueError`.
+        An SAE with a normalization needs x, the activations that were encoded, for their units, and
+        raises a `ValueError` without them.
         """
         decoded = decode(values, indices, self.w_dec) + self.b_dec
         if self.normalization == "none":
             return decoded
         if x is None:
-            said = f"an SAE with normalization {self.normalization!r} decodes with the activations"
-            raise ValueError(f"{said} that were encoded: decode(values, indices, x)")
+            said = f"an SAE with normalization {self.normalization!r} needs the encoded activations"
+            raise ValueError(f"{said}: decode(values, indices, x)")
         return normalize(self.normalization, x).back(decoded)
 
     def contribution(self, x: Tensor) -> Tensor:
@@ -151,14 +151,14 @@ class Autoencoder:
     def scaled(self, factor: float) -> Autoencoder:
         """Return the SAE for inputs that are `factor` times as large, with codes to match.
 
-        Encoder and decoder rows are homogeneous; only biases and `own` tensors carry the scale.
+        Encoder and decoder rows are homogeneous; only biases and `own` tensors are scaled.
         """
         own = {name: tensor * factor for name, tensor in self.own.items()}
         return replace(self, b_enc=self.b_enc * factor, b_dec=self.b_dec * factor, own=own)
 
 
 def shapes(n_latents: int, d_model: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that each SAE has, by their names on disk."""
+    """Return the shapes of the tensors that each SAE has, by their names on disk."""
     wide = (n_latents, d_model)
     return dict(zip(PARAMETERS, (wide, wide[:1], wide, wide[1:]), strict=True))
 
@@ -177,7 +177,7 @@ class GroupMaxCoding(Coding):
 
 
 class ObjectCoding(Coding):
-    """Codes are what the `encode` of a Python object gives: `nullsae.sae.python_object`."""
+    """Codes come from the `encode` of a Python object: `nullsae.sae.python_object`."""
 
     name, coding, has_encoder = "object", True, False
 
@@ -187,7 +187,7 @@ class ObjectCoding(Coding):
 
 
 def codings() -> dict[str, type[Coding]]:
-    """What finished SAEs can be of, by name: architectures, then dictionaries."""
+    """Return the architectures of finished SAEs by name, then the dictionaries."""
     kinds: list[type[Coding]] = [*ARCHITECTURES.values(), *DICTIONARIES.values()]
     kinds += [GroupMaxCoding, ObjectCoding]
     return {kind.name: kind for kind in kinds if kind.coding}

@@ -1,4 +1,4 @@
-"""SAEs at points of their training: where the training leaves them, and how to take one."""
+"""SAEs at points of their training: where training leaves them, and how to take one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify
 from nullsae.sae.files import SaeConfig
 
-# What an SAE has in common with itself at an earlier step.
+# What an SAE shares with itself at an earlier step.
 CONSTANT = (
     *("architecture", "dictionary", "d_model", "n_latents", "k", "key", "seed"),
     *("activations_key", "input_norm", "training"),
@@ -25,11 +25,11 @@ def checkpoint_folder(folder: Path, share: float) -> Path:
 
 
 def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
-    """Copy an SAE as it was after a share of its training into a folder of its own.
+    """Copy an SAE as it was after a share of its training into its own folder.
 
-    `sae` is the `cfg.json` of the whole SAE, in the folder that its training wrote. The copy's
-    `cfg.json` is written last. A `UserError` says that the training left nothing at that share, or
-    that it is damaged, or was left by another training than that of `sae`.
+    `sae` is the `cfg.json` of the finished SAE, in the folder that its training wrote. The copy's
+    `cfg.json` is written last. Raises a `UserError` if the training left nothing at that share, or
+    what it left is damaged or from another training than that of `sae`.
     """
     rebuild = rebuild_command(sae)
 
@@ -45,7 +45,7 @@ def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
             f"`checkpoints` of its recipe, and rebuild it with: {rebuild}"
         )
     taken = described(found / "cfg.json")
-    # The bytes are those that were written: nobody needs to hold them in memory.
+    # Copied as bytes, so that nothing is loaded into memory.
     verify(found / "sae.safetensors", taken.weights_checksum, rebuild=rebuild)
     schema = tables.cell_schema("history")
     history = tables.read_table(found / "history.parquet", schema, rebuild=rebuild)
@@ -57,8 +57,8 @@ def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
         other.append("n_steps")
     if other:
         raise UserError(
-            f"{found / 'cfg.json'}: not from the training of {sae} ({', '.join(other)} do not "
-            f"fit); rebuild it with: {rebuild}"
+            f"{found / 'cfg.json'}: not from the training of {sae} ({', '.join(other)} differ); "
+            f"rebuild it with: {rebuild}"
         )
     tables.write_table(output / "history.parquet", history, schema)
     for name in ("sae.safetensors", "cfg.json"):

@@ -1,4 +1,4 @@
-"""Tools that derive dictionaries from a given SAE, and the gates of what these must keep."""
+"""Tools that derive dictionaries from a given SAE, and the gates for what these must keep."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nullsae.subjects.gates import SAMPLED_ROWS, Gate, judged, require
 
 # Share by which rates and L0 may differ from those of the given SAE.
 SLACK = 0.05
-# Share of their range by which products that are equal may differ.
+# Products that differ by less than this share of their range are equal.
 EQUAL = 1e-6
-# What float32 weights leave of a product of rows, relative to their lengths.
+# Rounding error of float32 weights in a product of rows, relative to their lengths.
 GEOMETRY_SLACK = 1e-3
-# Tokens that are encoded at once, and those that the shift of `with_firings_of` is found on.
+# Tokens encoded at once, and tokens on which the shift of `with_firings_of` is found.
 BATCH_TOKENS, SHIFT_TOKENS = 4096, 4096
 
 
@@ -41,12 +41,12 @@ def derive(
         sample: activations to make it from, float32 [tokens, d_model], on the device of `sae`.
         heldout: other activations, on which the null must have the L0 of the SAE.
         generator: draws on the CPU.
-        where: begins messages.
+        where: prefix of messages.
 
     Raises:
         UserError: a gate failed.
     """
-    # Of an SAE that normalizes each activation, what that gives is the space of its weights.
+    # If an SAE normalizes each activation, its weights are in the space of the normalized ones.
     inner = normalize(sae.normalization, sample).y if sae.normalization != "none" else sample
     made, gates = origin.derive(replace(sae, normalization="none"), inner, generator)
     made = replace(made, normalization=sae.normalization)
@@ -59,7 +59,7 @@ def derive(
 def firing_counts(sae: Autoencoder, x: Tensor, token_ids: Tensor | None = None) -> Tensor:
     """Count the tokens of x [tokens, d_model] that each latent fires on: int64 [n_latents].
 
-    x and the int64 ids [tokens], for an SAE that reads them, may lie on another device.
+    x and the int64 ids [tokens], for an SAE that reads them, may be on another device.
     """
     device = sae.w_dec.device
     counts = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
@@ -74,9 +74,9 @@ def firing_counts(sae: Autoencoder, x: Tensor, token_ids: Tensor | None = None) 
 def in_other_frame(sae: Autoencoder, mean: Tensor, there: Tensor, back: Tensor) -> Autoencoder:
     """Return the SAE that works in another frame about the mean m of activations x.
 
-    Codes are those that the SAE has of m + (x - m) `back`, and its reconstruction y of these
-    becomes m + (y - m) `there`. Both matrices are float64 [d_model, d_model], of activations as
-    rows, each the other's inverse; the mean is float64 [d_model].
+    Its codes are those of the given SAE for m + (x - m) `back`. The given SAE's reconstruction y of
+    these becomes m + (y - m) `there`. Both matrices are float64 [d_model, d_model], for activations
+    as rows, and inverse to each other; the mean is float64 [d_model].
     """
     exact = [tensor.cpu().double() for tensor in (sae.w_enc, sae.w_dec, sae.b_dec)]
     moved = exact[0] @ back.t(), exact[1] @ there, mean + (exact[2] - mean) @ there
@@ -87,8 +87,8 @@ def in_other_frame(sae: Autoencoder, mean: Tensor, there: Tensor, back: Tensor) 
 def with_firings_of(sae: Autoencoder, made: Autoencoder, sample: Tensor) -> Autoencoder:
     """Shift all encoder biases of `made` by one number, so that it fires as often as `sae`.
 
-    An SAE that keeps k latents per token stays as it is. The shift is found on tokens spread over
-    the sample.
+    SAEs that keep k latents per token are unchanged. The shift is found on tokens spread over the
+    sample.
     """
     if made.k is not None:
         return made
@@ -99,7 +99,7 @@ def with_firings_of(sae: Autoencoder, made: Autoencoder, sample: Tensor) -> Auto
         margin -= made.own["threshold"].clamp_min(0)
     if wanted >= margin.numel():
         return made
-    # Between the last that shall fire and the first that shall not; below all if none shall.
+    # Between the last one that should fire and the first that should not; below all if none should.
     falling = margin.neg_().flatten()
     if not wanted:
         return replace(made, b_enc=made.b_enc + (falling.min() - 1.0).clamp_max(0.0))
@@ -108,11 +108,12 @@ def with_firings_of(sae: Autoencoder, made: Autoencoder, sample: Tensor) -> Auto
 
 
 def thresholds(x: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row the number that so many of its products with x [tokens, d_model] exceed: float32 [n].
+    """Return, per row, the number that the given count of its products with x exceeds.
 
-    It lies in the middle between two products; for a count of 0 far above all of them. Rows are
-    [n, d_model], counts int64 [n]. Also how many products of each are equal to it, up to rounding:
-    int64 [n]. They exceed it together or not at all, as where text repeats itself.
+    It is float32 [n], in the middle between two products; far above all of them for a count of 0.
+    x is [tokens, d_model], rows are [n, d_model], counts int64 [n]. Also returns how many products
+    of each row equal that number, up to rounding: int64 [n]. They exceed it together or not at all,
+    as when text repeats itself.
     """
     found, equal = [], []
     n_rows = max(1, SORTED_ENTRIES // len(x))
@@ -129,7 +130,7 @@ def thresholds(x: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _falling(x: Tensor) -> Tensor:
-    """Rows [n, m] in falling order. NumPy sorts float32 ten times faster than PyTorch on a CPU."""
+    """Sort rows [n, m] in falling order. On a CPU, NumPy is ten times faster than PyTorch."""
     if x.device.type != "cpu":
         return x.sort(dim=1, descending=True).values
     return torch.from_numpy(np.sort(x.numpy(), axis=1)).flip(1)
@@ -147,9 +148,9 @@ def best_factor(sae: Autoencoder, x: Tensor) -> float:
 
 
 def geometry_gate(name: str, before: Tensor, after: Tensor, root: Tensor) -> Gate:
-    """Whether products of rows are kept: those of some rows with all, over their lengths.
+    """Check that products of rows are kept: those of some rows with all, over their lengths.
 
-    Rows are [n, d_model], before and after; products are taken in the metric whose symmetric root
+    Rows are [n, d_model], before and after. Products are taken in the metric whose symmetric root
     is given, float64 [d_model, d_model].
     """
     some = torch.linspace(0, len(before) - 1, min(SAMPLED_ROWS, len(before))).long()
@@ -164,9 +165,9 @@ def geometry_gate(name: str, before: Tensor, after: Tensor, root: Tensor) -> Gat
 
 
 def rates_gate(wanted: Tensor, found: Tensor, equal: Tensor, n_tokens: int) -> Gate:
-    """Whether each latent fires on as many tokens as it should, within a share.
+    """Check that each latent fires on as many tokens as it should, within a share.
 
-    `equal` are its tokens that no threshold can tell apart there.
+    `equal` counts its tokens that no threshold can separate there.
     """
     off = (found - wanted).abs() > torch.maximum(SLACK * wanted, equal)
     detail = f"rates on {n_tokens:,} tokens differ by at most {SLACK:.0%}"
@@ -180,7 +181,7 @@ def rates_gate(wanted: Tensor, found: Tensor, equal: Tensor, n_tokens: int) -> G
 
 
 def l0_gate(wanted: float, found: float) -> Gate:
-    """Whether an SAE has as many firings as another one on the same tokens, within a share."""
+    """Check that an SAE has as many firings as another on the same tokens, within a share."""
     share = found / wanted - 1.0 if wanted else float(found > 0)
     detail = (
         f"L0 on held-out tokens differs by {share:+.1%}; at most {SLACK:.0%} is allowed. The "

@@ -33,15 +33,15 @@ def derive_sae(
     """Make one dictionary from an SAE: `sae.safetensors`, `history.parquet`, then `cfg.json`.
 
     `sae` is the `cfg.json` of the given SAE; the others are manifests of the activations that the
-    dictionary is for. Means, covariances and rates are of the first tokens of `sae_train`, which
-    are in random order; L0 is compared on tokens of `eval`. The log has each gate.
+    dictionary is for. Means, covariances and rates use the first tokens of `sae_train`, which are
+    in random order; L0 is compared on tokens of `eval`. The log has each gate.
 
     Raises:
         UserError: a file is missing, damaged or foreign, the SAE does not fit the site, or the
             dictionary failed a gate.
     """
     torch.set_num_threads(params.compute.threads)
-    # Rotations and means are of float64.
+    # Rotations and means are float64.
     device = exact_device(device_of(params.compute.device))
     given, described = load_sae(sae)
     expected = (params.activations_key, params.eval_activations_key)
@@ -58,7 +58,7 @@ def derive_sae(
     )
     if given.d_model != train.d_model:
         raise UserError(
-            f"{cell.where}.from: the SAE is for {given.d_model} dimensions, but {params.keys.site} "
+            f"{cell.where}.from: the SAE has {given.d_model} dimensions, but {params.keys.site} "
             f"has {train.d_model}"
         )
     origin = params.recipe.origin

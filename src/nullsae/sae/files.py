@@ -1,4 +1,4 @@
-"""The SAE on disk: `sae.safetensors` beside a `cfg.json` that is enough to rebuild it."""
+"""The SAE on disk: `sae.safetensors` with a `cfg.json` that is sufficient to rebuild it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ PRETRAINED = "pretrained"
 
 
 class TranscoderConfig(Section):
-    """The keys of a transcoder that an SAE has not."""
+    """The keys that only transcoders have."""
 
     output_site: str
-    """The site that its output stands for; what it reads is the site among the keys."""
+    """The site that its output replaces; it reads the site among the keys."""
     d_out: PositiveInt
     """Width of that site; `d_model` is that of the input."""
     skip: bool = False
@@ -48,7 +48,7 @@ class TranscoderConfig(Section):
     @classmethod
     def site_is_one(cls, site: str) -> str:
         if not SITE.match(site):
-            raise ValueError(f"{site!r} is no name of a site, such as mlp_out.3")
+            raise ValueError(f"{site!r} is not the name of a site, such as mlp_out.3")
         return site
 
 
@@ -56,31 +56,31 @@ class SaeConfig(Section):
     """Content of `cfg.json`."""
 
     architecture: str
-    """What the codes are made of: `nullsae.sae.autoencoder`."""
+    """What computes the codes: `nullsae.sae.autoencoder`."""
     dictionary: str
-    """How it came about; `pretrained` was made elsewhere."""
+    """How it was made; `pretrained` was made elsewhere."""
     d_model: PositiveInt
     n_latents: PositiveInt
     k: PositiveInt | None
-    """Latents kept per token; null where the architecture has no k."""
+    """Latents kept per token; null if the architecture has no k."""
     normalization: Literal["none", "centre", "layer_norm", "constant_norm_rescale"] = "none"
-    """What is done to each activation: `nullsae.sae.normalization`."""
+    """Applied to each activation: `nullsae.sae.normalization`."""
     transcoder: TranscoderConfig | None = None
     """Null for an SAE."""
     python_object: str | None = None
-    """Import path of what encodes, of architecture `object`: to load this SAE is to run that."""
+    """Import path of the encoder, for architecture `object`; loading this SAE runs it."""
     keys: CellKeys
     key: str
-    """Hash of all that it was made of."""
+    """Hash of everything that it was made of."""
     seed: int
     """The config's seed."""
     activations_key: str
     input_norm: NonNegativeFloat
-    """Mean norm of the activations it was trained on; of `pretrained`, those it is evaluated on."""
+    """Mean norm of the activations it was trained on, or for `pretrained` is evaluated on."""
     training: dict[str, Any]
     """The recipe, as in the config."""
     n_steps: NonNegativeInt
-    """Optimizer steps; 0 for what is computed or was made elsewhere."""
+    """Optimizer steps; 0 if it was computed or made elsewhere."""
     weights_checksum: str
 
     @field_validator("architecture", "dictionary")
@@ -96,7 +96,7 @@ class SaeConfig(Section):
     def k_fits(self) -> Self:
         has_k = codings()[self.architecture].has_k
         if self.k is None and has_k:
-            raise ValueError(f"k: null; a {self.architecture} SAE has a number there")
+            raise ValueError(f"k: null, but a {self.architecture} SAE needs a number")
         if self.k is not None and (not has_k or self.k > self.n_latents):
             raise ValueError(
                 f"k {self.k} does not fit architecture {self.architecture!r} with "
@@ -105,7 +105,7 @@ class SaeConfig(Section):
         return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors in `sae.safetensors`."""
+        """Return names and shapes of the tensors in `sae.safetensors`."""
         coding = codings()[self.architecture]
         found = shapes(self.n_latents, self.d_model)
         if not coding.has_encoder:
@@ -144,10 +144,10 @@ def save_sae(
 
 
 def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
-    """Read an SAE, whose weights are float32 in memory.
+    """Read an SAE, with weights as float32.
 
-    A `UserError` names a file that is missing or damaged, a key of the config or of the weights
-    that is unknown or missing, or a tensor of another shape than the config says.
+    Raises a `UserError` if a file is missing or damaged, a key of the config or of the weights is
+    unknown or missing, or a tensor's shape differs from the config.
     """
     rebuild = rebuild_command(config_file)
     if not config_file.is_file():

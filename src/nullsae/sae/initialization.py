@@ -13,9 +13,9 @@ from nullsae.sae.kernels import decode, encode_top_k
 def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator) -> Autoencoder:
     """Make a fresh SAE: random unit decoder rows, tied encoder, b_dec the geometric median.
 
-    The encoder is the decoder times the one factor that reconstructs the sample best: with zero
-    encoder bias the selected latents do not depend on that factor and the reconstruction is
-    linear in it, so it is <x - b_dec, r> / <r, r> for the unscaled reconstruction r. x is float32
+    The encoder is the decoder times the factor that reconstructs the sample best. With zero encoder
+    bias, the selected latents do not depend on that factor and the reconstruction is linear in it,
+    so it is <x - b_dec, r> / <r, r> for the unscaled reconstruction r. x is float32
     [tokens, d_model], a sample of activations; the CPU generator draws the decoder rows.
     """
     rows = torch.randn(n_latents, x.shape[1], generator=generator, dtype=torch.float32)
@@ -32,8 +32,8 @@ def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator)
 def geometric_median(x: Tensor, *, iterations: int = 50) -> Tensor:
     """Find the point with the least sum of distances to rows of x [n, d], by Weiszfeld's steps.
 
-    A step from a point that is one of the rows follows Vardi and Zhang (2000), equation 2.6: the
-    plain step divides by a distance of 0 there.
+    A step from a point that is one of the rows follows Vardi and Zhang (2000), equation 2.6,
+    because the plain step divides by a distance of 0 there.
     """
     point: Tensor = x.mean(dim=0)
     for _ in range(iterations):

@@ -1,7 +1,7 @@
-"""Products with sparse codes that skip zeros, and the choice of the codes that are not zero.
+"""Products with sparse codes that skip zeros, and the choice of the nonzero codes.
 
 A code is a set of hits: which latents are active at which token, and how much. Additions have a
-fixed order, so results do not depend on the number of threads; none builds a [hits, d] tensor.
+fixed order, so results do not depend on the number of threads. No [hits, d] tensor is built.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from torch import Tensor
 from nullsae.config.compute import Precise
 from nullsae.sae.chunks import rows_at_once
 
-# Groups of columns in the selection of the k largest: so many times k, rounded up to a multiple of
-# what is compared at once. More cost a longer ranking of their maxima, fewer let more candidates
-# through; with 4 one in seven is too many.
+# Groups of columns in the selection of the k largest: this many times k, rounded up to a multiple
+# of what is compared at once. More groups make ranking their maxima slower, fewer let more
+# candidates through; with 4, one in seven is too many.
 GROUPS_PER_ENTRY, GROUPS_MULTIPLE = 4, 64
-# A product in low precision chooses so many candidates for each one that is kept.
+# A product in low precision chooses this many candidates for each kept one.
 CANDIDATES = 1.25
-# Groups of fewer columns are not worth a selection in two stages.
+# Groups with fewer columns are not worth a selection in two stages.
 LEAST_GROUP = 4
 
 
 def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
-    """Weights [n] @ rows [n, d], on one thread of a CPU.
+    """Compute weights [n] @ rows [n, d] on one thread of a CPU.
 
-    MKL shares such a product out among threads, and adds up in an order that depends on how many.
+    MKL splits such a product among threads, so its order of addition depends on their number.
     """
     threads = torch.get_num_threads()
     if rows.device.type != "cpu" or threads == 1:
@@ -50,7 +50,7 @@ def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
 
 @cache
 def triton_kernels() -> ModuleType | None:
-    """Return the same products for a GPU; None without Triton, which PyTorch for CUDA brings."""
+    """Return the same products for a GPU; None without Triton, which PyTorch for CUDA includes."""
     try:
         from nullsae.sae import triton_kernels as found
     except ImportError:
@@ -59,7 +59,7 @@ def triton_kernels() -> ModuleType | None:
 
 
 def gpu_kernels(given: Tensor) -> ModuleType | None:
-    """Return the GPU kernels for the device of a tensor; None if it is no GPU or lacks Triton."""
+    """Return the GPU kernels for a tensor's device; None if it is not a GPU or lacks Triton."""
     return triton_kernels() if given.is_cuda else None
 
 
@@ -76,7 +76,7 @@ class Hits:
 
     @classmethod
     def of(cls, values: Tensor, indices: Tensor) -> Hits:
-        """From k hits per token: values and int64 indices, both [tokens, k]."""
+        """Make hits from k per token: values and int64 indices, both [tokens, k]."""
         offsets = torch.arange(0, values.numel(), values.shape[1], device=values.device)
         return cls(values.contiguous().view(-1), indices.contiguous().view(-1), offsets)
 
@@ -84,16 +84,16 @@ class Hits:
     def tokens(self) -> Tensor:
         """The token of each hit, int64 [n_hits]."""
         tokens = torch.arange(len(self.offsets), device=self.offsets.device)
-        # The size is known: asking the device for it would wait for it.
+        # The size is known here; asking the device for it would block.
         size = len(self.latents)
         return tokens.repeat_interleave(self._with_end().diff(), output_size=size)
 
     def _with_end(self) -> Tensor:
-        # A tensor made of a number would be sent to the device, and waited for.
+        # A tensor made from a number would be sent to the device, which blocks.
         return F.pad(self.offsets, (0, 1), value=len(self.latents))
 
     def decode(self, rows: Tensor) -> Tensor:
-        """Sum of each token's `rows[latents]` weighted by `values`: [tokens, d]."""
+        """Sum each token's `rows[latents]` weighted by `values`: [tokens, d]."""
         if gpu := gpu_kernels(self.values):
             decoded: Tensor = gpu.decode(self.values, self.latents, self.offsets, rows)
             return decoded
@@ -102,14 +102,14 @@ class Hits:
         )
 
     def dot_rows(self, dense: Tensor, rows: Tensor) -> Tensor:
-        """Inner products of each token's vector [tokens, d] with its latents' rows: [n_hits]."""
+        """Compute products of each token's vector [tokens, d] with its latents' rows: [n_hits]."""
         products: Tensor
         if gpu := gpu_kernels(dense):
             products = gpu.dot_rows(dense, self.latents, self.offsets, rows)
         elif dense.device.type == "cpu":
             # The entries of dense @ rows.T where there are hits.
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Sparse")  # of being new, and unchecked
+                warnings.filterwarnings("ignore", message="Sparse")  # that it is new and unchecked
                 zeros, size = dense.new_zeros(len(self.latents)), (len(dense), len(rows))
                 where = torch.sparse_csr_tensor(
                     self._with_end(), self.latents, zeros, size=size, check_invariants=False
@@ -118,7 +118,7 @@ class Hits:
             products = found.values()
         else:
             # The derivative of `decode` by its weights, which PyTorch computes without gathering
-            # the rows; 0 stands for the mode "sum".
+            # the rows; 0 is the mode "sum".
             products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 dense, rows.detach(), self.latents, self.offsets, self.tokens, 0
             )
@@ -129,7 +129,7 @@ class HitsByLatent:
     """The hits of a batch, sorted by latent, for gradients of row matrices."""
 
     def __init__(self, hits: Hits, n_latents: int) -> None:
-        # Stable: additions happen in token order on every device.
+        # Stable, so that additions happen in token order on every device.
         self.order = stable_order(hits.latents, n_latents)
         self.tokens = hits.tokens.index_select(0, self.order)
         if hits.latents.device.type == "cpu":
@@ -139,7 +139,7 @@ class HitsByLatent:
             self.offsets = starts_of(hits.latents.index_select(0, self.order), n_latents)
 
     def row_gradient(self, weights: Tensor, dense: Tensor) -> Tensor:
-        """Sum over hits of weight x the token's vector [tokens, d], per latent: [n_latents, d].
+        """Sum weight x the token's vector [tokens, d] over hits, per latent: [n_latents, d].
 
         `weights` [n_hits] are in the order of the hits.
         """
@@ -152,23 +152,23 @@ class HitsByLatent:
         )
 
     def bias_gradient(self, weights: Tensor, n_tokens: int) -> Tensor:
-        """Sum over hits of the weight, per latent: [n_latents]."""
+        """Sum the weights over hits, per latent: [n_latents]."""
         return self.row_gradient(weights, weights.new_ones(n_tokens, 1)).squeeze(1)
 
 
 def starts_of(ordered: Tensor, n_latents: int) -> Tensor:
-    """Where each latent's entries start, or would, in sorted latents int64 [n_hits]."""
+    """Return where each latent's entries start, or would, in sorted latents int64 [n_hits]."""
     return torch.searchsorted(ordered, torch.arange(n_latents, device=ordered.device))
 
 
 def stable_order(latents: Tensor, n_latents: int) -> Tensor:
-    """The order that sorts latents int64 [n_hits], equal ones as they come: int64 [n_hits].
+    """Return the stable order that sorts latents int64 [n_hits]: int64 [n_hits].
 
     Each latent is below n_latents, which is at most 2^32.
     """
     if latents.device.type != "cpu":
         return torch.argsort(latents, stable=True)
-    # NumPy sorts numbers of 16 bits by their digits, in time linear in their number.
+    # NumPy sorts 16-bit numbers by their digits, in linear time.
     keys = latents.numpy()
     order = np.argsort(keys.astype(np.uint16), kind="stable")
     if n_latents > 2**16:
@@ -179,11 +179,11 @@ def stable_order(latents: Tensor, n_latents: int) -> Tensor:
 def encode_top_k(
     centred: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, precision: Precise = "float32"
 ) -> tuple[Tensor, Tensor]:
-    """`top_k(centred @ w_enc.T + b_enc, k)`, holding the pre-activations of a few rows at once.
+    """Compute `top_k(centred @ w_enc.T + b_enc, k)`, some rows of pre-activations at a time.
 
-    Below float32, a product in that precision chooses somewhat more than k candidates per token;
-    their pre-activations are computed again in float32, and the k largest of those kept. `centred`
-    is [tokens, d], `w_enc` [n_latents, d]; values and int64 indices are [tokens, k].
+    Below float32, a product in that precision chooses slightly more than k candidates per token.
+    Their pre-activations are computed again in float32, and the k largest are kept. `centred` is
+    [tokens, d], `w_enc` [n_latents, d]; values and int64 indices are [tokens, k].
     """
     n_tokens, n_latents = len(centred), len(b_enc)
     low = precision != "float32"
@@ -203,7 +203,7 @@ def encode_top_k(
 
 
 def pre_activations(centred: Tensor, w_enc: Tensor, b_enc: Tensor, hits: Hits) -> Tensor:
-    """Those of hits, not rectified, in the precision of the weights: [n_hits]."""
+    """Compute those of hits, not rectified, in the precision of the weights: [n_hits]."""
     return hits.dot_rows(centred, w_enc).add_(b_enc.index_select(0, hits.latents))
 
 
@@ -216,11 +216,11 @@ def differing_share(found: Hits, exact: Hits, n_latents: int) -> float:
 def encoder(
     w_enc: Tensor, b_enc: Tensor, rows: int, precision: Precise = "float32"
 ) -> Callable[[Tensor], Tensor]:
-    """A function from x [n, d], n at most `rows`, to x @ w_enc.T + b_enc.
+    """Return a function from x [n, d], n at most `rows`, to x @ w_enc.T + b_enc.
 
-    What it returns may be overwritten by its next call. In bfloat16, factors and results are
-    rounded to that, and sums are float32: by the tensor cores of a GPU, whose results have that
-    type, or, with results of the weights' type, by a product of rounded factors.
+    Its next call may overwrite what it returned. In bfloat16, factors and results are rounded to
+    that type, and sums are float32. On a GPU the tensor cores compute this, with results of that
+    type. Elsewhere it is a product of rounded factors, with results of the weights' type.
     """
     if precision == "bfloat16":
         weight, bias = w_enc.bfloat16(), b_enc.bfloat16()
@@ -238,22 +238,22 @@ def encoder(
 
         return by_tensor_float
     if packs(w_enc):
-        # Once for all chunks, and on many CPUs a faster product than the one of `addmm`.
+        # Once for all chunks, and on many CPUs a faster product than that of `addmm`.
         packed = torch.ops.mkldnn._reorder_linear_weight(w_enc, rows)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, b_enc, "none", [], "")
-    # New pages cost more than what is written to them.
+    # New memory pages cost more than writing to them.
     buffer = w_enc.new_empty(rows, len(w_enc))
     return lambda x: torch.addmm(b_enc, x, w_enc.t(), out=buffer[: len(x)])
 
 
 def has_tensor_cores(given: Tensor) -> bool:
-    """Whether products of bfloat16 are fast where the tensor lies."""
+    """Whether products of bfloat16 are fast on the tensor's device."""
     return given.is_cuda
 
 
 @contextmanager
 def tensor_float(used: bool = True) -> Iterator[None]:
-    """Products of float32 in TensorFloat-32 within the block, on a GPU that has it."""
+    """Use TensorFloat-32 for products of float32 within the block, on a GPU that has it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if used else before)
     try:
@@ -263,7 +263,7 @@ def tensor_float(used: bool = True) -> Iterator[None]:
 
 
 def packs(weight: Tensor) -> bool:
-    """Return whether oneDNN multiplies with this weight matrix."""
+    """Whether oneDNN multiplies with this weight matrix."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
@@ -272,10 +272,10 @@ def packs(weight: Tensor) -> bool:
 
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries per row, rectified: (values, int64 indices), both [tokens, k].
+    """Return the k largest entries per row, rectified: (values, int64 indices), both [tokens, k].
 
-    Exact. On the CPU a row's entries come in the order of their columns; which of equal ones are
-    left out is not defined, but depends on nothing else than the row. No gradient flows back.
+    The result is exact. On the CPU a row's entries are ordered by column. Which of several equal
+    entries are left out is not defined, but depends only on the row. No gradient flows back.
     `pre` is [tokens, n_latents], k at most n_latents.
     """
     pre = pre.detach()
@@ -292,11 +292,12 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def top_k_in_two_stages(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries per row, not rectified, in no order: values and int64 columns [n, k].
+    """Return the k largest entries per row, unordered: values and int64 columns [n, k].
 
-    Exact, and `pre` [n, width] is read once instead of sorted: of disjoint groups of s columns,
-    only the k with the largest maxima can hold any of the k largest entries. So width / s maxima
-    are ranked, then the k s entries of those groups; s = sqrt(width / k) makes both as many.
+    They are not rectified. The result is exact, and `pre` [n, width] is read once rather than
+    sorted. Among disjoint groups of s columns, only the k with the largest maxima can contain any
+    of the k largest entries. So width / s maxima are ranked, then the k s entries of those groups;
+    s = sqrt(width / k) makes the two numbers equal.
     """
     n, width = pre.shape
     size = math.isqrt(width // k)
@@ -304,7 +305,8 @@ def top_k_in_two_stages(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, columns = torch.topk(pre, k, dim=1, sorted=False)
         return values, columns
     n_groups = width // size
-    # Group g has every n_groups-th column from g on: threads side by side read side by side.
+    # Group g has every n_groups-th column from g on, so that adjacent threads read adjacent
+    # columns.
     whole = width // n_groups * n_groups
     maxima = pre[:, :whole].view(n, -1, n_groups).amax(dim=1)
     if rest := width - whole:
@@ -322,24 +324,23 @@ def top_k_in_two_stages(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def positive(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The positive entries of rectified codes [n, n_latents], as values and int64 indices [n, m].
+    """Return the positive entries of rectified codes [n, n_latents]: values, int64 indices [n, m].
 
     m is the largest number in one row, at least 1; shorter rows are padded with values of 0.
     """
     most = int((codes > 0).sum(dim=1).max()) if len(codes) else 0
-    # Sorted: then `decode` adds in an order that does not depend on the other tokens.
+    # Sorted, so that `decode` adds in an order that does not depend on the other tokens.
     values, indices = torch.topk(codes, max(1, most), dim=1, sorted=True)
     return values, indices
 
 
 def largest_entries(rows: Tensor, k: int, *, out: tuple[Tensor, Tensor]) -> None:
-    """The k largest entries per row, not rectified, in the order of their columns.
+    """Find the k largest entries per row, not rectified, in the order of their columns.
 
     The k-th largest of the maxima of disjoint groups of columns is at most the k-th largest entry.
-    So the k largest entries are among the few that are not below it, of which those below the k-th
-    largest are then left out. Rows where ties (or NaN) leave another number than k are given to
-    `torch.topk`. Rows are [n, width], contiguous, on the CPU; `out` takes values and int64
-    columns, both [n, k].
+    So the k largest entries are among the few that are not below it; those below the k-th largest
+    are then dropped. Rows where ties (or NaN) leave another number than k go to `torch.topk`. Rows
+    are [n, width], contiguous, on the CPU; `out` receives values and int64 columns, both [n, k].
     """
     n, width = rows.shape
     entries = rows.numpy()
@@ -349,7 +350,7 @@ def largest_entries(rows: Tensor, k: int, *, out: tuple[Tensor, Tensor]) -> None
     values = entries.ravel()[found]
     most = int(counts.max(initial=0))
     if most > k:
-        # Each row's candidates side by side.
+        # Each row's candidates next to each other.
         table = np.full((n, most), -np.inf, dtype=entries.dtype)
         starts = counts.cumsum() - counts
         table.ravel()[np.arange(len(row)) + (np.arange(n) * most - starts)[row]] = values
@@ -372,10 +373,10 @@ def largest_entries(rows: Tensor, k: int, *, out: tuple[Tensor, Tensor]) -> None
 
 
 def lower_bound(rows: Tensor, k: int) -> np.ndarray[Any, Any]:
-    """Per row a value with at least k entries not below it, and few more: [n].
+    """Return, per row, a value with at least k entries not below it, and few more: [n].
 
-    It is the k-th largest of the maxima of groups of columns; where the width is not a multiple of
-    the number of groups, the columns left over join the first groups.
+    It is the k-th largest of the maxima of groups of columns. If the number of groups does not
+    divide the width, the remaining columns join the first groups.
     """
     n, width = rows.shape
     n_groups = -(-GROUPS_PER_ENTRY * k // GROUPS_MULTIPLE) * GROUPS_MULTIPLE
@@ -389,11 +390,11 @@ def lower_bound(rows: Tensor, k: int) -> np.ndarray[Any, Any]:
         torch.maximum(first, rest, out=first)
     bounds = maxima.numpy()
     bounds.partition(n_groups - k, axis=1)
-    # NaN if any is, so that no NaN is passed over.
+    # NaN if any entry is NaN, so that none is missed.
     least: np.ndarray[Any, Any] = bounds[:, n_groups - k :].min(axis=1)
     return least
 
 
 def decode(values: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
-    """Sum of `rows[indices]` weighted by `values`, both [tokens, k]: [tokens, d]."""
+    """Sum `rows[indices]` weighted by `values`, both [tokens, k]: [tokens, d]."""
     return F.embedding_bag(indices, rows, per_sample_weights=values, mode="sum")

@@ -1,7 +1,7 @@
-"""What architectures and dictionaries compute with, imported when it is first used.
+"""Modules that architectures and dictionaries compute with, imported on first use.
 
-Their files hold config models too, and parsing a config must not load torch. The types are `Any`
-at run time, where they stand in annotations only.
+Their files also contain config models, and parsing a config must not load torch. The types are
+`Any` at run time, where only annotations use them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Normalization of each activation before an SAE encodes it, undone after it is decoded.
+"""Normalization of each activation before an SAE encodes it, undone after decoding.
 
-An SAE with one sees y = (x - shift) / scale and reconstructs scale * y^ + shift, token by token.
-Constant factors are no business of this module: they are folded into the weights.
+An SAE with a normalization sees y = (x - shift) / scale and reconstructs scale * y^ + shift, token
+by token. Constant factors are not handled here; they are folded into the weights.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# As SAELens calls them, but for `centre`: the models with centred weights that some SAEs read.
+# SAELens' names, plus `centre` for models with centred weights that some SAEs read.
 NORMALIZATIONS = ("none", "centre", "layer_norm", "constant_norm_rescale")
-# Of SAELens' `layer_norm`, which adds it to the deviation, and not when it goes back.
+# Of SAELens' `layer_norm`, which adds it to the deviation, but not on the way back.
 EPSILON = 1e-5
 
 
@@ -28,16 +28,16 @@ class Normalized(NamedTuple):
     """[tokens, 1]."""
 
     def back(self, y: Tensor) -> Tensor:
-        """Bring reconstructions of y to those of x, [tokens, d_model]."""
+        """Convert reconstructions of y to those of x, [tokens, d_model]."""
         return y * self.scale + self.shift
 
 
 def normalize(kind: str, x: Tensor) -> Normalized:
     """Normalize activations [tokens, d_model] as an SAE of this kind sees them.
 
-    `centre` takes away the mean of a token's entries, which is what TransformerLens'
-    `center_writing_weights` does to a model with LayerNorm; `layer_norm` also divides by their
-    standard deviation (n - 1), `constant_norm_rescale` brings each token to the norm sqrt(d_model).
+    `centre` subtracts the mean of a token's entries, like TransformerLens' `center_writing_weights`
+    for a model with LayerNorm. `layer_norm` also divides by their standard deviation (n - 1).
+    `constant_norm_rescale` scales each token to the norm sqrt(d_model).
     """
     one, zero = torch.ones_like(x[:, :1]), torch.zeros_like(x[:, :1])
     if kind == "constant_norm_rescale":

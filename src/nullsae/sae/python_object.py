@@ -1,7 +1,7 @@
-"""SAEs that are Python objects of others: `encode` gives codes, `decode` takes them.
+"""SAEs that are Python objects of others: `encode` returns codes, `decode` takes them.
 
-Later stages take a reconstruction apart by latents, so that `decode` has to be linear: its rows and
-its bias are read off once, and stored as those of other SAEs are. What encodes stays the object.
+Later stages split a reconstruction by latents, so `decode` must be linear. Its rows and bias are
+read off once, and stored like those of other SAEs. The object remains the encoder.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ SLACK = 1e-4
 
 
 class EncodesAndDecodes(Protocol):
-    """What an object has to have, on float32 tensors [tokens, width]."""
+    """What an object must have, on float32 tensors [tokens, width]."""
 
     def encode(self, x: Tensor, /) -> Tensor:
-        """Activations to codes [tokens, n_latents], none below 0."""
+        """Encode activations to codes [tokens, n_latents], none below 0."""
 
     def decode(self, codes: Tensor, /) -> Tensor:
-        """Codes to reconstructions, linear in them."""
+        """Decode codes to reconstructions, linearly."""
 
 
 @dataclass
 class ObjectSae(Autoencoder):
-    """An SAE whose codes are those of an object, or a transcoder.
+    """An SAE or a transcoder whose codes come from an object.
 
     Attributes:
         path: `package.module:name` of the object.
-        theirs: the object. It gets float32 [tokens, d_model] and gives codes [tokens, n_latents],
-            none below 0. One without a method `to` gets them on the CPU.
-        factor: what activations are multiplied by, beside those that it knows.
-        output_site: of a transcoder, the site that `decode` stands for.
+        theirs: the object. It gets float32 [tokens, d_model] and returns codes [tokens, n_latents],
+            none below 0. An object without a method `to` gets them on the CPU.
+        factor: a factor on activations, in addition to the object's own.
+        output_site: of a transcoder, the site that `decode` replaces.
     """
 
     path: str = ""
@@ -65,14 +65,14 @@ class ObjectSae(Autoencoder):
         return self.output_site or site
 
     def to(self, device: torch.device) -> ObjectSae:
-        """On a device, and the object with it, which is moved in place if it has a method `to`."""
+        """Move to a device, with the object, which is moved in place if it has a method `to`."""
         if hasattr(self.theirs, "to"):
             self.theirs.to(device)
         w_enc, b_enc, w_dec, b_dec = (tensor.to(device) for tensor in self.weights)
         return replace(self, w_enc=w_enc, b_enc=b_enc, w_dec=w_dec, b_dec=b_dec)
 
     def pre_activations(self, rows: int) -> Callable[[Tensor], Tensor]:
-        """The codes themselves."""
+        """Return a function that computes the codes themselves."""
         return lambda x: self.run("encode", x / self.factor, self.n_latents) * self.factor
 
     def scaled(self, factor: float) -> ObjectSae:
@@ -85,32 +85,33 @@ class ObjectSae(Autoencoder):
         A width that is not known yet is given by its name.
 
         Raises:
-            UserError: it fails, or gives something else; begins with the object's path.
+            UserError: it fails, or returns something else; the message begins with the object's
+                path.
         """
         shape = list(given.shape)
         try:
             found = getattr(self.theirs, method)(
                 given if hasattr(self.theirs, "to") else given.cpu()
             )
-        except Exception as error:  # whatever foreign code raises
+        except Exception as error:  # anything that foreign code raises
             raise UserError(
                 f"{self.path}: {method} of {shape} fails: {first_line(error)}"
             ) from None
-        wanted = f"should give a tensor of floats [{shape[0]}, {width}]"
+        wanted = f"should return a tensor of floats [{shape[0]}, {width}]"
         if not isinstance(found, Tensor):
             theirs = type(found)
             name = f"{theirs.__module__}.{theirs.__qualname__}".removeprefix("builtins.")
-            raise UserError(f"{self.path}: {method} gives {name}, {wanted}")
+            raise UserError(f"{self.path}: {method} returns {name}, {wanted}")
         fits = found.dim() == 2 and len(found) == shape[0]
         fits = fits and (isinstance(width, str) or width == found.shape[1])
         if not fits or not found.shape[1] or not found.is_floating_point():
             kind = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
-            raise UserError(f"{self.path}: {method} of {shape} gives {kind}, {wanted}")
+            raise UserError(f"{self.path}: {method} of {shape} returns {kind}, {wanted}")
         if not bool(found.isfinite().all()):
-            raise UserError(f"{self.path}: {method} gives numbers that are not finite")
+            raise UserError(f"{self.path}: {method} returns numbers that are not finite")
         if method == "encode" and bool((found < 0).any()):
             raise UserError(
-                f"{self.path}: encode gives codes below 0; a latent fires where they are above 0"
+                f"{self.path}: encode returns codes below 0; a latent fires where they are above 0"
             )
         return found.detach().to(given.device, torch.float32)
 
@@ -119,14 +120,14 @@ def imported(path: str, site: str) -> Any:
     """Import an object, or call the class or function at its path with the site's name.
 
     Raises:
-        UserError: it cannot be imported or made; begins with the path.
+        UserError: it cannot be imported or made; the message begins with the path.
     """
     module, _, name = path.partition(":")
     try:
         found = getattr(import_module(module), name)
         is_made = hasattr(found, "encode") and not isinstance(found, type)
         return found if is_made else found(site)
-    except (Exception, SystemExit) as error:  # whatever foreign code raises
+    except (Exception, SystemExit) as error:  # anything that foreign code raises
         raise UserError(f"{path}: cannot be imported: {first_line(error)}") from None
 
 
@@ -134,7 +135,7 @@ def with_object(sae: Autoencoder, path: str, theirs: Any, output_site: str = "")
     """Return an SAE with these weights whose codes come from an object.
 
     Raises:
-        UserError: it lacks a method; begins with the path.
+        UserError: it lacks a method; the message begins with the path.
     """
     for method in ("encode", "decode"):
         if not callable(getattr(theirs, method, None)):
@@ -147,7 +148,7 @@ def read_object(given: FromObject, site: str, where: str, output_site: str = "")
     """Import an object, and make an SAE of it by `sae_of`.
 
     Raises:
-        UserError: it cannot be imported, or is no SAE; begins with `where`.
+        UserError: it cannot be imported, or is not an SAE; the message begins with `where`.
     """
     try:
         theirs = imported(given.object, site)
@@ -160,14 +161,15 @@ def sae_of(theirs: Any, path: str, d_model: int, output_site: str = "") -> Objec
     """Try an object on random numbers, and read off its decoder.
 
     Args:
-        theirs: the object; it comes to the CPU if it has a method `to`.
-        path: what messages call it.
+        theirs: the object; it is moved to the CPU if it has a method `to`.
+        path: its name in messages.
         d_model: dimensions that it reads.
-        output_site: of a transcoder, the site that it writes, of whatever width.
+        output_site: of a transcoder, the site that it writes, of any width.
 
     Raises:
-        UserError: it is no SAE: a method fails or gives something else than floats of one width,
-            codes depend on the other tokens, or `decode` is not linear; begins with the path.
+        UserError: it is not an SAE: a method fails or returns something else than floats of one
+            width, codes depend on other tokens, or `decode` is not linear; the message begins with
+            the path.
     """
     nothing = torch.zeros(0, d_model), torch.zeros(0), torch.zeros(0, d_model), torch.zeros(d_model)
     sae = with_object(Autoencoder(ObjectCoding.name, *nothing), path, theirs, output_site)
@@ -176,7 +178,7 @@ def sae_of(theirs: Any, path: str, d_model: int, output_site: str = "") -> Objec
     codes = sae.run("encode", x, "n_latents")
     n_latents = codes.shape[1]
     if _differ(sae.run("encode", x[:1], n_latents), codes[:1]):
-        raise UserError(f"{sae.path}: encode gives a token codes that depend on the other tokens")
+        raise UserError(f"{sae.path}: encode returns codes that depend on the other tokens")
     d_out: int | str = "d_out" if output_site else d_model
     bias = sae.run("decode", torch.zeros(1, n_latents), d_out)[0]
     d_out = len(bias)

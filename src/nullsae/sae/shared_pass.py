@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float | None], None]
 
-# Work that a kill without a warning costs, at most; more where saving itself takes long.
+# The most work lost to a kill without warning; more if saving itself takes long.
 CHECKPOINT_SECONDS = 600.0
 PAUSE_PER_SAVING = 20.0
 
@@ -35,7 +35,7 @@ class Visit:
     epoch: int
     index: int
     start: int
-    """Tokens of the epoch before it."""
+    """Tokens of the epoch before this block."""
     runs: tuple[Run, ...]
 
     @property
@@ -44,7 +44,7 @@ class Visit:
 
 
 def plan(runs: Sequence[Run], sizes: Sequence[int], seed: int) -> list[Visit]:
-    """List the coming blocks in order, without those that no run needs."""
+    """List the remaining blocks in order, without those that no run needs."""
     visits = []
     for epoch in range(max(run.cell.recipe.epochs for run in runs)):
         start = 0
@@ -59,17 +59,17 @@ def plan(runs: Sequence[Run], sizes: Sequence[int], seed: int) -> list[Visit]:
 
 
 class Checkpoints:
-    """Writes those of all runs at once, now and then.
+    """Writes the checkpoints of all runs together, at intervals.
 
-    A run writes its own every `checkpoint_every_steps`, which may be hours. Resuming is exact, so
-    the clock decides nothing.
+    A run writes its own only every `checkpoint_every_steps`, which may be hours apart. Resuming is
+    exact, so the timing does not affect results.
     """
 
     def __init__(self, unfinished: Callable[[], list[Run]]) -> None:
         self.unfinished, self._saved, self._pause = unfinished, time.monotonic(), CHECKPOINT_SECONDS
 
     def save(self) -> list[Run]:
-        """Write those of the runs that need them; returns these."""
+        """Write those of the runs that need them; return these runs."""
         start, runs = time.monotonic(), self.unfinished()
         for run in runs:
             run.save()
@@ -91,13 +91,13 @@ def train_together(
     progress: Progress,
     stop: Stop,
 ) -> None:
-    """Train all to their end, each block got once per epoch for all of them.
+    """Train all runs to their end, fetching each block once per epoch for all of them.
 
-    They are SAEs of one variant. One that diverges is left behind; the others go on. `progress` is
-    called with (step, steps, FVU of the batch), counted over all runs. Where `stop` asks for an end
-    before that, each run has a checkpoint of its last step, and a `StoppedError` is raised. A
-    `UserError` says that activations are NaN or infinite, that memory is short, or, once all others
-    are finished, that a loss was not finite.
+    They are SAEs of one variant. If one diverges, the others continue. `progress` is called with
+    (step, steps, FVU of the batch), counted over all runs. If `stop` asks for an early end, each
+    run gets a checkpoint of its last step, and a `StoppedError` is raised. Raises a `UserError` if
+    activations are NaN or infinite, memory is short or, once all others are finished, a loss was
+    not finite.
     """
     visits, n_steps = plan(runs, blocks.sizes, seed), sum(run.n_steps for run in runs)
     widths = {run.cell.keys.site: run.cell.train.d_model for run in runs}
@@ -115,12 +115,12 @@ def train_together(
     checkpoints = Checkpoints(lambda: [r for r in runs if not r.done and id(r) not in diverged])
 
     def leave() -> None:
-        # Where nothing is unfinished, the rest takes no time.
+        # If nothing is unfinished, the rest takes no time.
         if unfinished := checkpoints.save():
             step = sum(run.trainer.step for run in runs)
             raise StoppedError(
                 f"stopped by {stop.signal} at step {step} of {n_steps}; "
-                f"run again to go on from there "
+                f"run again to continue from there "
                 f"({unfinished[0].cell.checkpoint.parent}: {len(unfinished)} SAEs unfinished)"
             )
 
@@ -130,7 +130,7 @@ def train_together(
         checkpoints.now_and_then()
 
     def block(visit: Visit) -> dict[str, Tensor]:
-        """Its activations, permuted once for all runs; each site's are held once."""
+        """Return its activations, permuted once for all runs; each site's are kept once."""
         found = blocks.block(visit.index, visit.sites)
         order = order_within(seed, visit.epoch, visit.index, blocks.sizes[visit.index])
         for site in visit.sites:
@@ -142,7 +142,7 @@ def train_together(
         with stop.anywhere(leave):
             found = next(stream)
         for site in visit.sites:
-            x = found.pop(site)  # nobody else keeps it
+            x = found.pop(site)  # drops the last other reference
             for run in visit.runs:
                 if run.cell.keys.site != site or id(run) in diverged:
                     continue
@@ -166,8 +166,8 @@ def _train_on(
     visits: Sequence[Visit],
     done: Callable[[float | None], None],
 ) -> None:
-    """The steps that a block completes; `visits` are those up to it, `x` its activations."""
-    # A loss that is read late may be that of any batch of the block, or of the rest before it.
+    """Take the steps that a block completes; `visits` are those up to it, `x` its activations."""
+    # A loss that is read late may be that of any batch of the block or of the remainder before it.
     read = [x] if run.batches.held is None else [run.batches.held, x]
     try:
         for batch in sent(run.batches.cut(visits[-1].start, x), run.heldout.device):
@@ -178,7 +178,7 @@ def _train_on(
     except DivergedError:
         if all(bad_row(rows) is None for rows in read):
             raise
-        # The last row so far that no SAE can be trained on.
+        # The last row so far that cannot be used for training.
         site = run.cell.keys.site
         for visit in reversed(visits):
             row = bad_row(blocks.block(visit.index, [site])[site])
@@ -191,19 +191,20 @@ def _train_on(
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:
-    """Return the same in memory that a GPU can read by itself."""
+    """Return a copy in memory that a GPU can read directly."""
     return x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
 
 
 @cache
 def copying(device: torch.device) -> torch.cuda.Stream:
-    """A stream for copies to a GPU, beside the one that computes."""
+    """Return a stream for copies to a GPU, separate from the one that computes."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def sent(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Batches on a GPU, in the type in which they are kept: each is copied while the one before is
-    at work. Where there is no GPU, they stay as they are.
+    """Yield batches on a GPU in their stored dtype, copying each while the previous is in use.
+
+    Without a GPU they are unchanged.
     """
     if device.type != "cuda":
         yield from batches
@@ -214,11 +215,11 @@ def sent(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
     def next_one() -> Tensor:
         x, copied = coming.popleft()
         computing.wait_event(copied)
-        # Its memory may be used again once what computes on it is done.
+        # Its memory may be reused once the computation on it is done.
         x.record_stream(computing)
         return x
 
-    # What was computed on the device must be there before it is copied.
+    # Data computed on the device must be complete before it is copied.
     stream.wait_stream(computing)
     for batch in batches:
         with torch.cuda.stream(stream):
@@ -231,9 +232,9 @@ def sent(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
 
 @contextmanager
 def enough_memory(cells: Sequence[Cell], n_bytes: Callable[[], int]) -> Iterator[None]:
-    """Raise a `UserError` that says what to lower where memory runs out.
+    """Raise a `UserError` that says what to lower if memory runs out.
 
-    `n_bytes` tells what the cells, trained together, need as far as it is known by then.
+    `n_bytes` returns what the cells, trained together, need as far as it is known by then.
     """
     try:
         yield
@@ -244,7 +245,7 @@ def enough_memory(cells: Sequence[Cell], n_bytes: Callable[[], int]) -> Iterator
         names = ", ".join(dict.fromkeys(f"saes.{cell.keys.sae}" for cell in cells))
         raise UserError(
             f"config: {names}: out of memory ({first_line(error)}); training takes "
-            f"{n_bytes() / 2**30:.2f} GiB for the {len(cells)} SAEs of this job, the activations "
-            f"not counted: lower n_latents, batch_tokens or activations.shard_tokens; finished "
-            f"SAEs and checkpoints stay"
+            f"{n_bytes() / 2**30:.2f} GiB for the {len(cells)} SAEs of this job, without the "
+            f"activations: lower n_latents, batch_tokens or activations.shard_tokens; finished "
+            f"SAEs and checkpoints are kept"
         ) from None

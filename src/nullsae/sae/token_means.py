@@ -1,4 +1,4 @@
-"""Activations by the token that they are of."""
+"""Activations by token."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nullsae.corpus.store import Tokens
 
 
 def token_ids(corpus: Tokens, position: Tensor) -> Tensor:
-    """Token ids int64 [n] at flat positions int64 [n] of a split."""
+    """Return token ids int64 [n] at flat positions int64 [n] of a split."""
     return torch.from_numpy(corpus.input_ids.reshape(-1)[position.numpy()]).long()
 
 
 class TokenMeans:
-    """Mean activation of each token id, added up in batches."""
+    """Mean activation of each token id, summed in batches."""
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
         self.sums = torch.zeros(vocab_size, d_model, dtype=torch.float64)
@@ -29,7 +29,7 @@ class TokenMeans:
         self.counts += torch.bincount(ids, minlength=len(self.counts))
 
     def means(self) -> Tensor:
-        """float64 [vocab_size, d_model]; ids never seen get the mean over all tokens."""
+        """Return float64 [vocab_size, d_model]; unseen ids get the mean over all tokens."""
         overall = self.sums.sum(dim=0) / self.counts.sum()
         seen = (self.counts > 0)[:, None]
         return torch.where(seen, self.sums / self.counts.clamp_min(1)[:, None], overall)
@@ -38,7 +38,7 @@ class TokenMeans:
 def fit_token_means(
     batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int, d_model: int
 ) -> tuple[Tensor, Tensor]:
-    """Means and counts of `TokenMeans`, from activations [n, d_model] and token ids int64 [n]."""
+    """Compute means and counts from activations [n, d_model] and token ids int64 [n]."""
     found = TokenMeans(vocab_size, d_model)
     for x, ids in batches:
         found.add(x, ids)

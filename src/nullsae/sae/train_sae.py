@@ -1,4 +1,4 @@
-"""Makes SAEs: by training, by computing them, or from elsewhere."""
+"""Makes SAEs by training, by computing them, or from elsewhere."""
 
 from __future__ import annotations
 
@@ -59,31 +59,31 @@ def train_sae(
 ) -> int:
     """Make SAEs; each gets `sae.safetensors`, `history.parquet`, `cfg.json` in its folder.
 
-    By gradient steps, all in one pass over the activations, or without any: a dictionary that is
-    computed (`fit_dictionary`), or, where a recipe names a `pretrained` SAE and the variant is
-    `trained`, that SAE as it is. Those have one row of history, at step 0. With `params.stream`,
-    gradient steps run on live activations and only what is computed uses the cached ones; the
-    trained SAE is the same, to the bit, as on a cache of as many tokens.
+    They are made by gradient steps, all in one pass over the activations, or without steps: a
+    dictionary that is computed (`fit_dictionary`) or, if a recipe names a `pretrained` SAE and the
+    variant is `trained`, that SAE as it is. Those have one row of history, at step 0. With
+    `params.stream`, gradient steps run on live activations, and only computed dictionaries use
+    cached ones; the trained SAE is bit-identical to one from a cache of as many tokens.
 
-    An SAE whose `cfg.json` says that it was made of just this is left as it is. The others wait in
-    `work` until all are made: a job that fails, or is killed, finds them there when it runs again.
-    An SAE as it was along its training lies in `checkpoints/<share>/` of its folder.
+    An SAE whose `cfg.json` records exactly these inputs is left as it is. The others wait in `work`
+    until all are made, so a job that fails or is killed finds them there when it runs again. An SAE
+    at a point of its training is in `checkpoints/<share>/` of its folder.
 
     Train and eval files are those of the variant's `sae_train` and `eval`: manifests of
-    activations, and of the corpora where codes depend on tokens. A stream needs `train_tokens`, the
+    activations, and of the corpora if codes depend on tokens. A stream needs `train_tokens`, the
     variant's `recipe.json` as `model`, and for the variant `gaussian` the manifest of the trained
-    variant's `sae_train` activations as `fitted`. Nulls of a pretrained SAE whose L0 they are aimed
-    at need its `cfg.json` on `trained` as `given`. There and in `output`, the folder of each SAE,
+    variant's `sae_train` activations as `fitted`. Nulls that are aimed at the L0 of a pretrained
+    SAE need its `cfg.json` on `trained` as `given`. There and in `output`, the folder of each SAE,
     `{site}`, `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same
-    params and activations resumes there, and waits, up to a minute, for another one at it.
+    params and activations resumes there, and waits up to a minute for another run that uses it.
     `progress` is called with (step, steps, FVU of the batch), counted over all SAEs, or with
-    (tokens, tokens in all, None) where there are no steps.
+    (tokens, tokens in total, None) if there are no steps.
 
     Returns the number of optimizer steps that this call ran (less than all after a resume). After a
-    `StoppedError`, for SIGTERM or Ctrl-C, the same call goes on from there. A `UserError` names
-    activations that are damaged, foreign, not finite or fewer than one batch, a recipe or a
-    pretrained SAE that does not fit them, a loss that is not finite, a lack of memory, or another
-    process that makes the same; SAEs that are finished by then stay in `work`.
+    `StoppedError`, for SIGTERM or Ctrl-C, the same call resumes. Raises a `UserError` if
+    activations are damaged, foreign, not finite or fewer than one batch, a recipe or a pretrained
+    SAE does not fit them, a loss is not finite, memory is short, or another process makes the same
+    SAEs. SAEs that are finished by then stay in `work`.
     """
     torch.set_num_threads(params.compute.threads)
     device = device_of(params.compute.device)
@@ -93,7 +93,7 @@ def train_sae(
     cells = _open(params, manifests, output, work, live, precision)
     files = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
     with alone_at(cell.lock for cell in cells) as alone:
-        # Whoever was waited for may have made them.
+        # The process that held the lock may have made them.
         cells = [cell for cell in cells if not _is_whole(cell, cell.output)]
         for cell in cells if alone.certain else ():
             drop_partial(cell.work)
@@ -113,7 +113,7 @@ def _make(
     fitted: Path | None,
     progress: Progress | None,
 ) -> int:
-    """Make these SAEs and publish them; the arguments and the result are those of `train_sae`."""
+    """Make these SAEs and publish them; arguments and result are those of `train_sae`."""
     stepwise: list[tuple[Cell, Autoencoder | None]] = []
     for cell in cells:
         if _is_whole(cell, cell.work):
@@ -146,7 +146,7 @@ def _make(
             else CachedBlocks(params.seed, readers)
         )
         ran = _train(params, stepwise, blocks, device, progress)
-    with stoppable():  # one that is published in part would be made again
+    with stoppable():  # a partly published SAE would be made again
         for cell in cells:
             _publish(cell)
     return ran
@@ -159,10 +159,10 @@ def fit_dictionary(
     where: str,
     progress: Progress | None = None,
 ) -> Autoencoder:
-    """The dictionary of a recipe that is not trained, from the activations of `sae_train`.
+    """Compute the dictionary of a recipe that is not trained, from the activations of `sae_train`.
 
-    `corpus` has their tokens, where the dictionary reads them; `where` is for messages. A
-    `UserError` says that k does not fit.
+    `corpus` has their tokens, if the dictionary reads them; `where` is for messages. Raises a
+    `UserError` if k does not fit.
     """
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -185,7 +185,7 @@ def _open(
     live: Sequence[Path],
     precision: Precise,
 ) -> list[Cell]:
-    """The cells that are not made yet, each site's activations verified once."""
+    """Return the cells that are not made yet, verifying each site's activations once."""
     readers, device = {}, device_of(params.compute.device)
     expected = (params.activations_key, params.eval_activations_key)
     for site in dict.fromkeys(cell.site for cell in params.cells):
@@ -203,7 +203,7 @@ def _open(
         keys, recipe = params.cell_keys(cell), params.recipe(cell)
         key = params.cell_key(cell, params.code(cell))
         if not all(expected):
-            # By hand: what is on disk counts only if it came from just these inputs.
+            # Run by hand: what is on disk counts only if it came from exactly these inputs.
             key = content_key([key, train.manifest, heldout.manifest, sources])
         folder = str(output)
         for name in ("site", "sae", "seed"):
@@ -225,7 +225,7 @@ def _open(
 
 
 def _is_whole(cell: Cell, folder: Path) -> bool:
-    """Whether the folder holds just this SAE, undamaged, and the SAEs along its training."""
+    """Whether the folder contains exactly this SAE, undamaged, and those along its training."""
     along = [checkpoint_folder(folder, share) for share in cell.recipe.checkpoints]
     try:
         return all(load_sae(sae / "cfg.json")[1].key == cell.key for sae in (folder, *along))
@@ -240,7 +240,7 @@ def _train(
     device: torch.device,
     progress: Progress | None,
 ) -> int:
-    """Make the gradient steps of these SAEs; returns how many."""
+    """Take the gradient steps of these SAEs; return how many."""
     runs: list[Run] = []
     n_tokens = sum(blocks.sizes)
     with enough_memory([c for c, _ in cells], lambda: sum(run.step_bytes for run in runs)):
@@ -279,7 +279,7 @@ def _publish(cell: Cell) -> None:
 
 
 def _silent(cell: Cell, given: Autoencoder | None) -> Autoencoder:
-    """The SAE of a site without variance: it gives back the mean, and none of its latents fires."""
+    """Make the SAE of a site without variance: it returns the mean, and no latent fires."""
     n_latents, k = _shape(cell, given)
     generator = torch_generator(cell.seed, "sae_init", *cell.keys.parts())
     mean = cell.train.mean().float()
@@ -290,7 +290,7 @@ def _silent(cell: Cell, given: Autoencoder | None) -> Autoencoder:
 
 
 def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
-    """(n_latents, k) of an SAE that is trained: the recipe's, or those of the SAE it matches."""
+    """Return (n_latents, k) of a trained SAE: the recipe's, or those of the SAE it matches."""
     recipe, d_model, where = cell.recipe, cell.train.d_model, cell.where
     if given is None:
         n_latents, k = recipe.width(d_model), recipe.kept
@@ -313,7 +313,7 @@ def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
 
 
 def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
-    """The recipe's SAE that was made elsewhere, if it fits the site, the model and the text."""
+    """Read the recipe's SAE made elsewhere, if it fits the site, the model and the text."""
     recipe, reader, site, where = cell.recipe, cell.train, cell.keys.site, cell.where
     assert recipe.pretrained is not None
     written = "" if recipe.output_site is None else recipe.output_of(site)
@@ -346,12 +346,12 @@ def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
 def _corpora(
     cell: Cell, train_tokens: Path | None, eval_tokens: Path | None
 ) -> tuple[Tokens | None, Tokens | None]:
-    """The tokens of `sae_train` and `eval`, where codes depend on them."""
+    """Return the tokens of `sae_train` and `eval` if codes depend on them."""
     if not cell.recipe.origin.reads_tokens:
         return None, None
     if train_tokens is None or eval_tokens is None:
         raise UserError(
-            f"{cell.where}.dictionary: {cell.recipe.dictionary!r} needs the tokens under the "
+            f"{cell.where}.dictionary: {cell.recipe.dictionary!r} needs the tokens of the "
             f"activations: give --train-tokens and --eval-tokens"
         )
     return load_tokens(train_tokens), load_tokens(eval_tokens)
@@ -364,8 +364,10 @@ def finish_without_steps(
     *,
     tokens: int,
 ) -> None:
-    """Write an SAE that took no steps, with one row of history. FVU is over one batch of
-    `sae_train`, and latents count as dead that do not fire on the held-out tokens.
+    """Write an SAE that took no steps, with one row of history.
+
+    FVU is over one batch of `sae_train`. Latents that do not fire on the held-out tokens count as
+    dead.
     """
     found = []
     sizes = (cell.recipe.batch_tokens, cell.recipe.heldout_tokens)

@@ -30,8 +30,8 @@ def learning_rate(sae: Sae, n_latents: int) -> float:
 def schedule(step: int, n_steps: int, sae: Sae) -> float:
     """Return the factor on the peak rate in optimizer step `step` (0 ... n_steps - 1).
 
-    Rises linearly over the first `warmup_share` of the steps (or `warmup_steps`), falls linearly to
-    0 over the last `decay_share`, or over all that follow the warm-up; never 0 itself.
+    It rises linearly over the first `warmup_share` of the steps (or `warmup_steps`), and falls
+    linearly to 0 over the last `decay_share`, or over all steps after the warm-up. It is never 0.
     """
     warmup = sae.warmup_share * n_steps if sae.warmup_steps is None else float(sae.warmup_steps)
     decay = min(sae.decay_share * n_steps, n_steps - warmup)
@@ -43,9 +43,9 @@ def schedule(step: int, n_steps: int, sae: Sae) -> float:
 class Trainer:
     """State of one training run, in the scaled space where activations have mean norm sqrt(d).
 
-    It is made with the initial weights, to which some dictionaries are held, also where `load`
-    then puts a checkpoint's in their place. `unfired_tokens` int64 [n_latents] counts tokens since
-    a latent last fired.
+    It is made with the initial weights, near which some dictionaries are kept, even if `load` then
+    replaces the weights by a checkpoint's. `unfired_tokens` int64 [n_latents] counts tokens since a
+    latent last fired.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Trainer:
         k: int,
         precision: Precise = "float32",
     ) -> None:
-        """At the start of `n_steps`; the weights to start from are not copied."""
+        """Start at the first of `n_steps`; the given weights are not copied."""
         self.recipe, self.n_steps, self.origin = recipe, n_steps, recipe.origin
         self.model: TrainedSae[Any] = recipe.training()(recipe, k, start)
         self.model.precision = self.model.precision_of(precision)
@@ -70,9 +70,9 @@ class Trainer:
         }
         self.optimizer = Adam(recipe.adam_betas)
         self.peak_lr = learning_rate(recipe, start.n_latents)
-        # By default a hundredth of the run, so that there is time to revive a latent; a hundred
-        # times the mean interval between firings at least, so that AuxK does not unlearn what is
-        # merely rare; 10 million at most (Gao et al. 2024).
+        # By default a hundredth of the run, so that there is time to revive a latent. At least a
+        # hundred times the mean interval between firings, so that AuxK does not unlearn latents
+        # that are merely rare. At most 10 million (Gao et al. 2024).
         longest = max(n_steps * recipe.batch_tokens // 100, 100 * start.n_latents // k)
         self.dead_after_tokens = recipe.dead_after_tokens or min(10_000_000, longest)
         self.start = self.model.w_dec.clone() if self.origin.held else None
@@ -88,8 +88,10 @@ class Trainer:
         return self.unfired_tokens >= self.dead_after_tokens
 
     def _dead_now(self) -> Tensor | None:
-        """Which latents are dead; None if none is. It asks the device as seldom as that is certain:
-        the latent that is silent for longest must be so for as many tokens more as it lacks.
+        """Return which latents are dead; None if none is.
+
+        The device is asked only when a latent can have died: the one that has been silent longest
+        must stay silent for as many further tokens as it lacks.
         """
         if self.seen_tokens < self._next_look:
             return None
@@ -98,17 +100,18 @@ class Trainer:
         return self.dead if lacking <= 0 else None
 
     def silent(self) -> dict[str, Any]:
-        """The share of latents that fired on none of the last tokens, and how many those are.
+        """Return the share of latents that fired on none of the last tokens, and how many tokens.
 
-        They are as many as make a latent dead, or all so far in a training that is younger.
+        Their number is the one that makes a latent dead, or all tokens of a shorter training.
         """
         horizon = min(self.dead_after_tokens, self.seen_tokens)
         silent = self.unfired_tokens >= horizon
         return {"dead_share": float(exact(silent).mean()), "dead_horizon_tokens": horizon}
 
     def differing_choices(self, x: Tensor) -> float | None:
-        """The share of the active latents of x [tokens, d_model] that float32 had not chosen; None
-        where nothing is chosen in low precision.
+        """Return the share of active latents of x [tokens, d_model] that float32 would not choose.
+
+        None if nothing is chosen in low precision.
         """
         model = self.model
         if model.LOW_PRECISION != "choice" or model.precision == "float32":
@@ -118,9 +121,9 @@ class Trainer:
         return differing_share(found, wanted, model.n_latents)
 
     def train_step(self, x: Tensor) -> Losses:
-        """One optimizer step on x [batch_tokens, d_model]; returns the losses before it."""
+        """Take an optimizer step on x [batch_tokens, d_model]; return the losses before it."""
         recipe, w_dec = self.recipe, self.model.w_dec
-        # Last step's gradients, before this step's are there too.
+        # Free the last step's gradients before this step's are computed.
         for parameter in self.trained.values():
             parameter.grad = None
         dead = self._dead_now()
@@ -129,7 +132,7 @@ class Trainer:
         gradient = {name: found[name] for name in self.trained}
         if "W_dec" in gradient:
             decoder = gradient["W_dec"]
-            # Rows have unit norm: what points along a row only fights the renormalization.
+            # Rows have unit norm, so a gradient along a row only opposes the renormalization.
             along = torch.linalg.vecdot(decoder, w_dec)
             decoder.addcmul_(along[:, None], w_dec, value=-1.0)
         norm = torch.stack([g.norm() for g in gradient.values()]).norm()
@@ -148,7 +151,7 @@ class Trainer:
         return losses
 
     def lr(self) -> float:
-        """The rate of the coming step."""
+        """The rate of the next step."""
         return self.peak_lr * schedule(self.step, self.n_steps, self.recipe)
 
     def save(self, path: Path) -> None:
@@ -165,9 +168,9 @@ class Trainer:
         save_state(path, tensors, metadata)
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint written by `save`, read into the tensors that are there.
+        """Continue from a checkpoint written by `save`, reading it into the existing tensors.
 
-        After an error, one of `DAMAGED`, what is in memory is of no use any more.
+        After an error, one of `DAMAGED`, the contents of memory are unusable.
         """
         saved, tensors = SavedState.open(path), self._tensors()
         self.step = int(saved.metadata["step"])
@@ -183,7 +186,7 @@ class Trainer:
         saved.read_into(tensors)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The state, but for the optimizer's."""
+        """Return the state, except for the optimizer's."""
         buffers = {f"buffer.{name}": value for name, value in self.model.buffers.items()}
         return {"unfired_tokens": self.unfired_tokens, **self.model.parameters, **buffers}
 
@@ -191,11 +194,11 @@ class Trainer:
 def evaluate(
     sae: Autoencoder, x: Tensor, ids: Tensor | None = None, outputs: Tensor | None = None
 ) -> dict[str, Any]:
-    """Explained variance, mean cosine, L0 and share of latents that fired on x [tokens, d_model].
+    """Measure explained variance, mean cosine, L0 and share of fired latents on x [tokens,
+    d_model].
 
-    Explained variance is None where all tokens are the same. `ids` are the token ids int64
-    [tokens], where the architecture reads them; `outputs` [tokens, d_out] what a transcoder is to
-    give, by default x.
+    Explained variance is None if all tokens are equal. `ids` are token ids int64 [tokens], if the
+    architecture reads them; `outputs` [tokens, d_out] is a transcoder's target, by default x.
     """
     wanted = x if outputs is None else outputs
     error, cosine, active = 0.0, 0.0, 0

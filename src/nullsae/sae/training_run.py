@@ -1,4 +1,4 @@
-"""An SAE in training: where it starts, its steps, and what is written on the way."""
+"""An SAE in training: its start, its steps, and what it writes along the way."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 INIT_TOKENS = 32_768
 L0_TOLERANCE = 0.05
-"""How far off the L0 that it is aimed at an SAE may be, before a warning says so."""
-# Of a batch, that choices in low precision are compared with float32 on.
+"""How far an SAE's L0 may be from the one it is aimed at before a warning."""
+# Tokens of a batch on which choices in low precision are compared with float32.
 COMPARED_TOKENS = 1024
-# Steps between two readings of the loss on a GPU: each waits until all that is asked of it is done.
+# Steps between two readings of the loss on a GPU; each reading waits for all pending work.
 STEPS_PER_READING = 16
 
 
@@ -50,26 +50,26 @@ class DivergedError(UserError):
 
 @dataclass
 class Cell:
-    """One SAE of the job, while it is made."""
+    """One SAE of the job while it is made."""
 
     keys: CellKeys
     recipe: Sae
     output: Path
-    """Where it belongs."""
+    """Its final folder."""
     seed: int
-    """The config's."""
+    """The config's seed."""
     train: SiteReader
     heldout: SiteReader
     key: str
-    """Hash of all that determines the SAE."""
+    """Hash of everything that determines the SAE."""
     work: Path
-    """Folder that it is written to; it goes to `output` once all SAEs of the job are made."""
+    """Folder to which it is written; it moves to `output` once all SAEs of the job are made."""
     precision: Precise
     """`compute.precision` on the job's device."""
     used_on: UsedOn | None = None
     """What an SAE made elsewhere is given here."""
     aim: Aim | None = None
-    """The SAE whose L0 it is to have."""
+    """The SAE whose L0 it is aimed at."""
     l0: float | None = None
     """That L0."""
 
@@ -80,17 +80,17 @@ class Cell:
 
     @property
     def checkpoint(self) -> Path:
-        """What a killed training resumes from."""
+        """The file from which a killed training resumes."""
         return self.work.with_name(f"{self.work.name}.safetensors")
 
     @property
     def lock(self) -> Path:
-        """Locked by the process that makes it."""
+        """The file locked by the process that makes it."""
         return self.work.with_name(f"{self.work.name}.lock")
 
     @property
     def makers(self) -> Path:
-        """Who trained so far; those of a training that is resumed made a part of it."""
+        """The file that records who trained so far; resumed trainings have several makers."""
         return self.work.with_name(f"{self.work.name}.{provenance.FILE}")
 
     def write(
@@ -133,22 +133,22 @@ class Sample:
     x: Tensor
     """Scaled activations of the first block, float32 [INIT_TOKENS or fewer, d_model]."""
     scale: float
-    """Factor that brings activations to a mean norm of sqrt(d_model)."""
+    """Factor that scales activations to a mean norm of sqrt(d_model)."""
     heldout: dict[int, Tensor] = field(default_factory=dict)
     """Scaled activations of `eval`, by their number."""
 
     @classmethod
     def of(cls, block: Tensor, device: torch.device) -> Sample:
-        """From the first block [n, d_model]: a stream has seen no more when training starts."""
+        """Make it from the first block [n, d_model]: a stream has no more when training starts."""
         x = block[:INIT_TOKENS].to("cpu", torch.float32)
         norm = float(x.norm(dim=1).mean())
-        if not 0 < norm < math.inf:  # squares may be beyond float32
+        if not 0 < norm < math.inf:  # squares may exceed float32
             norm = float(x.double().norm(dim=1).mean())
         scale = math.sqrt(x.shape[1]) / norm if norm else 1.0
         return cls((x * scale).to(device), scale)
 
     def heldout_of(self, reader: SiteReader, n_tokens: int) -> Tensor:
-        """Activations of `eval` for the curve along training, float32 [n_tokens, d_model]."""
+        """Return activations of `eval` for the training curve, float32 [n_tokens, d_model]."""
         if n_tokens not in self.heldout:
             x, _ = next(reader.batches(n_tokens))
             self.heldout[n_tokens] = x.to(self.x.device) * self.scale
@@ -161,9 +161,9 @@ class Run:
     def __init__(
         self, cell: Cell, sample: Sample, *, n_tokens: int, n_latents: int, k: int
     ) -> None:
-        """At its first step, or at that of its checkpoint, of a stream of `n_tokens`.
+        """Start at the first step, or at that of the checkpoint, on a stream of `n_tokens`.
 
-        A `UserError` says that there are fewer tokens than one batch.
+        Raises a `UserError` if there are fewer tokens than one batch.
         """
         recipe = cell.recipe
         if n_tokens < recipe.batch_tokens:
@@ -187,7 +187,7 @@ class Run:
         self.trainer = fresh()
         self.resumed = cell.checkpoint.is_file() and self._resume()
         if cell.checkpoint.is_file() and not self.resumed:
-            del self.trainer  # there may be no room for two
+            del self.trainer  # there may not be room for two
             self.trainer = fresh()
         makers = cell.makers
         provenance.record(makers.parent, key=cell.key, resumes=self.resumed, name=makers.name)
@@ -197,14 +197,14 @@ class Run:
         self._fvu: float | None = None
 
     def _resume(self) -> bool:
-        """Go on at the checkpoint; false, with a warning, where there is no going on from it."""
+        """Continue at the checkpoint; return False, with a warning, if that is impossible."""
         try:
             self.trainer.load(self.cell.checkpoint)
             for step, shares in self.due.items():
                 for share in shares if step <= self.trainer.step else ():
                     load_sae(checkpoint_folder(self.cell.work, share) / "cfg.json")
         except (UserError, *DAMAGED) as error:
-            text = "warning: %s: damaged (%s); the training starts anew"
+            text = "warning: %s: damaged (%s); training restarts"
             logger.warning(text, self.cell.checkpoint, first_line(error))
             return False
         return True
@@ -215,7 +215,7 @@ class Run:
 
     @property
     def lags(self) -> bool:
-        """Whether losses are read some steps after they came about."""
+        """Whether losses are read some steps late."""
         return self.heldout.device.type == "cuda"
 
     @property
@@ -225,7 +225,7 @@ class Run:
         return model.step_bytes(self.cell.recipe, **shape, device=self.heldout.device.type)
 
     def read_losses(self) -> None:
-        """See that all losses so far are finite; the first that is not raises a `DivergedError`."""
+        """Check that all losses so far are finite; the first other one raises `DivergedError`."""
         unread, self._unread = self._unread, []
         start, first = time.perf_counter(), self.trainer.step - len(unread) + 1
         for step, losses in enumerate(unread, first):
@@ -237,14 +237,15 @@ class Run:
         self.timed_seconds += time.perf_counter() - start
 
     def save(self) -> None:
-        """Write the checkpoint, unless the training has diverged: a `DivergedError`."""
+        """Write the checkpoint, or raise a `DivergedError` if the training has diverged."""
         self.read_losses()
         self.trainer.save(self.cell.checkpoint)
 
     def step(self, batch: Tensor) -> float | None:
-        """One optimizer step on activations as captured, [batch_tokens, d_model], and what is due
-        after it. Returns the FVU of the last batch whose loss was read: on a CPU of this one. A
-        loss that is not finite raises a `DivergedError` once it is read.
+        """Take an optimizer step on activations as captured, [batch_tokens, d_model].
+
+        Also does what is due after the step. Returns the FVU of the last batch whose loss was read:
+        on a CPU, this one. A loss that is not finite raises a `DivergedError` once it is read.
         """
         trainer, recipe, keys = self.trainer, self.cell.recipe, self.cell.keys
         lr, start = trainer.lr(), time.perf_counter()
@@ -258,7 +259,7 @@ class Run:
         if look or not self.lags or len(self._unread) == STEPS_PER_READING:
             self.read_losses()
         if look:
-            give_back()  # tensors of a step have other sizes than what follows
+            give_back()  # tensors of a step differ in size from what follows
             found = evaluate(trainer.sae, self.heldout)
             trainer.history.append(
                 {
@@ -295,7 +296,7 @@ class Run:
         return self._fvu
 
     def _say_missed(self, l0: float) -> None:
-        """A warning where a finished SAE has not the L0 that it is aimed at."""
+        """Warn if a finished SAE misses the L0 that it is aimed at."""
         aimed_at = self.cell.l0
         if aimed_at is not None and abs(l0 - aimed_at) > L0_TOLERANCE * aimed_at:
             logger.warning(
@@ -304,6 +305,6 @@ class Run:
             )
 
     def _write(self, folder: Path, keys: CellKeys) -> None:
-        """The SAE as it stands, for activations as captured."""
+        """Write the SAE at its current step, for activations as captured."""
         sae = self.trainer.sae.scaled(1.0 / self.sample.scale)
         self.cell.write(folder, keys, sae, self.trainer.history, self.trainer.step)

@@ -1,4 +1,4 @@
-"""Transcoders: sparse codes of one site that stand for what a model makes of it at another."""
+"""Transcoders: sparse codes of one site that replace what a model computes at another."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ SKIP = "W_skip"
 class Transcoder(Autoencoder):
     """Weights of a transcoder (Dunefsky et al. 2024), or of one with a skip connection.
 
-    The pre-activations are W_enc x + b_enc for x at the input site; the output is that of the codes
-    f, f W_dec + b_dec, and with a skip connection W_skip x as well (Paulo et al. 2025, arXiv
-    2501.18823).
+    The pre-activations are W_enc x + b_enc for x at the input site. The output for codes f is
+    f W_dec + b_dec, plus W_skip x with a skip connection (Paulo et al. 2025, arXiv 2501.18823).
 
     Attributes:
         w_enc: encoder rows, [n_latents, d_model], of the input site's width.
         w_dec: decoder rows, [n_latents, d_out].
         b_dec: [d_out], added to the output, and not subtracted from the input.
-        output_site: the site that the output stands for, such as `mlp_out.3`.
+        output_site: the site that the output replaces, such as `mlp_out.3`.
         w_skip: [d_out, d_model]; None without a skip connection.
     """
 
@@ -55,7 +54,7 @@ class Transcoder(Autoencoder):
         k: int | None,
         output_site: str = "",
     ) -> Transcoder:
-        """From tensors by their names on disk; others than the architecture's are left out."""
+        """Make a transcoder from tensors by their names on disk; ignores other architectures'."""
         w_enc, b_enc, w_dec, b_dec = (tensors[name] for name in PARAMETERS)
         own = {name: tensors[name] for name in codings()[architecture].own_tensors}
         skip = tensors.get(SKIP)
@@ -70,25 +69,25 @@ class Transcoder(Autoencoder):
         return self.of(moved, self.architecture, self.k, self.output_site)
 
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Activations of the input site, [tokens, d_model], to codes: as those of an SAE."""
+        """Encode activations of the input site, [tokens, d_model], like an SAE."""
         nothing = self.w_enc.new_zeros(self.d_model)
         weights = (self.w_enc, self.b_enc, self.w_dec, nothing)
         return Autoencoder(self.architecture, *weights, self.k, self.own).encode(x, token_ids)
 
     def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
-        """Codes to what they say of the output site, [tokens, d_out].
+        """Decode codes to the output site, [tokens, d_out].
 
-        x are the activations that were encoded, which a skip connection needs: a `ValueError`
+        x are the encoded activations. A skip connection needs them, and raises a `ValueError`
         without them.
         """
         decoded = super().decode(values, indices)
         if self.w_skip is None:
             return decoded
         if x is None:
-            raise ValueError("a skip transcoder decodes with what it encoded: give x")
+            raise ValueError("a skip transcoder needs the encoded activations to decode: give x")
         return decoded + x @ self.w_skip.t()
 
     def scaled(self, factor: float) -> Transcoder:
-        """The transcoder for inputs and outputs that are `factor` times as large."""
+        """Return the transcoder for inputs and outputs that are `factor` times as large."""
         own = {name: tensor * factor for name, tensor in self.own.items()}
         return replace(self, b_enc=self.b_enc * factor, b_dec=self.b_dec * factor, own=own)

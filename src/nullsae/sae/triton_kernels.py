@@ -1,21 +1,21 @@
 """The sparse products of `kernels` on a GPU, in Triton.
 
-Functions take what `Hits` and `HitsByLatent` hold and mean the same; rows and dense may be of any
-floating type. All additions have a fixed order and there are no atomic ones, so that a call gives
-the same bits each time. Sums are float32 (float64 where all arguments are); results have the wider
-type of the two factors. Indices are not checked, which would wait for the device; autograd does
-not see through.
+Functions take the contents of `Hits` and `HitsByLatent` and have the same meaning; rows and dense
+may have any floating type. All additions have a fixed order without atomics, so repeated calls are
+bit-identical. Sums are float32 (float64 if all arguments are); results have the wider type of the
+two factors. Indices are not checked, since this would wait for the device; autograd does not see
+through.
 
 Grids. `decode` has a program per token and block of at most 512 columns, `dot_rows` one per token,
 `row_gradient` one per latent and block of columns. Blocks of columns are the slow axis: at 16,384
-tokens the 32 MiB that one block reads again and again stay in the cache of a data centre GPU.
-Addresses are computed in 64 bits: n_latents * d passes 2^31.
+tokens the 32 MiB that one block reads repeatedly stay in the cache of a data centre GPU. Addresses
+have 64 bits, because n_latents * d exceeds 2^31.
 
-Balance. How often latents fire differs by orders of magnitude (about as 1 / rank), and one program
-for a latent that fires on every token would still run when all others are done. So the hits, sorted
-by latent, are also cut into windows of a fixed number of hits. A latent with at most that many is
+Balance. Firing rates differ by orders of magnitude (about as 1 / rank), and a single program for a
+latent that fires on every token would still run when all others are done. So the hits, sorted by
+latent, are also cut into windows of a fixed number of hits. A latent with at most that many hits is
 summed by one program. A longer one has one program per window that it reaches into, whose sums are
-stored and then added up window by window. A window holds hits of at most two such latents: that of
+stored and then added window by window. A window contains hits of at most two such latents: that of
 its first hit and that of its last.
 
 Memory of a TopK training step while no latent is dead, in bytes, for N latents, d dimensions, T
@@ -63,9 +63,9 @@ def weighted_sum(
     columns: tl.tensor,
     SUM: tl.constexpr,
 ) -> tl.tensor:
-    """Sum over start <= h < stop of weights[order[h]] * rows[indices[h], columns].
+    """Sum weights[order[h]] * rows[indices[h], columns] over start <= h < stop.
 
-    Without an order (None) weights stand in that of the hits.
+    Without an order (None), weights are in the order of the hits.
     """
     total = tl.zeros([columns.shape[0]], SUM)
     for first in range(start, stop, HITS):
@@ -84,7 +84,7 @@ def weighted_sum(
 
 @triton.jit
 def end_of(offsets: tl.tensor, index: tl.tensor, n: tl.tensor, n_hits: tl.tensor) -> tl.tensor:
-    """Where the hits of one of n tokens or latents end."""
+    """Return where the hits of one of n tokens or latents end."""
     return tl.load(offsets + index + 1, mask=index + 1 < n, other=n_hits)
 
 
@@ -200,14 +200,14 @@ def row_gradient_kernel(
     else:
         total = tl.zeros([COLUMNS], SUM)
         for window in range(start // window_hits, (stop - 1) // window_hits + 1):
-            # Only in its first window can other latents stand before a long one.
+            # Only in its first window can other latents precede a long one.
             side = (window * window_hits < start).to(tl.int64)
             total += tl.load(parts + (2 * window + side) * d + columns, mask=inside, other=0)
     tl.store(out + latent * d + columns, total, mask=inside)
 
 
 def where_they_lie(launch: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Launch on the GPU of the first argument: Triton takes the current one, whatever it gets."""
+    """Launch on the GPU of the first argument; Triton would use the current one."""
 
     @wraps(launch)
     def launched(first: Tensor, *others: Tensor) -> Tensor:
@@ -219,9 +219,9 @@ def where_they_lie(launch: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @where_they_lie
 def decode(values: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
-    """Sum of each token's `rows[latents]` weighted by `values`: [tokens, d].
+    """Sum each token's `rows[latents]` weighted by `values`: [tokens, d].
 
-    `values` and int64 `latents` are [n_hits], `rows` [n_latents, d]; int64 `offsets` [tokens] say
+    `values` and int64 `latents` are [n_hits], `rows` [n_latents, d]; int64 `offsets` [tokens] is
     where each token's hits start.
     """
     d = rows.shape[1]
@@ -237,8 +237,9 @@ def decode(values: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Te
 
 @where_they_lie
 def dot_rows(dense: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
-    """Inner products of each token's vector in `dense` [tokens, d] with its latents' rows:
-    [n_hits]. The others are as for `decode`.
+    """Compute products of each token's vector in `dense` with its latents' rows: [n_hits].
+
+    `dense` is [tokens, d]; the other arguments are as for `decode`.
     """
     d = rows.shape[1]
     out = rows.new_zeros(len(latents), dtype=torch.promote_types(dense.dtype, rows.dtype))
@@ -255,10 +256,10 @@ def dot_rows(dense: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> T
 def row_gradient(
     weights: Tensor, order: Tensor, tokens: Tensor, offsets: Tensor, dense: Tensor
 ) -> Tensor:
-    """Sum over hits of weight x the token's vector in `dense` [tokens, d]: [n_latents, d].
+    """Sum weight x the token's vector in `dense` [tokens, d] over hits: [n_latents, d].
 
     `weights` [n_hits] are in the order of the hits; int64 `order` [n_hits] sorts them by latent,
-    `tokens` has the token of each in that order, `offsets` [n_latents] where each latent's start.
+    `tokens` is the token of each in that order, `offsets` [n_latents] where each latent's start.
     """
     d, n_latents, n_hits = dense.shape[1], len(offsets), len(order)
     out = dense.new_empty(n_latents, d, dtype=torch.promote_types(weights.dtype, dense.dtype))
@@ -273,7 +274,7 @@ def row_gradient(
     if n_windows:
         starts = torch.arange(0, n_hits, window_hits, device=order.device)
         borders = torch.stack([starts, (starts + window_hits).clamp_(max=n_hits) - 1], dim=1)
-        # Of latents that start at one place only the last one has hits.
+        # Of latents that start at one place, only the last has hits.
         border_latents = torch.searchsorted(offsets, borders, right=True) - 1
         long_parts_kernel[(n_windows, triton.cdiv(d, columns_of(d)), 2)](
             parts, *hits, border_latents, dense, n_latents, n_hits, d, window_hits, **settings
@@ -285,23 +286,23 @@ def row_gradient(
 
 
 def windows(n_hits: int) -> tuple[int, int]:
-    """Hits per window and number of windows, for `row_gradient`."""
+    """Return hits per window and number of windows, for `row_gradient`."""
     least = triton.next_power_of_2(triton.cdiv(n_hits, MOST_WINDOWS)) if n_hits else 0
     size = max(LEAST_WINDOW, least)
     return size, triton.cdiv(n_hits, size)
 
 
 def columns_of(d: int) -> int:
-    """Columns of a program."""
+    """Return the columns of a program."""
     return min(MOST_COLUMNS, max(16, int(triton.next_power_of_2(d))))
 
 
 def options(d: int, rows: torch.dtype, result: torch.dtype) -> dict[str, Any]:
-    """What a kernel is compiled for: the width and type of the rows, the type of the result."""
+    """Return what a kernel is compiled for: width and type of the rows, type of the result."""
     columns = columns_of(d)
     return {
         "COLUMNS": columns,
         "SUM": tl.float64 if result == torch.float64 else tl.float32,
-        # A thread reads 16 bytes of each row: then sums over hits stay within a thread.
+        # A thread reads 16 bytes of each row, so sums over hits stay within a thread.
         "num_warps": max(1, columns * rows.itemsize // (32 * 16)),
     }

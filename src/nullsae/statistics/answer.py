@@ -1,7 +1,7 @@
-"""The answer of a study: which metrics tell trained from its nulls, in a few sentences.
+"""The answer of a study: which metrics distinguish trained from its nulls, in a few sentences.
 
-Everything here follows from `contrasts` and their verdicts by the rules below; nothing is written
-by hand for a study. L0 and training tokens of each arm stand beside its values: both move them.
+The rules below derive all of it from `contrasts` and their verdicts; no text is written for a
+particular study. Values come with the L0 and training tokens of each arm, which influence them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Answer:
     findings: tuple[Finding, ...]
     """About models. Best first: by tier, then by the share of nulls and sites told apart."""
     dictionaries: tuple[Finding, ...] = ()
-    """About the learned dictionary and null ones within trained, in the same order."""
+    """About learned against null dictionaries within trained, in the same order."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Answer:
-        """From what `as_json` gives."""
+        """Build an answer from what `as_json` returns."""
         findings = (
             tuple(
                 Finding(**{**one, "against": tuple(Against(**each) for each in one["against"])})
@@ -42,7 +42,7 @@ class Answer:
         return cls(tuple(data["sentences"]), *findings)
 
     def tier(self, tier: Tier) -> list[Finding]:
-        """The findings of a tier, best first."""
+        """List the findings of a tier, best first."""
         return [one for one in self.findings if one.tier == tier]
 
 
@@ -60,10 +60,10 @@ def answer(
         contrasts: rows of `contrasts`.
         words: the verdict of each.
         controls: variants that are positive controls.
-        placebos: explainers that exchange explanations; their rows are left out.
-        saes: those that it speaks of models by; None for all. Null dictionaries are none of them,
-            even if they stand on every variant: it says which metrics tell the learned one from
-            them.
+        placebos: explainers that swap explanations; their rows are left out.
+        saes: those whose contrasts between models count; None for all. Null dictionaries do not
+            belong here even if they exist for every variant: the answer says which metrics
+            distinguish the learned one from them.
     """
     pairs = [
         (row, word)

@@ -1,4 +1,4 @@
-"""The explainers that others are compared with. It loads fast: the Snakefile imports it."""
+"""The explainers that others are compared with. Light, because the Snakefile imports it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def lexical_baseline(config: Config) -> str | None:
 
 
 def swapped_baselines(config: Config) -> dict[str, str]:
-    """Map each explainer to the first that exchanges its explanations, if there is one."""
+    """Map each explainer to the first one that swaps its explanations, if any."""
     found: dict[str, str] = {}
     for name, explainer in config.explainers.items():
         if explainer.exchanges is not None:
@@ -22,7 +22,7 @@ def swapped_baselines(config: Config) -> dict[str, str]:
 
 
 def explanation_nulls(config: Config, explainer: str) -> list[str]:
-    """List the nulls of an explainer: its exchanged one, and those that count tokens."""
+    """List the nulls of an explainer: its swapped one, and those that count tokens."""
     own = config.explainers[explainer]
     if own.exchanges is not None:
         return []
@@ -36,7 +36,7 @@ def explanation_nulls(config: Config, explainer: str) -> list[str]:
 
 
 def no_gain(config: Config, explainer: str) -> str | None:
-    """Why an explainer has no `gain_over_lexical`; None if it has one."""
+    """Return why an explainer has no `gain_over_lexical`; None if it has one."""
     lexical = lexical_baseline(config)
     if explainer == NO_EXPLAINER or lexical is None:
         return "no lexical explanations"
@@ -48,8 +48,9 @@ def no_gain(config: Config, explainer: str) -> str | None:
 
 
 def no_discrimination(config: Config, explainer: str) -> str | None:
-    """Why an explainer has no `discrimination`; None if it has one, as has `NO_EXPLAINER` where
-    some scorer brings a placebo of its own.
+    """Return why an explainer has no `discrimination`; None if it has one.
+
+    `NO_EXPLAINER` has one if some scorer brings its own placebo.
     """
     if explainer == NO_EXPLAINER and any(s.has_placebo for s in config.scorers.values()):
         return None
@@ -59,7 +60,7 @@ def no_discrimination(config: Config, explainer: str) -> str | None:
 
 
 def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
-    """Whether comparisons with an explainer, or without one, have a metric by their design."""
+    """Whether a metric is defined for comparisons with this explainer, or without one."""
     if metric.is_scored != (explainer is not None):
         return False
     if metric.form == "relative":
@@ -69,16 +70,16 @@ def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
     reasons = {"gain_over_lexical": no_gain, "discrimination": no_discrimination}
     if any(reasons[c](config, explainer) is not None for c in metric.columns if c in reasons):
         return False
-    # What another latent's explanation earns says nothing of the latent itself.
+    # The score of another latent's explanation says nothing about the latent itself.
     return metric.table == "scores" or not is_swapped(config, explainer)
 
 
 def is_swapped(config: Config, explainer: str) -> bool:
-    """Whether an explainer gives latents the explanations of others, as a placebo."""
+    """Whether an explainer assigns latents the explanations of others, as a placebo."""
     return explainer != NO_EXPLAINER and config.explainers[explainer].exchanges is not None
 
 
 def study_metrics(config: Config) -> list[str]:
-    """Names of the metrics that some comparison of a study has, in display order."""
+    """List the metrics that some comparison of a study has, in display order."""
     explainers = [None, *dict(config.scored_pairs())]
     return [m.name for m in all_metrics() if any(applies(m, config, e) for e in explainers)]

@@ -1,15 +1,15 @@
 """Arms of a comparison, and the bootstrap of their units.
 
-An arm is one variant under one SAE recipe: its draws, in each draw its seeds, in each seed its
-units (documents or latents). Its value is the mean over draws of the mean over seeds of each
-cell's statistic.
+An arm is one variant under one SAE recipe. It has draws, each draw has seeds, each seed has units
+(documents or latents). Its value is the mean over draws of the mean over seeds of each cell's
+statistic.
 
-What is resampled: nested levels once, at the top. Where there are several draws, whole draws vary
-as their seeds and latents let them, and to resample those again would count them twice (Davison &
-Hinkley 1997, section 3.8); so draws are resampled, or the seeds of one draw, or the units of one
-cell. Of whole draws the bootstrap standard error has a closed form and is taken so
-(`nullsae.statistics.spread`). Documents are not nested: each is the same in all cells, so they are
-resampled beside the draws, once per resample for all cells and arms alike.
+Only the top one of the nested levels is resampled: the spread of whole draws already includes that
+of their seeds and latents, and resampling these too would count it twice (Davison & Hinkley 1997,
+section 3.8). So the bootstrap resamples draws, or the seeds of a single draw, or the units of a
+single cell. For whole draws its standard error has a closed form, which is used instead
+(`nullsae.statistics.spread`). Documents are not nested: all cells share them, so they are
+resampled alongside the draws, once per resample for all cells and arms.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-# Numbers drawn at a time, and numbers kept between arms.
+# Numbers drawn at a time, and numbers cached between arms.
 CHUNK_NUMBERS = 1 << 20
 CACHE_NUMBERS = 1 << 24
-# As many fit into a CPU's own cache.
+# As many as fit into a CPU's cache.
 CACHED_NUMBERS = 1 << 18
-# More units are resampled in groups of equal size, in which sums do not lose any of their variance.
+# Above this number, units are resampled in groups of equal size, whose sums have the same variance.
 MOST_UNITS = 2000
 
 
 class Documents(NamedTuple):
-    """The part of documents in a mean over latents whose scores come from judged windows."""
+    """What documents contribute to a mean over latents whose scores come from judged windows."""
 
     effect: Floats
     """How much each document of the split moves the mean, [n_documents]; sums to 0."""
     n_windows: Floats
-    """Judged windows of each, [n_documents]."""
+    """Judged windows in each, [n_documents]."""
     held: float
-    """The part of the effects' summed squares that the scatter of latents, seeds or draws holds."""
+    """Part of the effects' summed squares that the spread of latents, seeds or draws includes."""
 
 
 @dataclass(frozen=True)
 class ArmCell:
     """The units of one draw and seed.
 
-    `columns` are float64 [n_units] each, as the arm's statistic wants them: `mean` one; `ratio`
-    numerator and denominator; `relative` those of the cell and those of each of its floors;
-    `rank_correlation` two.
+    `columns` are float64 [n_units] each. The arm's statistic sets their number: one for `mean`,
+    numerator and denominator for `ratio`, those of the cell and of each of its floors for
+    `relative`, two for `rank_correlation`.
     """
 
     draw: int
@@ -65,13 +65,13 @@ class ArmCell:
     n_null: int = 0
     """Rows left out because a column is null."""
     reason: str | None = None
-    """Why the cell has no value, though it may have units."""
+    """Why the cell has no value, even if it has units."""
     strata: Ints | None = None
     """[n_units], the half-decade of each latent's firing share."""
     units: Ints | None = None
-    """[n_units], which documents or latents they are."""
+    """[n_units], the documents or latents that they are."""
     documents: Documents | None = None
-    """Where units are scores of judged windows."""
+    """Set if units are scores of judged windows."""
 
     @property
     def n_units(self) -> int:
@@ -79,20 +79,20 @@ class ArmCell:
 
     @property
     def is_finite(self) -> bool:
-        """Whether neither NaN nor an infinity is among the numbers."""
+        """Whether all numbers are finite."""
         return all(bool(np.isfinite(part).all()) for part in self.columns)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """All cells of one variant. Cells without a unit have no value and are left out of means."""
+    """All cells of one variant. Cells without units have no value and are left out of means."""
 
     cells: tuple[ArmCell, ...]
     statistic: Form = "mean"
     complement: bool = False
     """The value is 1 minus the mean of the cells' statistics."""
     units_are_shared: bool = False
-    """The same units, at the same positions, in all cells of all arms (documents of a split)."""
+    """Whether all cells of all arms have the same units at the same positions (documents)."""
 
     @cached_property
     def with_units(self) -> tuple[ArmCell, ...]:
@@ -102,7 +102,7 @@ class Arm:
 
     @cached_property
     def draws(self) -> tuple[tuple[ArmCell, ...], ...]:
-        """The same, grouped by draw."""
+        """The cells of `with_units`, grouped by draw."""
         return tuple(tuple(group) for _, group in groupby(self.with_units, lambda c: c.draw))
 
     @property
@@ -113,7 +113,7 @@ class Arm:
 
     @property
     def level(self) -> Literal["draw", "seed"] | None:
-        """The level of `members`; None if there is one, so that units alone are resampled."""
+        """The level of `members`; None for a single member, where only units are resampled."""
         return None if len(self.members) < 2 else "draw" if self.n_draws > 1 else "seed"
 
     @property
@@ -122,23 +122,23 @@ class Arm:
 
     @property
     def n_seeds(self) -> int:
-        """Seeds per draw; the smallest number where draws differ."""
+        """Seeds per draw; the smallest number if draws differ."""
         return min((len(draw) for draw in self.draws), default=0)
 
     @property
     def n_units(self) -> int:
-        """Units that carry information: distinct ones if shared, else those of all cells."""
+        """Independent units: distinct ones if shared, else those of all cells together."""
         counts = [cell.n_units for cell in self.with_units]
         return max(counts, default=0) if self.units_are_shared else sum(counts)
 
     @property
     def units_agree(self) -> bool:
-        """Whether all cells that have units have as many."""
+        """Whether all cells with units have the same number."""
         return len({cell.n_units for cell in self.with_units}) < 2
 
     @cached_property
     def member_values(self) -> Floats:
-        """Value of each of `members`, float64 [n_members]; NaN where undefined."""
+        """Value of each of `members`, float64 [n_members]; NaN if undefined."""
         values = [
             np.mean([weighted(self.statistic, c.columns, np.ones((1, c.n_units))) for c in member])
             for member in self.members
@@ -146,36 +146,36 @@ class Arm:
         return self.oriented(np.array(values))
 
     def value(self) -> float:
-        """Mean over draws of the mean over seeds; NaN where that is undefined."""
+        """Mean over draws of the mean over seeds; NaN if undefined."""
         return float(self.member_values.mean()) if self.members else float("nan")
 
     def unit_values(self) -> Floats | None:
-        """Each unit's own value, of all draws and seeds, float64; None if units have none."""
+        """Value of every single unit of all draws and seeds, float64; None if units have none."""
         if self.statistic == "rank_correlation":
             return None
         found = [unit_statistics(cell) for cell in self.with_units]
         return self.oriented(np.concatenate(found)) if found else np.empty(0)
 
     def oriented(self, values: Floats) -> Floats:
-        """The arm's values from its cells' statistics."""
+        """Turn statistics of cells into values of the arm."""
         return 1.0 - values if self.complement else values
 
 
 def unit_statistics(cell: ArmCell) -> Floats:
-    """Each unit's own ratio; units with a denominator of 0 have none and are left out."""
+    """Return the ratio of each unit; units with a denominator of 0 are left out."""
     if len(cell.columns) == 1:
         return cell.columns[0]
-    # A unit by itself is a sum over one.
+    # A single unit is a sum over one.
     values = of_sums("ratio" if len(cell.columns) == 2 else "relative", cell.columns, 1)
     return values[np.isfinite(values)]
 
 
 def weighted(statistic: Form, columns: tuple[Floats, ...], weights: Floats) -> Floats:
-    """A cell's statistic with each unit counted so often, float64 [n_resamples].
+    """Compute a cell's statistic with each unit counted by its weight, float64 [n_resamples].
 
-    `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the smallest
-    of the floors'; `rank_correlation`: Spearman's, ties at their mean rank. Columns are as in
-    `ArmCell`, [n_units] each, and weights whole numbers, [n_resamples, n_units].
+    `mean`: sum / count; `ratio`: ratio of sums; `relative`: this ratio over the smallest of those
+    of the floors; `rank_correlation`: Spearman's, ties at their mean rank. Columns are those of
+    `ArmCell`, [n_units] each; weights are whole numbers, [n_resamples, n_units].
     """
     if statistic == "rank_correlation":
         return rank_correlations(columns[0], columns[1], weights)
@@ -184,13 +184,13 @@ def weighted(statistic: Form, columns: tuple[Floats, ...], weights: Floats) -> F
 
 
 def weighted_sums(column: Floats, weights: Floats) -> Floats:
-    """Sum over units in each row of weights, float64 [n_resamples]."""
-    # einsum, not a matrix product: the bits of BLAS depend on its number of threads.
+    """Sum over units for each row of weights, float64 [n_resamples]."""
+    # einsum, not a matrix product: BLAS results depend on the number of threads.
     return np.asarray(np.einsum("rn,n->r", weights, column))
 
 
 def of_sums(statistic: Form, sums: Sequence[Floats], n_units: Floats | int) -> Floats:
-    """A statistic other than `rank_correlation` from its columns' sums over `n_units` units."""
+    """Compute a statistic other than `rank_correlation` from sums of columns over `n_units`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         if statistic == "mean":
             return np.asarray(sums[0] / n_units)
@@ -200,7 +200,7 @@ def of_sums(statistic: Form, sums: Sequence[Floats], n_units: Floats | int) -> F
 
 
 def rank_correlations(x: Floats, y: Floats, weights: Floats) -> Floats:
-    """Spearman's correlation in each row of weights; NaN where a column does not vary."""
+    """Compute Spearman's correlation for each row of weights; NaN if a column is constant."""
     n_rows = max(1, CACHED_NUMBERS // len(x))
     found = np.empty(len(weights))
     for start in range(0, len(weights), n_rows):
@@ -218,7 +218,7 @@ def rank_correlations(x: Floats, y: Floats, weights: Floats) -> Floats:
 
 
 def _ranks(column: Floats, weights: Floats) -> Floats:
-    """Mean ranks of a column's values where each counts by its weight, [n_units, n_resamples]."""
+    """Return mean ranks of a column's values, counted by weight, [n_units, n_resamples]."""
     order = np.argsort(column, kind="stable")
     ordered = column[order]
     first = np.searchsorted(ordered, ordered, side="left")
@@ -232,7 +232,7 @@ def _ranks(column: Floats, weights: Floats) -> Floats:
 
 
 def grouped(columns: tuple[Floats, ...], most: int = MOST_UNITS) -> tuple[Floats, ...]:
-    """Sum every `most`-th unit if there are more, so that `most` are left.
+    """Sum every `most`-th unit if there are more than `most`, so that `most` groups remain.
 
     Units are independent, so sums of groups have the variance of the sums of their units.
     """
@@ -245,21 +245,21 @@ def grouped(columns: tuple[Floats, ...], most: int = MOST_UNITS) -> tuple[Floats
 
 
 class Resampler:
-    """Counts of each unit in each resample: the same for all arms with as many units.
+    """Counts of each unit in each resample, the same for all arms with this number of units.
 
-    So documents are paired between arms. Arms of other units share these numbers without harm:
-    their variances are computed one by one.
+    This pairs documents between arms. Arms with other units may share the counts, because their
+    variances are computed separately.
     """
 
     def __init__(self, seed: int, n_resamples: int, *, cache_numbers: int = CACHE_NUMBERS) -> None:
-        """Keyed by the config's seed; the result does not depend on `cache_numbers`."""
+        """Seed with the config's seed; results do not depend on `cache_numbers`."""
         self.seed = seed
         self.n_resamples = n_resamples
         self._cache_numbers = cache_numbers
         self._cached: dict[int, list[Floats]] = {}
 
     def counts(self, n_units: int) -> Iterator[Floats]:
-        """Counts, float64 [n, n_units] with rows that sum to `n_units`, `n_resamples` in all."""
+        """Yield counts, float64 [n, n_units], rows summing to `n_units`, `n_resamples` in total."""
         if n_units in self._cached:
             yield from self._cached[n_units]
             return
@@ -281,16 +281,16 @@ class Resampler:
             self._cached[n_units] = kept
 
     def members(self, arm: Arm) -> Floats:
-        """Values of the arm's members in each resample of the units, [n_resamples, n_members].
+        """Compute the arm's members in each resample of the units, [n_resamples, n_members].
 
-        Every cell is resampled by the same counts. A resample whose denominator sums to 0 gives
+        All cells are resampled by the same counts. A denominator that sums to 0 in a resample gives
         NaN or an infinity.
 
         Raises:
-            ValueError: the arm has no unit, or its cells differ in their number.
+            ValueError: the arm has no units, or its cells differ in their number.
         """
         if not arm.members or not arm.units_agree:
-            raise ValueError("resampling units needs some, and as many in all cells")
+            raise ValueError("resampling needs units, the same number in all cells")
         as_units = arm.statistic in ("mean", "rank_correlation")
         parts = [
             [cell.columns if as_units else grouped(cell.columns) for cell in member]

@@ -1,14 +1,14 @@
 """Variance components of an arm: seeds, latents and documents.
 
 Seed variance is pooled over all draws and arms of a comparison (one metric, site and SAE recipe),
-because three seeds of one arm tell little of it. What differs between arms, how latents scatter
-and how many there are, is each arm's own.
+because the few seeds of one arm estimate it badly. Differences between draws, the spread of
+latents and their number are specific to each arm.
 
-Scores of judged windows vary with latents and with documents, which are crossed: latents share
-them. Their variance is that of two-way clusters, of latents plus of documents less of both
+Scores of judged windows vary with latents and with documents. The two are crossed, since latents
+share documents. The variance is that of two-way clusters, latents plus documents minus both
 (Cameron, Gelbach & Miller 2011, J. Bus. Econ. Stat. 29, 238-249; Owen 2007, Ann. Appl. Stat. 1,
-386-411), from what each document moves in a score, as Obuchowski (1997, Biometrics 53, 567-578)
-does for AUROC of clustered data.
+386-411), computed from how much each document moves a score, as Obuchowski (1997, Biometrics 53,
+567-578) does for AUROC of clustered data.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from nullsae.statistics.spread import (
     unit_component,
 )
 
-# With fewer in effect their variance is not known to any use.
+# With fewer effective documents the estimate of their variance is useless.
 FEWEST_DOCUMENTS = 2
 
 
 def interaction_variance(members: Floats) -> float:
-    """The variance of the mean of members, [n_resamples, n_members], that no two of them share.
+    """Compute the variance of the mean of members, [n_resamples, n_members], that is theirs alone.
 
-    It is what is left of each resample without the mean of all members, so that a unit that is hard
-    for all of them does not count.
+    It is what remains in each resample after subtracting the mean of all members. A unit that is
+    hard for all members does not count.
     """
     n = int(members.shape[1])
     if n < 2:
@@ -47,10 +47,10 @@ def interaction_variance(members: Floats) -> float:
 
 
 def units_apart(arm: Arm, members: Floats | None) -> Component | None:
-    """The part of units in the mean of one draw's seeds that no two seeds share.
+    """Return the part of units in the mean of one draw's seeds that no two seeds share.
 
-    `members` are the resamples of shared units. None if a cell has a single unit: its scatter is
-    not known. A rank correlation has no closed form: its part counts as 0 and stays in the mean
+    `members` are the resamples of shared units. None if a cell has a single unit, whose spread is
+    unknown. A rank correlation has no closed form: its part counts as 0 and stays in the mean
     square of seeds.
     """
     n_units = [cell.n_units for cell in arm.with_units]
@@ -68,7 +68,7 @@ def units_apart(arm: Arm, members: Floats | None) -> Component | None:
 def whole_parts(
     arm: Arm, members: Floats | None, seeds: SeedVariance | None, resampler: Resampler
 ) -> tuple[Component, ...] | None:
-    """The part of an arm's draws, or of the seeds of one, or of the latents of one cell.
+    """Return the part of an arm's draws, or of one draw's seeds, or of one cell's latents.
 
     `members` are the resamples of shared units, `seeds` is the pooled seed variance. None if a
     resample has no value.
@@ -89,9 +89,9 @@ def whole_parts(
 
 
 def seed_variance(arms: Iterable[Arm], resampler: Resampler) -> SeedVariance | None:
-    """The seed variance of a comparison, from each draw with several seeds of these arms.
+    """Pool the seed variance of a comparison over all draws of these arms with several seeds.
 
-    None where no draw has them. Arms without a value are left out.
+    None if no draw has several. Arms without a value are left out.
     """
     found = []
     for arm in arms:
@@ -109,9 +109,9 @@ def seed_variance(arms: Iterable[Arm], resampler: Resampler) -> SeedVariance | N
 
 
 def documents_of(arm: Arm) -> Documents | None:
-    """Find what documents move in an arm's value; None unless all of its cells know it.
+    """Find how much documents move an arm's value; None unless all of its cells know it.
 
-    Documents are the same for all draws and seeds. The scatter of draws and seeds already holds
+    Documents are the same for all draws and seeds. The spread of draws and seeds already includes
     what no two of them share, and that of latents what a document moves in single latents.
     """
     known = [[c.documents for c in member if c.documents is not None] for member in arm.members]
@@ -125,10 +125,9 @@ def documents_of(arm: Arm) -> Documents | None:
 
 
 def document_component(documents: Documents) -> Component | None:
-    """The part of documents, in closed form; None where there is one document in effect.
+    """Return the part of documents, in closed form; None for a single effective document.
 
-    Of documents with unequal numbers of windows as many count as of equal ones would weigh the
-    same, (sum n)^2 / sum n^2 (Kish 1965).
+    Documents with unequal numbers of windows count as (sum n)^2 / sum n^2 equal ones (Kish 1965).
     """
     n = documents.n_windows.sum() ** 2 / max(1.0, float((documents.n_windows**2).sum()))
     if n < FEWEST_DOCUMENTS:

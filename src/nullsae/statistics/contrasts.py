@@ -1,4 +1,4 @@
-"""Estimates of single arms, and contrasts of a real thing with its null, or reasons."""
+"""Estimates of single arms, and contrasts of a real thing with its null, or why there are none."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ROUNDING = 1e-12
 THIS_DRAW = "this randomization"
 THIS_RETRAINING = "this retraining"
 UNREPLICATED = "one draw and one seed: no p-values"
-"""They would speak of the units of two SAEs alone."""
+"""They would describe only the units of two SAEs."""
 NOT_PERMUTED = "no permutation test of pairs"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An arm's value and error; numbers that cannot be computed are None, with a `reason`."""
+    """An arm's value and error. Numbers that cannot be computed are None, with a `reason`."""
 
     arm: Arm
     value: float | None = None
@@ -47,9 +47,9 @@ class Estimate:
     whole: tuple[Component, ...] = ()
     """The part of draws, seeds or latents."""
     resamples: Floats | None = None
-    """Of shared units: the arm's value in each resample, [n_resamples]."""
+    """For shared units: the arm's value in each resample, [n_resamples]."""
     interaction: float = 0.0
-    """Of shared units: the part of the resamples' variance that `whole` holds already."""
+    """For shared units: the part of the resamples' variance that `whole` already includes."""
     documents: Documents | None = None
     """What documents contribute to scores of judged windows."""
     has_error: bool = False
@@ -57,7 +57,7 @@ class Estimate:
 
     @property
     def borrows_seeds(self) -> bool:
-        """Whether the seed variance of other arms stands in for seeds that this arm lacks."""
+        """Whether the seed variance of other arms replaces that of seeds that this arm lacks."""
         return self.arm.level is None and any(part.is_pooled for part in self.whole)
 
 
@@ -70,8 +70,8 @@ def estimate(
 ) -> Estimate:
     """Estimate value, error and interval of one arm; `metric` words the reasons.
 
-    `seeds` is the seed variance of the comparison (`seed_variance` of all its arms); without it an
-    arm has that of its own seeds, if any.
+    `seeds` is the seed variance of the comparison (`seed_variance` of all its arms). Without it, an
+    arm uses its own seeds, if it has several.
     """
     plural = f"{metric.unit}s"
     if undefined := next((cell.reason for cell in arm.cells if cell.reason), None):
@@ -125,7 +125,7 @@ def _undefined(metric: Metric) -> str:
 
 
 def summary_row(estimated: Estimate, metric: Metric) -> dict[str, Any]:
-    """Make a row of `summaries`, without its keys."""
+    """Make a row of `summaries` without its keys."""
     arm, (low, high) = estimated.arm, estimated.interval or (None, None)
     return {
         "unit": metric.unit,
@@ -145,11 +145,11 @@ def contrast_row(
     names: tuple[str, str],
     differences: Estimate | None = None,
 ) -> dict[str, Any]:
-    """Make a row of `contrasts`, without its keys; `adjust` fills what depends on the family.
+    """Make a row of `contrasts` without its keys; `adjust` fills what depends on the family.
 
     `n_draws` and `n_seeds` are those of the null. `bins` come from `matching.common_bins` of all
-    arms of this comparison, `names` are those of the real thing and of the null. `differences` is
-    the arm of null minus real, latent by latent, where both are about the same latents.
+    arms of this comparison; `names` are those of the real thing and of the null. If both concern
+    the same latents, `differences` is the arm of null minus real, latent by latent.
     """
     none = (None, None)
     row: dict[str, Any] = {
@@ -201,16 +201,16 @@ TESTED = (
     *("probability_of_superiority", "p_value", *MARGIN_TESTS, *ADJUSTED.values()),
     *(*DECISIONS.values(), "p_permutation", "detectable_difference"),
 )
-"""Columns of `contrasts` that are null unless both arms have a value, and most an error."""
+"""Columns of `contrasts` that need a value in both arms, and mostly an error too."""
 
 
 def spread_of_difference(
     real: Estimate, null: Estimate, differences: Estimate | None = None
 ) -> Spread | str:
-    """Return the error of the null's value minus the real one, or why there is none.
+    """Return the error of null minus real, or why there is none.
 
-    `differences` is the arm of the differences themselves, where the arms are paired by latent:
-    whole draws and seeds are paired then, too.
+    `differences` is the arm of the differences themselves if the arms are paired by latent. Whole
+    draws and seeds are then paired as well.
     """
     if real.arm.units_are_shared and real.arm.n_units != null.arm.n_units:
         return "the arms' documents differ in number: no test"
@@ -221,7 +221,7 @@ def spread_of_difference(
 
 
 def tests(spread: Spread, difference: float, margin: float, confidence: float) -> dict[str, float]:
-    """What the error of a difference gives: columns of `contrasts`."""
+    """Compute the columns of `contrasts` that follow from the error of a difference."""
     low, high = spread.interval(difference, confidence)
     return {
         **{"standard_error": spread.standard_error, "df": spread.df},
@@ -235,9 +235,9 @@ def tests(spread: Spread, difference: float, margin: float, confidence: float) -
 def margin_problem(row: Mapping[str, Any], metric: Metric, statistics: Statistics) -> str | None:
     """Return why a contrast is not tested against its margin; None if it is.
 
-    An absolute margin must not exceed the distance from the real thing to the floor: no null could
-    lie beyond it. A share of that distance is refused if the real thing itself is not told from the
-    floor: it would be a share of noise.
+    An absolute margin must not exceed the distance from the real thing to the floor, or no null
+    could exceed it. A share of that distance is refused if the real thing is not told from the
+    floor: the margin would be a share of noise.
     """
     name, value, low, high = (row[key] for key in ("real", "real_value", "real_low", "real_high"))
     floor, margin = metric.floor, row["margin"]
@@ -250,12 +250,12 @@ def margin_problem(row: Mapping[str, Any], metric: Metric, statistics: Statistic
         )
     if value == floor or (low is not None and low <= floor <= high):
         of = "" if low is None else f" [{low:.4g}, {high:.4g}]"
-        return f"no test: {name}, {value:.4g}{of}, is not told from the floor {floor:g}"
+        return f"no test: {name}, {value:.4g}{of}, cannot be told from the floor {floor:g}"
     return None
 
 
 def _components(arms: list[Estimate]) -> list[Component]:
-    """Independent parts of one arm's error, or of the second's minus the first's."""
+    """List independent parts of one arm's error, or of the error of the second minus the first."""
     *minus, plus = arms
     parts = [*plus.whole, *(part.scaled(-1) for arm in minus for part in arm.whole)]
     if plus.resamples is not None:
@@ -264,7 +264,7 @@ def _components(arms: list[Estimate]) -> list[Component]:
             assert arm.resamples is not None
             resamples = resamples - arm.resamples
         interaction = sum(arm.interaction for arm in arms)
-        # Resamples are made of units, or of groups of them.
+        # Resamples draw units, or groups of units.
         n_resampled = min(plus.arm.n_units, MOST_UNITS)
         parts.append(unit_component(resamples, n_resampled, interaction))
     if plus.documents is not None:
@@ -288,14 +288,14 @@ def _matched_columns(
     *,
     is_paired: bool,
 ) -> dict[str, Any]:
-    """The frequency-matched columns of a contrast."""
+    """Compute the frequency-matched columns of a contrast."""
     row: dict[str, Any] = dict.fromkeys(MATCHED)
     reasons = {
         f"{metric.unit}s have no firing rate": metric.unit != "latent",
         "not a mean over latents": metric.form != "mean",
         "an arm has no value": real.value is None or null.value is None,
         "both arms are of the same latents": is_paired,
-        f"no half-decade of the firing share holds {FEWEST} latents of every cell": not bins,
+        f"no half-decade of the firing share has {FEWEST} latents of every cell": not bins,
     }
     for reason, holds in reasons.items():
         if holds:
@@ -324,11 +324,11 @@ MATCHED = (
 def adjust(rows: Iterable[dict[str, Any]], family: str, statistics: Statistics) -> None:
     """Correct both tests in one family of contrasts, and fill the columns that depend on it.
 
-    Contrasts that are not tested, or whose arms are not comparable, do not count. Each test is
-    corrected on its own (Holm): as a difference cannot be both beyond the margin and within it,
+    Contrasts that are not tested, or whose arms are not comparable, do not count. Holm's correction
+    applies to each test separately: a difference cannot be both beyond the margin and within it, so
     at most one of a contrast's two hypotheses is false. The detectable difference is the one that
-    the first step of Holm's procedure, at the level over the family's size, finds beyond the margin
-    with 80% power. P-values without replication are removed.
+    the first step of Holm's procedure, at the level divided by the family's size, finds beyond the
+    margin with 80% power. P-values without replication are removed.
     """
     rows = list(rows)
     tested = [
@@ -350,11 +350,11 @@ def adjust(rows: Iterable[dict[str, Any]], family: str, statistics: Statistics) 
 
 
 def scope_of(variant: str | None, arm: Arm) -> str:
-    """Say what a verdict about a variant is about: its draws, or the one that was made.
+    """Return what a verdict about a variant applies to: its kind, or the one draw that was made.
 
-    None stands for a null from elsewhere that is drawn.
+    `variant` is None for a drawn null that is no variant.
     """
-    # Without any unit there is no value, and the verdict about it says what was made.
+    # Without units there is no value; the verdict then names what was made.
     cells = arm.with_units or arm.cells
     if variant is not None and VARIANTS[variant].fixed:
         return "these SAEs" if len(cells) < 2 else "this model"
@@ -365,7 +365,7 @@ def scope_of(variant: str | None, arm: Arm) -> str:
 
 
 def speaks_of(real: Estimate, null: Estimate, metric: Metric, names: tuple[str, str]) -> str:
-    """Say what a contrast's interval generalizes to: what is resampled in each arm."""
+    """Return what a contrast's interval generalizes to: what is resampled in each arm."""
 
     def varies(estimated: Estimate) -> str:
         arm, documents = estimated.arm, estimated.documents

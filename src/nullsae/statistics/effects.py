@@ -33,5 +33,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def alpha_of(confidence: float) -> float:
-    """The level of tests that goes with a confidence; 1 - 0.9 alone is a little below 0.1."""
+    """Return the test level for a confidence, rounded: 1 - 0.9 alone is slightly below 0.1."""
     return round(1 - confidence, 12)

@@ -1,4 +1,4 @@
-"""What each metric says about the real thing and its nulls: verdicts counted, values as ranges."""
+"""What each metric says about the real thing and its nulls: counts of verdicts, value ranges."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from nullsae.config.metrics import METRICS
 Tier = Literal["tells", "does_not_tell", "undecided"]
 
 TIERS: dict[Tier, str] = {
-    "tells": "Tell trained from every null",
-    "does_not_tell": "Do not tell",
-    "undecided": "Not decided",
+    "tells": "Distinguish trained from every null",
+    "does_not_tell": "Do not distinguish",
+    "undecided": "Undecided",
 }
-"""The tiers in display order, in words."""
+"""Title of each tier, in display order."""
 TIER_RULE = (
-    "A metric tells if its verdict is `separates` for every null, site, SAE and subject, and "
-    "`equivalent` for a retrained model, where there is one. It does not tell if a null is "
-    "`equivalent` or `reversed`, or if a retrained model is told apart, too. Otherwise the study "
-    "does not decide: a verdict is `inconclusive`, or `none` because arms are not comparable. Null "
-    "dictionaries are no SAEs here: they are compared with the learned ones within trained."
+    "A metric distinguishes trained if its verdict is `separates` for every null, site, SAE and "
+    "subject, and `equivalent` for any retrained model. It does not if a null is `equivalent` or "
+    "`reversed`, or if a retrained model is told apart too. Otherwise it is undecided: a verdict "
+    "is `inconclusive`, or `none` because the arms are not comparable. Null dictionaries do not "
+    "count as SAEs here: they are compared with the learned ones within trained."
 )
 APART = ("separates", "reversed")
-"""The verdicts that say that two models differ."""
+"""The verdicts that two models differ."""
 Key = tuple[str, str | None, str | None]
 """Metric, explainer, scorer."""
 Judged = tuple[Mapping[str, Any], str]
@@ -37,7 +37,7 @@ class Arm:
     """A metric's values in one arm, and its SAEs: ranges over sites, SAEs and subjects."""
 
     low: float | None
-    """The smallest value; None, as all of these, where there is none."""
+    """The smallest value. This field and the following ones are None if there is no value."""
     high: float | None
     low_l0: float | None
     high_l0: float | None
@@ -47,21 +47,21 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Against(Arm):
-    """A metric's verdicts about the real thing and one other, with the other's numbers."""
+    """A metric's verdicts about the real thing and one alternative, with the latter's numbers."""
 
     variant: str
     """The variant, or the null dictionary."""
     is_control: bool
-    """Whether it is a positive control, such as a retrained model, and no null."""
+    """Whether it is a positive control, such as a retrained model, rather than a null."""
     verdicts: dict[str, int]
-    """How many comparisons got each word."""
+    """How many comparisons got each verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding(Arm):
-    """What a metric says in a study, by one explainer and scorer if it has them.
+    """What a metric says in a study, for one explainer and scorer if it has them.
 
-    Numbers are those of trained.
+    The inherited numbers are those of trained.
     """
 
     metric: str
@@ -74,36 +74,36 @@ class Finding(Arm):
     @property
     def name(self) -> str:
         """The name of the metric in sentences."""
-        # An axis needs the unit, a sentence does not.
+        # Axes need the unit; sentences do not.
         title = self.title.partition(" (")[0]
         return f"{title} ({self.explainer}, {self.scorer})" if self.scorer else title
 
     @property
     def nulls(self) -> list[Against]:
-        """What it says about nulls."""
+        """The nulls that it was compared with."""
         return [one for one in self.against if not one.is_control]
 
     @property
     def controls(self) -> list[Against]:
-        """What it says about positive controls."""
+        """The positive controls that it was compared with."""
         return [one for one in self.against if one.is_control]
 
     @property
     def separates_share(self) -> float:
-        """The share of comparisons with nulls that separate, of those that have a verdict."""
+        """The share of comparisons with nulls that separate, among those with a verdict."""
         counts = sum((Counter(one.verdicts) for one in self.nulls), Counter[str]())
         return counts["separates"] / max(1, counts.total() - counts["none"])
 
 
 def findings_of(pairs: Iterable[Judged], column: str, controls: Collection[str]) -> list[Finding]:
-    """Best first, without metrics of which no value was measured.
+    """Summarize verdicts by metric, explainer and scorer, best first; unmeasured ones are left out.
 
     `column` of a contrast names what the real thing is compared with.
     """
     groups: dict[Key, list[Judged]] = {}
     for row, word in pairs:
         groups.setdefault((row["metric"], row["explainer"], row["scorer"]), []).append((row, word))
-    # What the config leaves out, such as causal effects, was measured nowhere.
+    # What the config leaves out, such as causal effects, has no values anywhere.
     groups = {key: members for key, members in groups.items() if _is_measured(members)}
     findings = [_finding(key, members, column, controls) for key, members in groups.items()]
     tiers = list(TIERS)
@@ -142,7 +142,7 @@ def _finding(
 
 
 def _arm(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float | None]:
-    """The numbers of an `Arm`, of the columns with this prefix."""
+    """Return the numbers of an `Arm` from the columns with this prefix."""
     found: dict[str, float | None] = {}
     for column, end in (("value", ""), ("l0", "_l0"), ("training_tokens", "_training_tokens")):
         low, high = extent(row[prefix + column] for row in rows)
@@ -151,7 +151,7 @@ def _arm(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float | No
 
 
 def _tier(against: Iterable[Against]) -> Tier:
-    """By `TIER_RULE`."""
+    """Apply `TIER_RULE`."""
     nulls, controls = Counter[str](), Counter[str]()
     for one in against:
         (controls if one.is_control else nulls).update(one.verdicts)
@@ -162,6 +162,6 @@ def _tier(against: Iterable[Against]) -> Tier:
 
 
 def extent(values: Iterable[float | None]) -> tuple[float | None, float | None]:
-    """The smallest and the largest of the values that there are."""
+    """Return the smallest and the largest value, ignoring None."""
     present = [value for value in values if value is not None]
     return (min(present), max(present)) if present else (None, None)

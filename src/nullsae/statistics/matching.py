@@ -1,8 +1,8 @@
 """Comparison at equal firing rates: the same number of latents per half-decade in every cell.
 
-A scorer finds frequent latents easier or harder than rare ones, and variants differ in how often
-their latents fire. Drawing n_b latents of each bin b from every cell, again and again, has the
-expectation sum_b n_b mean_b / sum_b n_b, which is computed as such.
+Scores depend on how often a latent fires, and variants differ in how often their latents fire.
+Drawing n_b latents of each bin b from every cell, again and again, has the expectation
+sum_b n_b mean_b / sum_b n_b, which is computed directly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nullsae.statistics.spread import (
     summed,
 )
 
-# A bin with a single latent in some cell says nothing about its spread there.
+# A single latent in a bin says nothing about the spread there.
 FEWEST = 2
 
 
@@ -39,7 +39,7 @@ class Bins(dict[int, int]):
     """How many latents are compared in each bin."""
 
     seeds: SeedVariance | None = None
-    """Of values at these numbers, pooled over all draws with several seeds."""
+    """Seed variance of values at these numbers, pooled over all draws with several seeds."""
 
 
 def half_decades(firing_shares: Floats) -> Ints:
@@ -50,7 +50,7 @@ def half_decades(firing_shares: Floats) -> Ints:
 def common_bins(arms: Sequence[Arm]) -> Bins:
     """Count the latents to compare per bin: the smallest number in any cell, sorted by bin.
 
-    Cells without a latent are left out, as in plain means. A bin counts if every cell has at least
+    Cells without latents are left out, as in plain means. A bin counts if every cell has at least
     two latents in it.
     """
     cells = [cell for arm in arms for cell in arm.with_units]
@@ -70,11 +70,12 @@ def common_bins(arms: Sequence[Arm]) -> Bins:
 
 
 def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
-    """Estimate an arm of means over latents at the weights n_b / sum n_b of bins.
+    """Estimate an arm of means over latents with the weights n_b / sum n_b of the bins.
 
     Every cell that has latents has some in each bin. Within one cell the bootstrap draws latents
-    within bins. Of a bin's mean its variance is known: that of its latents over their number,
-    (n - 1) / n made up for as everywhere; so is its third moment. Seed variance is that of `Bins`.
+    within bins. The variance of a bin's mean is known: the variance of its latents over their
+    number, corrected for (n - 1) / n as everywhere. So is its third moment. Seed variance is that
+    of `Bins`.
     """
     values = [np.array([_mean_of_bins(c, bins) for c in draw]) for draw in arm.draws]
     value = float(np.mean([own.mean() for own in values]))
@@ -99,7 +100,7 @@ def _mean_of_bins(cell: ArmCell, bins: Mapping[int, int]) -> float:
 
 
 def _latents_apart(draw: Sequence[ArmCell], bins: Mapping[int, int]) -> list[Component]:
-    """The parts of the latents of each bin and seed in the mean of a draw's seeds."""
+    """List the parts of the latents of each bin and seed in the mean of a draw's seeds."""
     total = sum(bins.values()) * len(draw)
     return [
         mean_of_units(_bin_units(cell, b)).scaled(n / total)

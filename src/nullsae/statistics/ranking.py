@@ -1,10 +1,10 @@
 """Which latents beat placebo: empirical p-values against latents of nulls, and q-values.
 
-Under the null hypothesis a latent and the null latents in its half-decade of the firing share are
+Under the null hypothesis, a latent and the null latents in its half-decade of the firing share are
 exchangeable. Then P(p <= x) <= x for every x, with equality at x = k / (1 + n) without ties. Such
-p-values are conformal: they share the null latents that they are counted against, and
-Benjamini-Hochberg holds its level all the same (Bates, Candès, Lei, Romano & Sesia 2023, Annals of
-Statistics 51, 149, theorem 2).
+p-values are conformal: they share the null latents they are compared with, and
+Benjamini-Hochberg still controls the false-discovery rate (Bates, Candès, Lei, Romano & Sesia 2023,
+Annals of Statistics 51, 149, theorem 2).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy import stats
 from nullsae.config.metrics import Direction
 from nullsae.statistics.bootstrap import Floats, Ints
 
-# Latents with at most this q beat placebo: the false-discovery rate among them.
+# Latents with q up to this value beat placebo: their false-discovery rate.
 LEVEL = 0.05
 
 
@@ -30,7 +30,7 @@ class Latents(NamedTuple):
 
 
 def fewest_nulls(direction: Direction) -> int:
-    """Return the least number of null latents for a p of `LEVEL`: 19, for both sides 39."""
+    """Return the least number of null latents for a p of `LEVEL`: 19, or 39 for both sides."""
     sides = 1 if direction else 2
     return round(sides / LEVEL) - 1
 
@@ -46,13 +46,13 @@ def n_nulls(own: Latents, null: Latents) -> Ints:
 def p_values(own: Latents, null: Latents, direction: Direction) -> Floats:
     """Compute the empirical p of each latent, float64 [n_latents]; NaN with too few null latents.
 
-    (1 + number of null latents of the bin that are at least as extreme) / (1 + their number); for
-    direction 0 twice the smaller of both tails, at most 1. Ties count as extreme.
+    (1 + number of null latents of the bin that are at least as extreme) / (1 + their number). For
+    direction 0, twice the smaller of the two tails, at most 1. Ties count as extreme.
 
     Args:
-        own: the latents in question.
-        null: those that they are compared with, of all draws.
-        direction: 1 where large values are extreme, -1 where small ones are, 0 for both.
+        own: the latents to rank.
+        null: the latents of all draws to compare them with.
+        direction: 1 if large values are extreme, -1 if small ones are, 0 for both.
     """
     p = np.full(len(own.value), np.nan)
     for b in np.unique(own.bin):
@@ -69,7 +69,7 @@ def p_values(own: Latents, null: Latents, direction: Direction) -> Floats:
 
 
 def q_values(p: Floats) -> Floats:
-    """Adjust p-values that are not NaN by Benjamini-Hochberg, float64 like `p`."""
+    """Adjust p-values by Benjamini-Hochberg, ignoring NaN, float64 like `p`."""
     q = np.full(len(p), np.nan)
     has = ~np.isnan(p)
     q[has] = stats.false_discovery_control(p[has], method="bh")
@@ -79,7 +79,6 @@ def q_values(p: Floats) -> Floats:
 def ranking(own: Latents, q: Floats, direction: Direction | None) -> Ints:
     """Order latents, int64 [n_latents]: by q, NaN last, then the most extreme value first.
 
-    Without one side that is extreme, larger values come first. Equal ones stay in the order of
-    their numbers.
+    Without a single extreme side, larger values come first. Equal values stay in index order.
     """
     return np.lexsort((own.latent, -(direction or 1) * own.value, q))

@@ -1,4 +1,4 @@
-"""The answer of a study in words, from what each metric says."""
+"""The answer of a study in words, derived from the findings of each metric."""
 
 from __future__ import annotations
 
@@ -20,46 +20,45 @@ def sentences_of(
     controls: Collection[str],
     sites: Sequence[str],
 ) -> list[str]:
-    """At most six.
+    """Write at most six sentences.
 
     Args:
         findings: about models, best first.
-        dictionaries: about the learned dictionary and null ones within trained, best first.
-        rows: the contrasts that `findings` are about.
+        dictionaries: about learned against null dictionaries within trained, best first.
+        rows: the contrasts that `findings` summarize.
         controls: variants that are positive controls.
-        sites: those at which dictionaries are compared.
+        sites: where dictionaries are compared.
     """
     if not findings:
         if not dictionaries:
             return ["No metric was computed, so the study has no answer."]
         said = _of_dictionaries(dictionaries, (), f" at {_listed(sites)}")
-        return [said, "It says nothing of models: no other one was compared with trained."]
+        return [said, "It says nothing about models: none was compared with trained."]
     nulls = list(dict.fromkeys(row["variant"] for row in rows if row["variant"] not in controls))
     of = {tier: [one for one in findings if one.tier == tier] for tier in TIERS}
     every = _every(nulls, rows)
     retrained = [one for one in dict.fromkeys(row["variant"] for row in rows) if one in controls]
-    but = f", and not from {' or '.join(retrained)}" if retrained else ""
+    tells, singular = of["tells"], len(of["tells"]) < 2
+    but = f" and find{'s' * singular} it equivalent to {_listed(retrained)}" if retrained else ""
     n = f"{len(findings)} metric{'s' * (len(findings) != 1)}"
-    if tells := of["tells"]:
-        found = [
-            f"{_number(len(tells)).capitalize()} of {n} tell{'s' * (len(tells) == 1)} trained from "
-            f"{every}{but}: {_names(tells)}."
-        ]
-    else:
-        found = [f"None of {n} tells trained from {every}{but}."]
+    found = [
+        f"{_number(len(tells)).capitalize() if tells else 'None'} of {n} "
+        f"distinguish{'es' * singular} trained from {every}{but}"
+        f"{f': {_names(tells)}' if tells else ''}."
+    ]
     # The first score of explanations is what the field reports.
     judged = [one for one in of["does_not_tell"] if one.metric == "auroc"]
     shown = [one for one in (*tells[:1], *judged[:1]) if one.low is not None]
     found += [_values(one) for one in shown[: 1 if dictionaries else 2]]
     if fails := _usual_first(of["does_not_tell"]):
         found.append(
-            f"{_number(len(fails)).capitalize()} {'does' if len(fails) == 1 else 'do'} not: "
+            f"{_number(len(fails)).capitalize()} fail{'s' * (len(fails) == 1)} this test: "
             f"{_names(fails)}."
         )
     if open_ := _usual_first(of["undecided"]):
         found.append(
-            f"{_number(len(open_)).capitalize()} {'is' if len(open_) == 1 else 'are'} not decided, "
-            f"for want of {_wanted(open_)}: {_names(open_)}."
+            f"{_number(len(open_)).capitalize()} {'is' if len(open_) == 1 else 'are'} undecided "
+            f"for lack of {_wanted(open_)}: {_names(open_)}."
         )
     if dictionaries:
         where = "" if {*sites} == {row["site"] for row in rows} else f" at {_listed(sites)}"
@@ -68,38 +67,39 @@ def sentences_of(
 
 
 def _of_dictionaries(findings: Sequence[Finding], best: Sequence[Finding], where: str) -> str:
-    """Which metrics tell the learned dictionary from null ones; of the best one, from which."""
+    """State which metrics distinguish the learned dictionary, and what the best one does."""
     n_nulls = len(dict.fromkeys(each.variant for one in findings for each in one.against))
-    every = f"each of the {_number(n_nulls)} null dictionaries" if n_nulls > 1 else "the null one"
+    every = f"each of the {_number(n_nulls)} null dictionaries" if n_nulls > 1 else "the only null"
     tells = [one for one in findings if one.tier == "tells"]
     names = f": {_names(tells)}" if tells else ""
     n = f"{len(findings)} metric{'s' * (len(findings) != 1)}"
     said = (
         f"Within trained{where}, {_number(len(tells)) if tells else 'none'} of {n} "
-        f"tell{'s' * (len(tells) < 2)} the learned dictionary from {every}{names}"
+        f"distinguish{'es' * (len(tells) < 2)} the learned dictionary from {every}{names}."
     )
     for first in best[:1]:
         for one in findings:
             if one.name == first.name and one.tier != "tells":
                 told = [each.variant for each in one.against if {*each.verdicts} == {"separates"}]
-                said += f", while {one.name} tells it from {_listed(told) if told else 'none'}"
-    return f"{said}."
+                only = f"only from {_listed(told)}" if told else "from none"
+                said += f" {one.name} distinguishes it {only}."
+    return said
 
 
 def _usual_first(findings: Iterable[Finding]) -> list[Finding]:
-    """What papers report before the rest: it is what a reader looks for."""
+    """Put the metrics that papers usually report first, since readers look for them."""
     return sorted(findings, key=lambda one: not METRICS[one.metric].is_usual)
 
 
 def _wanted(findings: Iterable[Finding]) -> str:
-    """What findings that are not decided lack."""
+    """Name what undecided findings lack."""
     words = {word for one in findings for each in one.against for word in each.verdicts}
     lacks = {"inconclusive": "data", "none": "comparable SAEs"}
     return " or of ".join(lack for word, lack in lacks.items() if word in words) or "data"
 
 
 def _values(one: Finding) -> str:
-    """A metric's values in trained and in the others, each with its L0 where these differ."""
+    """State a metric's values in trained and the others, each with its L0 if these differ."""
     arms = _by_arm([one])
     spans = {name: _span_of(found, "") for name, found in arms.items()}
     l0s = {name: _span_of(found, "_l0") for name, found in arms.items()}
@@ -113,7 +113,7 @@ def _values(one: Finding) -> str:
 
 
 def _by_arm(findings: Iterable[Finding]) -> dict[str, list[Arm]]:
-    """Trained, each positive control, and all nulls together, as sentences call them."""
+    """Group findings under the names used in sentences: trained, each control, all nulls."""
     found: dict[str, list[Arm]] = {"trained": []}
     nulls: list[Against] = []
     for one in findings:
@@ -126,7 +126,7 @@ def _by_arm(findings: Iterable[Finding]) -> dict[str, list[Arm]]:
 
 
 def _span_of(arms: Iterable[Arm], end: str) -> str:
-    """A range of arms, such as of `low_l0` and `high_l0`; nothing where there is none."""
+    """Format a range over arms, e.g. of `low_l0` and `high_l0`; empty if there is none."""
     arms = list(arms)
     low, _ = extent(getattr(each, f"low{end}") for each in arms)
     _, high = extent(getattr(each, f"high{end}") for each in arms)
@@ -136,7 +136,7 @@ def _span_of(arms: Iterable[Arm], end: str) -> str:
 
 
 def _arms_text(findings: Iterable[Finding]) -> str:
-    """L0 and training tokens of all arms, in brackets: one number where all have it."""
+    """Give L0 and training tokens of all arms in brackets, one number if all arms agree."""
     arms, parts = _by_arm(findings), []
     for name, end in (("L0", "_l0"), ("training tokens", "_training_tokens")):
         spans = {arm: text for arm, found in arms.items() if (text := _span_of(found, end))}
@@ -153,7 +153,7 @@ def _span(low: float, high: float, form: str = ".3g") -> str:
 
 
 def _every(nulls: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """All comparisons, in words."""
+    """Name all comparisons."""
     whom = nulls[0] if len(nulls) == 1 else f"each of the {_number(len(nulls))} nulls"
     sites = list(dict.fromkeys((row["subject"], row["site"]) for row in rows))
     where = {1: sites[0][1], 2: "both sites"}.get(len(sites), f"all {_number(len(sites))} sites")
@@ -167,7 +167,7 @@ def _names(findings: Sequence[Finding]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names in a row; between those of metrics, which may have commas, stand semicolons."""
+    """Join names; semicolons separate them if names of metrics contain commas."""
     if len(names) > 2 and any(", " in name for name in names):
         return "; ".join([*names[:-1], f"and {names[-1]}"])
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
@@ -178,20 +178,21 @@ def _number(count: int) -> str:
 
 
 def _caveat(rows: Sequence[Mapping[str, Any]], arms: str) -> str:
-    """What the intervals speak of, and what the SAEs of each arm are."""
+    """State what the intervals generalize to, and the L0 and training tokens of each arm."""
     n_draws = max(row["n_draws"] for row in rows)
     n_seeds = max(row["n_seeds"] for row in rows)
     if n_draws == 1 and n_seeds == 1:
         return (
-            f"Every model was randomized once and every SAE trained once{arms}: this speaks of "
-            f"these randomizations, not of random transformers."
+            f"Every model was randomized once and every SAE trained once{arms}, so the answer is "
+            f"about these randomizations, not about random transformers in general."
         )
     if n_draws == 1:
         return (
-            f"Every model was randomized once, with {_number(n_seeds)} seeds of each SAE{arms}: "
-            f"this speaks of these randomizations, not of random transformers."
+            f"Every model was randomized once, with {_number(n_seeds)} seeds of each SAE{arms}, so "
+            f"the answer is about these randomizations, not about random transformers in general."
         )
     seeds = "one seed" if n_seeds == 1 else f"{_number(n_seeds)} seeds"
     return (
-        f"It rests on {_number(n_draws)} draws of each randomization and {seeds} of each SAE{arms}."
+        f"The answer rests on {_number(n_draws)} draws of each randomization and {seeds} of each "
+        f"SAE{arms}."
     )

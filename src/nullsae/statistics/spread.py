@@ -1,10 +1,10 @@
 """The error of an estimate: standard error, degrees of freedom, skewness; intervals, tests.
 
-One method for all: Student's t with the bootstrap's standard error, corrected for the skewness of
-the bootstrap distribution by the transformation of Hall (1992), "On the removal of skewness by
+One method serves all: Student's t with the bootstrap's standard error, corrected for the skewness
+of the bootstrap distribution by the transformation of Hall (1992), "On the removal of skewness by
 transformation", J. R. Statist. Soc. B 54, 221-228. The interval, both tests and the power invert
-the same function, so that they never contradict each other, and no p-value is bounded by the
-number of resamples. Formulas: `docs/statistics.md`; observed coverage: `docs/coverage.md`.
+the same function, so they never contradict each other, and the number of resamples bounds no
+p-value. Formulas: `docs/statistics.md`; observed coverage: `docs/coverage.md`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from scipy import special
 
 from nullsae.statistics.bootstrap import Floats
 
-# Below this skewness the transformation is the identity to rounding.
+# Below this skewness the transformation is the identity, up to rounding.
 NO_SKEWNESS = 1e-9
 COCHRAN_POINT = 0.975
 POWER = 0.8
-"""Of `detectable_difference`."""
+"""The power of `detectable_difference`."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Component:
     is_whole: bool = False
     """Whether it comes from whole draws or seeds rather than from units."""
     is_pooled: bool = False
-    """Whether its variance is the one of seeds that all arms of a comparison share."""
+    """Whether its variance is the seed variance that all arms of a comparison share."""
 
     def scaled(self, factor: float) -> Component:
-        """Return the part of the estimate times a factor."""
+        """Return the component of the estimate times a factor."""
         variance, third = factor**2 * self.variance, factor**3 * self.third
         return replace(self, variance=variance, third=third)
 
@@ -57,11 +57,10 @@ class Spread:
         """Sum independent components.
 
         Degrees of freedom are those of Welch (1947) and Satterthwaite (1946) among the parts of
-        draws and seeds, and among those of units. Between the two these would be too many when few
-        draws happen to lie close together. There they are Cochran's
-        (1964, Biometrics 20, 191-195): the 97.5% point is the mean of the two, weighted by
-        variance. Parts with one pooled variance err together: what is uncertain of them adds up
-        before it is squared.
+        draws and seeds, and among those of units. Between the two groups they would be too many if
+        few draws happen to be close together. There, Cochran's method is used (1964, Biometrics 20,
+        191-195): the 97.5% point is the mean of the two, weighted by variance. Parts with one
+        pooled variance err together, so their uncertainties are added before they are squared.
         """
         variance = sum(part.variance for part in components)
         if variance <= 0:
@@ -79,7 +78,7 @@ class Spread:
         return cls(math.sqrt(variance), df, skewness)
 
     def interval(self, value: float, confidence: float) -> tuple[float, float]:
-        """The interval about an estimate, both tails with (1 - confidence) / 2."""
+        """Return the interval about an estimate, both tails with (1 - confidence) / 2."""
         quantile = float(special.stdtrit(self.df, (1 + confidence) / 2))
         low, high = (
             value - self.standard_error * _untransformed(x, self.skewness)
@@ -88,39 +87,39 @@ class Spread:
         return low, high
 
     def p_below(self, value: float, bound: float) -> float:
-        """One-sided p of "the truth is `bound` or more": small if the estimate lies below it."""
+        """Return the one-sided p of "the truth is `bound` or more": small for lower estimates."""
         return float(special.stdtr(self.df, self._transformed(value - bound)))
 
     def p_above(self, value: float, bound: float) -> float:
-        """One-sided p of "the truth is `bound` or less", precise in the lower tail."""
+        """Return the one-sided p of "the truth is `bound` or less", precise in the lower tail."""
         return float(special.stdtr(self.df, -self._transformed(value - bound)))
 
     def _transformed(self, difference: float) -> float:
-        """Hall's g: monotone in the studentized estimate, and closer to symmetric."""
+        """Compute Hall's g: monotone in the studentized estimate, and closer to symmetric."""
         t, skewness = difference / self.standard_error, self.skewness
         return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
 
     def p_two_sided(self, value: float, null: float = 0.0) -> float:
-        """Two-sided p of "the truth is `null`"; <= 1 - confidence iff the interval excludes it."""
+        """Return the two-sided p of truth `null`; <= 1 - confidence iff `interval` excludes it."""
         return min(1.0, 2 * min(self.p_below(value, null), self.p_above(value, null)))
 
     def p_minimum_effect(self, value: float, margin: float) -> float:
-        """Two-sided p of "the truth lies within +-`margin`" (Murphy & Myors 1999).
+        """Return the two-sided p of "the truth is within +-`margin`" (Murphy & Myors 1999).
 
-        At most 1 - confidence exactly if the interval lies beyond the margin, on either side.
+        It is at most 1 - confidence exactly if the interval is beyond the margin, on either side.
         """
         return min(1.0, 2 * min(self.p_below(value, -margin), self.p_above(value, margin)))
 
     def p_equivalence(self, value: float, margin: float) -> float:
-        """P of two one-sided tests (TOST, Schuirmann 1987) at +-`margin`, the larger of the two."""
+        """Return the larger p of two one-sided tests (TOST, Schuirmann 1987) at +-`margin`."""
         return max(self.p_above(value, -margin), self.p_below(value, margin))
 
     def detectable(self, level: float, power: float = POWER) -> float:
-        """Return how far beyond a bound the truth must lie for a two-sided test to find it.
+        """Return how far beyond a bound the truth must be for a two-sided test to find it.
 
-        As many standard errors as the noncentrality d of Student's t that solves
-        P(t[df, d] > t[1 - level / 2, df]) = power (Cohen 1988, section 2.5); in large samples
-        Bloom's (1995) z[1 - level / 2] + z[power]. Skewness is left aside.
+        The number of standard errors is the noncentrality d of Student's t that solves
+        P(t[df, d] > t[1 - level / 2, df]) = power (Cohen 1988, section 2.5); in large samples it is
+        Bloom's (1995) z[1 - level / 2] + z[power]. Skewness is ignored.
         """
         critical = float(special.stdtrit(self.df, 1 - level / 2))
         return self.standard_error * float(special.nctdtrinc(self.df, 1 - power, critical))
@@ -128,17 +127,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """The variance of SAEs that differ in their seed alone, pooled over draws and arms."""
+    """The variance of SAEs that differ only in their seed, pooled over draws and arms."""
 
     mean_square: float
-    """Of cells' values about the mean of their draw."""
+    """Mean square of cells' values about the mean of their draw."""
     of_units: float
-    """The part of it that the cells' own units (latents, documents) account for."""
+    """The part of it that comes from the cells' own units (latents, documents)."""
     df: int
 
     @property
     def variance(self) -> float:
-        """The variance of seeds alone: the component of Henderson's (1953) method, not below 0."""
+        """The variance of seeds alone: the component of Henderson's (1953) method, at least 0."""
         return max(0.0, self.mean_square - self.of_units)
 
 
@@ -160,11 +159,11 @@ def pooled_seeds(draws: Iterable[tuple[Floats, float]]) -> SeedVariance | None:
 
 
 def seed_component(seeds: SeedVariance, n_seeds: int, own: Component) -> Component:
-    """The part of the seeds of one draw in their mean: pooled seed variance / n_seeds, and `own`.
+    """Return the part of one draw's seeds in their mean: pooled seed variance / n_seeds, and `own`.
 
     `own` is the part of units in the mean that no two seeds share. Degrees of freedom are
-    Satterthwaite's, of the pooled mean square and of `own`, and not below those of the pool:
-    of a difference of mean squares that is small they would be next to none.
+    Satterthwaite's, of the pooled mean square and of `own`, and at least those of the pool, since
+    those of a small difference of mean squares would be close to none.
     """
     variance = seeds.variance / n_seeds + own.variance
     uncertain = (seeds.mean_square / n_seeds) ** 2 / seeds.df + own.variance**2 / own.df
@@ -176,7 +175,7 @@ def unit_component(resamples: Floats, n_units: int, shared_away: float = 0.0) ->
     """Estimate the part of units from values in resamples of them.
 
     The variance of resamples is too small by (n - 1) / n, which is corrected. `shared_away` is the
-    variance that another component already holds.
+    variance that another component already includes.
     """
     whole, up = float(resamples.var()), n_units / (n_units - 1)
     variance = max(0.0, up * (whole - shared_away))
@@ -186,10 +185,10 @@ def unit_component(resamples: Floats, n_units: int, shared_away: float = 0.0) ->
 
 
 def mean_of_units(values: Floats) -> Component:
-    """The part of units in their mean, [n >= 2]: what `unit_component` tends to, in closed form.
+    """Return the part of units in their mean, [n >= 2]: the limit of `unit_component`.
 
-    The bootstrap variance of a mean is the units' over their number, and its third moment theirs
-    over its square (Davison & Hinkley 1997, section 2.6).
+    The bootstrap variance of a mean is that of the units over their number, and its third moment
+    theirs over its square (Davison & Hinkley 1997, section 2.6).
     """
     n = len(values)
     third = float(np.mean((values - values.mean()) ** 3)) / n**2 * (n / (n - 1)) ** 1.5
@@ -197,7 +196,7 @@ def mean_of_units(values: Floats) -> Component:
 
 
 def summed(parts: Sequence[Component]) -> Component:
-    """Sum independent parts of one kind, degrees of freedom by Satterthwaite (1946)."""
+    """Sum independent parts of one kind, with Satterthwaite's (1946) degrees of freedom."""
     variance = sum(part.variance for part in parts)
     uncertain = sum(part.variance**2 / part.df for part in parts)
     df = variance**2 / uncertain if uncertain else min(part.df for part in parts)
@@ -205,7 +204,7 @@ def summed(parts: Sequence[Component]) -> Component:
 
 
 def mean_component(values: Floats) -> Component:
-    """The part of whole draws or seeds, [n >= 2]: s^2 / n, the bootstrap's n / (n - 1) included.
+    """Return the part of whole draws or seeds, [n >= 2]: s^2 / n, with the bootstrap's n / (n - 1).
 
     So few values cannot estimate skewness, which counts as 0.
     """
@@ -213,7 +212,7 @@ def mean_component(values: Floats) -> Component:
 
 
 def _untransformed(x: float, skewness: float) -> float:
-    """The t that `Spread._transformed` brings to x."""
+    """Return the t that `Spread._transformed` maps to x."""
     if abs(skewness) < NO_SKEWNESS:
         return x
     return 3 / skewness * (float(np.cbrt(1 + skewness * (x - skewness / 6))) - 1)

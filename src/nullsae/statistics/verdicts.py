@@ -14,26 +14,27 @@ from nullsae.statistics.contrasts import THIS_DRAW, THIS_RETRAINING
 from nullsae.statistics.effects import alpha_of
 
 RULE = (
-    "A contrast separates if its difference lies beyond the margin on the side that the metric "
-    "expects of this null, or on either side where it expects none, and is reversed if beyond it "
-    "on the other side (a minimum-effect test: the interval, not the difference alone, lies there);"
-    " it is equivalent if the difference lies within the margin (two one-sided tests). Both tests "
-    "are at 1 - confidence, Holm-corrected in the family that the table names. It is inconclusive "
-    "in all other cases, and where a number is missing. None: the arms are not comparable."
+    "A contrast separates if its difference is beyond the margin on the side that the metric "
+    "expects for this null, or on either side if it expects none. It is reversed if beyond the "
+    "margin on the other side. Both require the interval, not only the difference, to be beyond it "
+    "(a minimum-effect test). It is equivalent if the difference is within the margin (two "
+    "one-sided tests). Both tests are at 1 - confidence, Holm-corrected in the family that the "
+    "table names. It is inconclusive in all other cases, and if a number is missing. None: the "
+    "arms are not comparable."
 )
-"""The rule of `verdict` in short."""
+"""A short statement of the rule that `verdict` applies."""
 CONTROL_RULE = (
-    "A positive control is trained like the subject, from another seed: no side is expected there, "
-    "a good metric is equivalent, and one that separates tells two trainings apart."
+    "A positive control is trained like the subject, from another seed. A good metric finds it "
+    "equivalent; one that separates tells two trainings of one recipe apart."
 )
-"""How to read the verdicts against a positive control, in one sentence."""
+"""How to read the verdicts against a positive control."""
 FEWEST_ANSWERED = 0.9
-"""A verdict says so where a judge answered about a smaller share of its windows."""
+"""Verdicts mention it if a judge answered about a smaller share of its windows."""
 VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive", "none")
 
 
 def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
-    """Return one of `VERDICT_WORDS` and its reason, from a row of `contrasts`, by `RULE`.
+    """Return one of `VERDICT_WORDS` and its reason from a row of `contrasts`, by `RULE`.
 
     `confidence` is the level of the intervals, e.g. 0.95.
     """
@@ -58,7 +59,7 @@ def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple
     basis = (
         f"{row['null']} minus {row['real']} {row['difference']:.4g} "
         f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of {row['null']} "
-        f"(the interval speaks of {row['speaks_of']})"
+        f"(the interval generalizes to {row['speaks_of']})"
     )
     margin = f"the margin ±{row['margin']:.3g} ({row['margin_rule']})"
     level = f"at {alpha_of(confidence):g}, Holm-corrected over {row['n_family']}"
@@ -69,34 +70,34 @@ def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple
         test = f"minimum-effect test {level}{_p(row['p_minimum_effect_holm'])}"
         direction = metric.direction_at(row["stage"], row["null"])
         if direction not in (0, np.sign(-row["difference"])):
-            return "reversed", f"{basis}, beyond {margin} against the side expected: {test}"
-        side = "on the side expected" if direction else "no side expected"
+            return "reversed", f"{basis}, beyond {margin} on the unexpected side: {test}"
+        side = "on the expected side" if direction else "no side expected"
         return "separates", f"{basis}, beyond {margin}, {side}: {test}"
     return "inconclusive", (
-        f"{basis}: neither beyond nor within {margin} {level}; could have seen "
+        f"{basis}: neither beyond nor within {margin} {level}; could have detected "
         f"{row['detectable_difference']:.2g} or more"
     )
 
 
 def _p(value: float | None) -> str:
-    """A corrected p-value, if there is one to show."""
+    """Format a corrected p-value, if there is one."""
     return "" if value is None else f", p {value:.2g}"
 
 
 def replication_note(verdicts: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the note above the verdicts of a study without replication; None with it."""
+    """Return a note to put above the verdicts of a study without replication; None with it."""
     rows = list(verdicts)
     found = {row["scope"] for row in rows}
     is_replicated = any(row["is_replicated"] for row in rows)
-    # One retraining given beside several draws is named in its own column alone.
+    # A single retraining next to several draws is named only in its own column.
     if not rows or (THIS_DRAW not in found and is_replicated):
         return None
     seeds = "" if is_replicated else " and one seed"
     once = [scope for scope in (THIS_DRAW, THIS_RETRAINING) if scope in found] or [THIS_DRAW]
     return (
         f"One draw{seeds}: each verdict is about {' or '.join(once)} and its SAEs, not about "
-        f"{'random transformers' if THIS_DRAW in once else 'other seeds'}. config/replicated.yaml "
-        f"makes 5 draws and 3 seeds of the default study."
+        f"{'random transformers' if THIS_DRAW in once else 'other seeds'} in general. "
+        f"config/replicated.yaml runs the default study with 5 draws and 3 seeds."
     )
 
 
@@ -105,13 +106,13 @@ def discriminating_power(
 ) -> list[dict[str, Any]]:
     """Make rows of `discriminating_power`: what a metric's contrasts of one SAE say together.
 
-    Over all sites and nulls of each subject, metric, explainer, scorer and SAE. Superiority and
-    standardized differences are oriented so that more is trained on the expected side; where no
-    side is expected, away from no difference. Contrasts without replication have no standardized
-    difference. `words` are the verdicts of the contrasts.
+    One row covers all sites and nulls of a subject, metric, explainer, scorer and SAE. Superiority
+    and standardized differences are oriented so that larger values mean trained on the expected
+    side; if no side is expected, they measure the distance from no difference. Contrasts without
+    replication have no standardized difference. `words` are the verdicts of the contrasts.
 
-    Contrasts with positive controls are counted apart, if they have a test: a metric that was never
-    computed must not pass for one that tells no trainings apart.
+    Contrasts with positive controls are counted separately, and only if they were tested. Otherwise
+    a metric that was never computed would pass for one that tells no trainings apart.
     """
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], str]]] = {}
@@ -148,7 +149,7 @@ def discriminating_power(
 
 
 def _told_from_controls(contrasts: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
-    """The columns of `discriminating_power` about positive controls."""
+    """Compute the columns of `discriminating_power` about positive controls."""
     counts = Counter(word for row, word in contrasts if row["is_within_margin"] is not None)
     n, n_told = counts.total(), counts["separates"] + counts["reversed"]
     return {

@@ -1,6 +1,6 @@
-"""What can be done to a tensor: each change draws on the CPU and brings its own gate.
+"""What can be done to a tensor: each change draws on the CPU and has its own gate.
 
-Variants' files import this module when a config is parsed, so it loads torch when it computes.
+Variants' files import this module when a config is parsed, so torch is loaded only to compute.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Change:
     """One kind of change to a tensor."""
 
     by_row: ClassVar[bool] = False
-    """Whether it moves or mixes whole rows [tokens, d]; else single entries."""
+    """Whether it moves or mixes whole rows [tokens, d] rather than single entries."""
 
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
-        """What takes a tensor's place: same shape and dtype, on the CPU."""
+        """Return a tensor's replacement: same shape and dtype, on the CPU."""
         raise NotImplementedError
 
     def apply(self, model: Any, names: Collection[str], draw: Draw) -> None:
@@ -57,19 +57,19 @@ class Change:
     def gate(
         self, before: State, after: State, names: set[str], *, model: Any, draw: Draw
     ) -> gates.Gate:
-        """Whether the changed tensors kept what they should.
+        """Check that the changed tensors kept what they should.
 
         Args:
             before: the original's parameters by name, on the CPU.
             after: the changed ones.
-            names: those that this change was made to.
+            names: those that this change was applied to.
             model: the changed model.
             draw: what keyed the random numbers.
         """
         raise NotImplementedError
 
     def limit(self, a: Tensor, b: Tensor) -> float:
-        """What chance leaves below |correlation| of a tensor with the original.
+        """Return the bound on |correlation| of a tensor with the original that chance stays below.
 
         Args:
             a: the original, float64 [n, 1], or [rows, d] if `by_row`; centred, of norm 1.
@@ -84,7 +84,7 @@ class Change:
 class Redrawn(Change):
     """Independent normals with the tensor's own mean and variance (Heap et al. 2025, section 3).
 
-    Drawn in float32. A constant tensor comes back as it is.
+    Drawn in float32. A constant tensor is unchanged.
     """
 
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -98,7 +98,7 @@ class Redrawn(Change):
 
 
 class Initialized(Change):
-    """What the architecture's own initializer draws, of the whole model at once."""
+    """New draws of the architecture's own initializer, for the whole model at once."""
 
     def apply(self, model: Any, names: Collection[str], draw: Draw) -> None:
         fresh = initial_parameters(model, draw)
@@ -114,16 +114,16 @@ class Initialized(Change):
 
 
 class Permuted(Change):
-    """The same entries in random places: the exact marginal distribution is kept.
+    """The same entries in random places, which keeps the exact marginal distribution.
 
-    Chance can leave a unit in its place: one that dominates the tensor then makes a correlation of
-    its share of the squares, by which the bound is raised.
+    Chance can leave a unit in its place. If it dominates the tensor, the correlation is its share
+    of the squares, by which the bound is raised.
     """
 
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
         units = tensor if self.by_row else tensor.flatten()
-        # Where all entries but one are alike (gains in bfloat16), one order in n is not seen: some
-        # order that changes something is taken, if one can.
+        # If all entries but one are equal (gains in bfloat16), one order in n changes nothing.
+        # Orders are drawn until one does, if any can.
         while True:
             drawn = units[torch.randperm(len(units), generator=generator)]
             if not torch.equal(drawn, units) or bool((units == units[:1]).all()):
@@ -171,7 +171,7 @@ class RowsRotated(Change):
 class Matched(Change):
     """U diag(s) V^T with the matrix' own singular values s, and U, V Haar-random.
 
-    Of each matrix where several are stacked; a fused projection (query, key and value in one
+    Applied to each matrix if several are stacked; a fused projection (query, key and value in one
     tensor) is one matrix. If one singular value dominates, the correlation has the tail of a
     product of two normals.
     """
@@ -180,7 +180,7 @@ class Matched(Change):
         rows, columns = tensor.shape[-2:]
         drawn = []
         for matrix in tensor.reshape(-1, rows, columns):
-            # The last bits of a factorization depend on the machine: rounding hides them.
+            # The last bits of a factorization depend on the machine; rounding hides them.
             values = torch.linalg.svdvals(matrix.to(torch.float64))
             u = haar_frame(rows, len(values), generator)
             v = haar_frame(columns, len(values), generator)
@@ -199,13 +199,13 @@ ROWS_PERMUTED, ROWS_ROTATED = RowsPermuted(), RowsRotated()
 
 
 class WeightsVariant(Variant):
-    """Base of variants that change all weights, but norms' only where the settings say so."""
+    """Base of variants that change all weights, and those of norms if the settings say so."""
 
     reads: ClassVar[tuple[str, ...]] = ("norm_parameters",)
     matrix: ClassVar[Change]
-    """What is done to a tensor of two or more dimensions."""
+    """Applied to tensors of two or more dimensions."""
     vector: ClassVar[Change | None] = None
-    """What is done to one of one dimension; by default the same."""
+    """Applied to tensors of one dimension; by default the same."""
 
     @classmethod
     def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
@@ -213,11 +213,11 @@ class WeightsVariant(Variant):
 
 
 class EmbeddingsVariant(Variant):
-    """Base of variants that change all tables that token ids index, and what is tied to them."""
+    """Base of variants that change all tables indexed by token ids, and what is tied to them."""
 
     group = "embeddings"
     rows: ClassVar[Change]
-    """What is done to the embedding [tokens, d]."""
+    """Applied to the embedding [tokens, d]."""
 
     @classmethod
     def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
@@ -226,7 +226,7 @@ class EmbeddingsVariant(Variant):
 
     @classmethod
     def gates(cls, subject: Any, probe: Tensor) -> list[gates.Gate]:
-        """Whether these tables are all that tells tokens apart."""
+        """Check that only these tables distinguish tokens."""
         return [forward_gates.all_tables(subject, probe)]
 
 
@@ -242,18 +242,18 @@ def randomize(
     """Change a model's weights in place into one draw of a random variant.
 
     Buffers stay as they are. The draw of a tensor depends on its values, its name and the keys, not
-    on its place among the others.
+    on its position among the others.
 
     Args:
         model: any Hugging Face decoder.
         variant: name of a variant that changes weights.
-        settings: what it depends on of `randomization`.
+        settings: the part of `randomization` that it depends on.
         seed: the config's seed.
         subject: name of the subject.
         draw: index of the randomization.
 
     Returns:
-        What was done to each changed tensor, by its name.
+        The change of each changed tensor, by its name.
     """
     changes = dict(VARIANTS[variant].changes(model, settings or Settings()))
     key = draw_of(variant, seed=seed, subject=subject, draw=draw)
@@ -264,12 +264,12 @@ def randomize(
 
 
 def draw_of(variant: str, *, seed: int, subject: str, draw: int) -> Draw:
-    """What keys the random numbers of one draw of a variant."""
+    """Return what keys the random numbers of one draw of a variant."""
     return Draw(seed, VARIANTS[variant].purpose or variant, subject, draw)
 
 
 def by_change(changes: Mapping[str, Change]) -> dict[Change, set[str]]:
-    """The names of the parameters that each change is made to."""
+    """Return the names of the parameters that each change applies to."""
     return {
         change: {name for name, other in changes.items() if other is change}
         for change in dict.fromkeys(changes.values())
@@ -284,14 +284,14 @@ def change_weights(
     vector: Change | None = None,
     names: Collection[str] | None = None,
 ) -> dict[str, Change]:
-    """The change of each parameter, but of norms' only where the settings do not keep them.
+    """Return the change of each parameter, leaving out norms if the settings keep them.
 
     Args:
         model: any Hugging Face decoder.
         settings: `norm_parameters: keep` leaves gains and biases of normalization layers alone.
-        matrix: what is done to a tensor of two or more dimensions.
-        vector: what is done to one of one dimension; by default the same.
-        names: the parameters that are changed; by default all.
+        matrix: applied to tensors of two or more dimensions.
+        vector: applied to tensors of one dimension; by default the same.
+        names: the parameters to change; by default all.
     """
     parameters = dict(model.named_parameters())
     names = set(parameters if names is None else names)
@@ -301,10 +301,11 @@ def change_weights(
 
 
 def embedding_parameters(model: Any) -> set[str]:
-    """Names of the parameters of the input and output embeddings, tied or not.
+    """Return the names of the parameters of the input and output embeddings, tied or not.
 
     Learned positions (GPT-2, OPT) are part of the input embedding: every lookup table outside the
-    blocks counts. The paper's code skips names with "embed", which says the same of Pythia and OPT.
+    blocks counts. The paper's code skips names with "embed", which is equivalent for Pythia and
+    OPT.
     """
     inside = {module for block in families.find_blocks(model) for module in block.modules()}
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m not in inside]
@@ -313,7 +314,7 @@ def embedding_parameters(model: Any) -> set[str]:
 
 
 def block_parameters(model: Any, first: int) -> set[str]:
-    """Names of the parameters of block `first` and of all that come after it."""
+    """Return the names of the parameters of block `first` and everything after it."""
     return _names(model, families.find_blocks(model)[first:])
 
 
@@ -323,7 +324,7 @@ def _names(model: Any, modules: Iterable[nn.Module]) -> set[str]:
 
 
 def norm_parameters(model: Any) -> set[str]:
-    """Names of the gains and biases of normalization layers."""
+    """Return the names of the gains and biases of normalization layers."""
     return {
         f"{name}.{own}"
         for name, module in model.named_modules()
@@ -333,12 +334,12 @@ def norm_parameters(model: Any) -> set[str]:
 
 
 def haar_frame(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal columns, uniform (Haar) among all such frames; float64 [rows, columns].
+    """Draw orthonormal columns, uniform (Haar) among all such frames; float64 [rows, columns].
 
-    The Q of a Gaussian matrix, with the signs that make the diagonal of R positive: without them
-    the distribution is the factorization's own (Mezzadri 2007, arXiv math-ph/0609050).
-
-    `columns` is at most `rows`; as many give an orthogonal matrix. The generator is on the CPU.
+    They are the Q of a Gaussian matrix, with the signs that make the diagonal of R positive;
+    otherwise the distribution depends on the factorization (Mezzadri 2007, arXiv
+    math-ph/0609050). `columns` is at most `rows`; equal numbers give an orthogonal matrix. The
+    generator is on the CPU.
     """
     drawn = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(drawn)
@@ -347,13 +348,13 @@ def haar_frame(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def initial_parameters(model: Any, draw: Draw) -> dict[str, Tensor]:
-    """Parameters that the architecture's own initializer draws, float32 on the CPU, by name.
+    """Draw parameters by the architecture's own initializer, float32 on the CPU, by name.
 
-    As `AutoModelForCausalLM.from_config` would, of the class that the model has: also where that
-    comes with the checkpoint.
+    Like `AutoModelForCausalLM.from_config`, but for the model's own class, even if that came with
+    the checkpoint.
     """
-    config = deepcopy(model.config)  # Transformers writes into what it is given
-    # It draws from the global CPU generator; whoever uses that finds it as it was.
+    config = deepcopy(model.config)  # Transformers writes into its argument
+    # It draws from the global CPU generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*draw))
         fresh = type(model)(config)

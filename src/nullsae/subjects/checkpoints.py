@@ -1,9 +1,9 @@
-"""What the files of a model may say, checked before a library opens one of them.
+"""Checks what the files of a model may name, before a library opens one of them.
 
 A config names the class, the code, the weights and the kernels of a model; an index names files. A
 hostile one names a pickle, a file of somebody else's, or a kernel that is downloaded and run. Here
-weights are safetensors beside the config, the attention is PyTorch's own, and Python code is read
-only where the study's config says so.
+weights are safetensors next to the config, the attention is PyTorch's own, and Python code is read
+only if the study's config allows it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 MAX_BYTES = 64_000_000
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Keys of a config under which weights are kept in fewer bits than a randomization can work on.
+# Keys of a config for weights in fewer bits than a randomization can work on.
 QUANTIZED = ("quantization_config", "compression_config")
 
 
 def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | None:
-    """Check a model's config and indexes: of a local folder, or of the hub, from its cache.
+    """Check a model's config and indexes, in a local folder or from the hub's cache.
 
-    Weights are not read. What is downloaded is what loading the model downloads, too.
+    Weights are not read. Only files that loading the model needs anyway are downloaded.
 
     Args:
         path: hub id or local folder.
         revision: of the hub.
-        where: what a message begins with.
+        where: prefix of messages.
 
     Returns:
-        The commit of the hub that was looked at, for loading the same; else the revision as it is.
+        The commit of the hub that was checked, so that the same is loaded; else the given revision.
 
     Raises:
-        UserError: it names what it may not name, or is no such file.
+        UserError: a file names what it may not name, or is not a file of this kind.
     """
     if is_local(path):
         folder = Path(path).expanduser()
@@ -53,7 +53,7 @@ def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | No
         return revision
     config = _downloaded(path, CONFIG, revision, where)
     if config is None:
-        return revision  # loading it says what is missing
+        return revision  # loading it reports what is missing
     commit = config.parent.name if _COMMIT.fullmatch(config.parent.name) else revision
     described = _read(config, where)
     names = [*INDEXES, *([ADAPTER] if find_spec("peft") else [])]
@@ -67,16 +67,16 @@ def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | No
 
 
 def check_folder(folder: Path, *, where: str) -> None:
-    """Check the files of a local folder, and what its config and indexes say."""
+    """Check the files of a local folder, and what its config and indexes name."""
     check_files(folder, where=where)
     check_named(folder, where=where)
 
 
 def check_named(folder: Path, *, where: str) -> None:
-    """Check the config and the indexes in a folder, as far as they are there."""
+    """Check the config and the indexes in a folder, if they exist."""
     if (folder / ADAPTER).is_file() and find_spec("peft"):
         raise UserError(
-            f"{where}: it holds an adapter ({ADAPTER}) for a model elsewhere; merge the two, and "
+            f"{where}: contains an adapter ({ADAPTER}) for a model elsewhere; merge the two, and "
             f"save them as one model"
         )
     for file in sorted(folder.glob("*.index.json")):
@@ -108,8 +108,8 @@ def _read(file: Path, where: str) -> dict[str, Any]:
 def _plain(name: str, suffixes: tuple[str, ...], inside: str, where: str) -> str:
     if not _PLAIN.fullmatch(name) or not name.endswith(suffixes):
         raise UserError(
-            f"{where}: {inside} names {name!r}; it may name *{suffixes[0]} files beside it, and "
-            f"nothing else"
+            f"{where}: {inside} names {name!r}; it may only name *{suffixes[0]} files in its own "
+            f"folder"
         )
     return name
 
@@ -126,7 +126,7 @@ def _check_config(described: dict[str, Any], where: str) -> None:
 
 
 def _sections(described: Any) -> Iterator[dict[str, Any]]:
-    """A config and those nested in it."""
+    """Yield a config and those nested in it."""
     waiting = [described]
     while waiting:
         one = waiting.pop()
@@ -138,14 +138,14 @@ def _sections(described: Any) -> Iterator[dict[str, Any]]:
 
 
 def _downloaded(path: str, name: str, revision: str | None, where: str) -> Path | None:
-    """A small file of the hub, in its cache; None where the repository has none."""
+    """Return a small file of the hub from its cache; None if the repository has none."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         return Path(huggingface_hub.hf_hub_download(path, name, revision=revision))
     except errors.LocalEntryNotFoundError as error:
-        # Without a network what is not in the cache cannot be loaded either.
+        # Without a network, files that are not in the cache cannot be loaded either.
         if huggingface_hub.is_offline_mode():
             return None
         reason = first_line(error)
@@ -159,17 +159,17 @@ def _downloaded(path: str, name: str, revision: str | None, where: str) -> Path 
 def own_config(
     path: str | Path, *, where: str, trust_remote_code: bool, revision: str = "main"
 ) -> Any:
-    """A model's `PretrainedConfig`, with the attention that Transformers picks by itself.
+    """Return a model's `PretrainedConfig` with the attention that Transformers would choose.
 
-    A model's files can name another implementation of attention or experts, down to a kernel that
-    is downloaded and run. A `UserError` says that it is larger than its files of weights.
+    A model's files can name another implementation of attention or experts, up to a kernel that is
+    downloaded and run. Raises a `UserError` if it describes more weights than its files contain.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
         path, revision=revision, trust_remote_code=trust_remote_code
     )
-    # What the file does not state has the default of its family, which may be large.
+    # Keys that the file omits have the defaults of the family, which may be large.
     check_described(config.to_dict(), f"{where}: {CONFIG}", local_weight_bytes(str(path)))
     waiting, seen = [config], set()
     while waiting:

@@ -1,4 +1,4 @@
-"""Where the sites lie in a transformer: read from its module tree, with one table of hints."""
+"""Where the sites are in a transformer: read from its module tree, with one table of hints."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nullsae.config.model_limits import CONTEXT_LIMITS, longest_context
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError
 
-# Names of a block's children, the first that is there. What is wanted is the module whose output
-# is added to the residual stream: a norm behind a part comes before the part itself.
+# Names of a block's children; the first that exists counts. The module whose output is added to the
+# residual stream is wanted, so a norm after a part precedes the part itself.
 NORMS_BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
@@ -26,20 +26,20 @@ PARTS = {
     "mlp_in": (*MLPS, "fc1"),
     "mlp_out": (*NORMS_BEHIND_MLP, *MLPS, "fc2"),
 }
-# The last matrix of an attention or an MLP: the parts, and its name in them. Of a mixture of
-# experts there is none that all tokens pass.
+# The last matrix of an attention or an MLP: the parts, and its name in them. A mixture of experts
+# has none that all tokens pass.
 PROJECTIONS = {
     "hook_z": (ATTENTIONS, ("o_proj", "out_proj", "dense", "c_proj", "attention.out_proj")),
     "mlp_post": (MLPS, ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2")),
 }
-# By config.model_type, for families in which those names are not what is added: here the parts
-# get the residual stream as an argument and return the sum.
+# By config.model_type, for families in which those names are not what is added: here the parts get
+# the residual stream as an argument and return the sum.
 HINTS = {
     "bloom": {"attn_out": "self_attention.dense", "mlp_out": "mlp.dense_4h_to_h"},
     "mpt": {"mlp_out": "ffn.down_proj"},
 }
 
-# Tokens of the pass that shows what token ids index.
+# Tokens of the pass that shows which tables token ids index.
 PROBE_TOKENS = 8
 
 
@@ -50,37 +50,37 @@ class Point:
     module: nn.Module
     before: bool = False
     added_to: Point | None = None
-    """Where what it is added to passes before; the site is the sum of both."""
+    """The point where its addend passes earlier; the site is the sum of both."""
 
     @property
     def reads(self) -> int | None:
-        """Dimensions that a matrix reads: of a `Linear`, or of the `Conv1D` of GPT-2."""
+        """Input dimensions of a matrix: a `Linear`, or GPT-2's `Conv1D`."""
         found = getattr(self.module, "in_features", getattr(self.module, "nx", None))
         return found if isinstance(found, int) else None
 
     @property
     def matrix(self) -> Tensor:
-        """Weights of a matrix, [what it gives, what it reads]."""
+        """Weights of a matrix, [outputs, inputs]."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]
         return weight if hasattr(self.module, "in_features") else weight.t()
 
 
 def text_config(model: Any) -> Any:
-    """The config of the language model: multimodal ones nest it."""
+    """Return the config of the language model, which multimodal models nest."""
     return model.config.get_text_config(decoder=True)
 
 
 def token_tables(model: Any) -> dict[str, nn.Embedding]:
-    """The lookup tables that token ids index in a forward pass, by the names of their modules.
+    """Return the lookup tables that token ids index in a forward pass, by module name.
 
-    The input embedding is always one. Others are found by what they are given, not by name: where
-    there are any other tables (positions, tables of each block), a short pass shows it.
+    The input embedding is always one. Others are found by their inputs rather than by name: if
+    there are any other tables (positions, tables of each block), a short pass shows which get ids.
     """
     own = model.get_input_embeddings()
     found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     if set(found.values()) <= {own}:
         return found
-    # Descending, so that no table of positions is given the same.
+    # Descending, unlike the inputs of a table of positions.
     ids = torch.arange(PROBE_TOKENS, 0, -1, device=own.weight.device)[None]
     seen: set[str] = set()
     handles = [
@@ -106,15 +106,15 @@ def _see_ids(
 
 
 def context_limit(model: Any) -> int | None:
-    """The most tokens that a model reads at once, under whatever name; None for no limit."""
+    """Return the most tokens that a model reads at once, by any name; None without a limit."""
     config = text_config(model)
     return longest_context({name: getattr(config, name, None) for name in CONTEXT_LIMITS})
 
 
 def find_blocks(model: Any) -> nn.ModuleList:
-    """The list of transformer blocks: the outermost `ModuleList` with one entry per layer.
+    """Return the list of transformer blocks: the outermost `ModuleList` with one entry per layer.
 
-    `UserError` says what was looked for if there is none.
+    Raises a `UserError` that names what was looked for if there is none.
     """
     n_layers = getattr(text_config(model), "num_hidden_layers", None)
     lists = [
@@ -124,16 +124,16 @@ def find_blocks(model: Any) -> nn.ModuleList:
     ]
     if not lists:
         raise UserError(
-            f"subject of class {type(model).__name__}: not supported; looked for a list of "
-            f"{n_layers} blocks (config.num_hidden_layers) and found none"
+            f"subject of class {type(model).__name__}: not supported; found no list of "
+            f"{n_layers} blocks (config.num_hidden_layers)"
         )
     return min(lists, key=lambda entry: entry[:2])[2]
 
 
 def find_site(model: Any, site: str) -> Point:
-    """The place in a model where a site's tensor passes.
+    """Return the place in a model where a site's tensor passes.
 
-    `UserError` says which names were looked for if the block has no such part.
+    Raises a `UserError` that lists the names looked for if the block has no such part.
     """
     kind = site_kind(site)
     if kind == "embed":
@@ -155,7 +155,8 @@ def find_site(model: Any, site: str) -> Point:
         hint = HINTS.get(family, {}).get(kind)
         names = (hint,) if hint is not None else PARTS[kind]
         if not any(name in children for name in NORMS_BEHIND_MLP):
-            # Alone, the norm of that name stands before the MLP, not behind the attention (Llama).
+            # Without the other norm, this one precedes the MLP rather than following attention
+            # (Llama).
             names = tuple(name for name in names if name != "post_attention_layernorm")
         wanted = ", ".join(names)
     for name in names:
@@ -170,9 +171,9 @@ def find_site(model: Any, site: str) -> Point:
 
 
 def attach(point: Point, see: Callable[[Tensor], Tensor | None]) -> ExitStack:
-    """Show `see` what passes at a point, and put what it returns, if anything, in its place.
+    """Show `see` what passes at a point, and replace it by what that returns, if anything.
 
-    Until what is returned is closed.
+    This lasts until the returned stack is closed.
     """
     hooks = ExitStack()
     if point.added_to is None:
@@ -183,7 +184,7 @@ def attach(point: Point, see: Callable[[Tensor], Tensor | None]) -> ExitStack:
     def see_sum(x: Tensor) -> Tensor | None:
         whole = before.pop() + x
         new = see(whole)
-        # What is added changes by as much as the sum; by nothing, to the bit, if that stays.
+        # The addend changes by as much as the sum, and stays bit-identical if the sum does.
         return None if new is None else x + (new - whole)
 
     hooks.callback(_attach(point.added_to, before.append).remove)

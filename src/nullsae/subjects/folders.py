@@ -1,8 +1,8 @@
-"""Folders of variants on disk: what lies in one is what it says, to any other program, too.
+"""Folders of variants on disk, readable by other programs without misunderstanding.
 
-A folder holds a Hugging Face checkpoint, its tokenizer, and `recipe.json`. One of a variant whose
-definition is no weight holds no copy of the trained weights, which any other program would take for
-the variant, but says in `README.md` what it runs on and what it changes.
+A folder contains a Hugging Face checkpoint, its tokenizer, and `recipe.json`. A variant that is not
+defined by weights gets no copy of the trained weights, which other programs would take for the
+variant. Its `README.md` describes which weights it runs on and what it changes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 README = "README.md"
 CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".py"}
-# The class that takes a tokenizer.json as it is, by the name that transformers 4 knows, too.
+# The class that takes a tokenizer.json as it is, by a name that transformers 4 also knows.
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
 
@@ -50,7 +50,7 @@ def save_subject(
 
     Args:
         model: the variant's Hugging Face model.
-        folder: where it goes; what was left there of another one is deleted.
+        folder: where it goes; remains of another model there are deleted.
         recipe: what it was made from.
         tokenizer: a folder with the tokenizer of the corpus that it reads; None if there is none.
         weights: `recipe.json` of the variant whose weights it runs on; None if it has its own.
@@ -85,11 +85,11 @@ def save_subject(
 
 
 def save_tokenizer(source: Path, folder: Path) -> None:
-    """Put a tokenizer into a model's folder, where `AutoTokenizer` finds it beside `config.json`.
+    """Put a tokenizer into a model's folder, where `AutoTokenizer` finds it next to `config.json`.
 
-    It is named as the class that takes a `tokenizer.json` as it is, or else by its own: classes of
-    model types bring rules of their own for splitting text, and transformers insists on some. A
-    warning says where it gives other ids for a model of this type whatever the folder says.
+    It is saved under the class that takes a `tokenizer.json` as it is, or else under its own. The
+    classes of model types have their own rules for splitting text, and transformers insists on some
+    of them. A warning tells if it gives other ids for a model of this type in any case.
 
     Args:
         source: a tokenizer's folder, as transformers writes it.
@@ -99,7 +99,8 @@ def save_tokenizer(source: Path, folder: Path) -> None:
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
     with room_for(folder):
-        # All in two files: a template of chats in a third one is unknown to older versions.
+        # Everything in two files, because older versions do not know a third one with chat
+        # templates.
         tokenizer.save_pretrained(folder, save_jinja_files=False)
     file = folder / "tokenizer_config.json"
     settings, own = (_settings(where) for where in (folder, source))
@@ -122,21 +123,21 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _auto_tokenizer(folder: Path) -> str | None:
-    """What `AutoTokenizer` makes of a model's folder, as JSON; None where it fails."""
+    """Return what `AutoTokenizer` makes of a model's folder, as JSON; None if it fails."""
     from transformers import AutoTokenizer
 
     try:
         found: str = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
-    except Exception:  # whatever a class of another model type raises
+    except Exception:  # anything that a class of another model type raises
         return None
     return found
 
 
 def read_recipe(recipe_file: Path) -> tuple[dict[str, Any], Path]:
-    """A variant's recipe and the folder of the weights that it runs on, each file verified.
+    """Read a variant's recipe and the folder of the weights that it runs on, verifying each file.
 
     Raises:
-        UserError: a file is missing or damaged, or the weights are no more those that the variant
+        UserError: a file is missing or damaged, or the weights are no longer those that the variant
             was made for; names it and the command that rebuilds it.
     """
     rebuild = rebuild_command(recipe_file)
@@ -156,7 +157,7 @@ def read_recipe(recipe_file: Path) -> tuple[dict[str, Any], Path]:
 
 
 def _readme(recipe: Mapping[str, Any], weights: Mapping[str, Any] | None) -> str | None:
-    """What another program cannot see in a folder; None where the weights are all of it."""
+    """Describe what another program cannot see in a folder; None if weights define the variant."""
     variant = VARIANTS[recipe["variant"]] if "variant" in recipe else Variant
     if not variant.acts_on_passes():
         return None
@@ -164,7 +165,7 @@ def _readme(recipe: Mapping[str, Any], weights: Mapping[str, Any] | None) -> str
     described = variant.describe(Randomization(**{k: v for k, v in given.items() if v is not None}))
     if weights is None:
         held = (
-            "The weights here are a part of this variant only: another program that loads them\n"
+            "The weights here are only a part of this variant: another program that loads them\n"
             "does not run it."
         )
     else:
@@ -176,7 +177,7 @@ def _readme(recipe: Mapping[str, Any], weights: Mapping[str, Any] | None) -> str
     return (
         f"# {recipe['variant']}, draw {recipe['draw']}\n\n{held}\n\n"
         f"What it does in each forward pass: {described}\n\n"
-        f"Its activations, losses and gates are of such passes. In Python:\n\n"
+        f"Its activations, losses and gates come from such passes. In Python:\n\n"
         f"```python\n"
         f"from nullsae.core.devices import device_of\n"
         f"from nullsae.subjects.loading import load_subject\n\n"

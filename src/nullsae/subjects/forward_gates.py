@@ -1,4 +1,4 @@
-"""Gates on forward passes: a row of activations belongs to its own token, and to no later one.
+"""Gates on forward passes: a row of activations depends on its own token, and on no later one.
 
 A model that is not causal, or whose blocks pass on anything but [batch, tokens, d_model], gives
 activations that look sound: finite, repeatable, and about the wrong tokens.
@@ -19,9 +19,9 @@ from nullsae.subjects.families import token_tables
 from nullsae.subjects.gates import Gate, failed, passed
 from nullsae.subjects.loading import Subject
 
-# What rounding may change of a site's rows, as a share of their root mean square, where the shape
-# of a batch decides which of several equivalent kernels computes it, and where it is the same.
-# Norms and angles are in float32 in many models, whatever the rest is in, float64 too.
+# Allowed rounding of a site's rows, as a share of their root mean square, if the shape of a batch
+# determines which of several equivalent kernels computes it, and if it is the same. Many models
+# compute norms and angles in float32 even if the rest is float64.
 OTHER_SHAPE = {
     **dict.fromkeys((torch.float64, torch.float32), 1e-4),
     **{torch.bfloat16: 6e-2, torch.float16: 8e-3},
@@ -35,10 +35,10 @@ NUDGE = 0.5
 
 
 def forward_gates(subject: Subject, probe: Tensor) -> list[Gate]:
-    """All of them, at the embedding and after each block.
+    """Run all gates, at the embedding and after each block.
 
     Args:
-        subject: any variant, with weights in their place.
+        subject: any variant, with its weights loaded.
         probe: int token ids [contexts, tokens] of `eval`, from its start; two contexts or more.
     """
     sites = ["embed", *subject.block_outputs]
@@ -51,7 +51,7 @@ def forward_gates(subject: Subject, probe: Tensor) -> list[Gate]:
 
 
 def alone(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
-    """The last context alone gives the activations that it gives among the others."""
+    """Check that the last context alone gives the same activations as among the others."""
     last = len(probe) - 1
     found = _run(subject, probe[last:], list(whole), first=last)
     if beyond := _first_beyond(OTHER_SHAPE, whole, found, np.s_[last:], np.s_[:]):
@@ -59,16 +59,16 @@ def alone(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
         return failed(
             "alone",
             f"{site}: a context alone differs by {difference:.3g} of the norm from the same "
-            f"one in a batch: rows of the batch see each other",
+            f"one in a batch: rows of the batch affect each other",
         )
     return passed("alone", f"{len(whole)} sites: one context alone is as in a batch")
 
 
 def causal(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
-    """Other tokens from a position on change nothing before it.
+    """Check that other tokens from a position on change nothing before it.
 
-    At the second token, in the middle and at the last one: a model may see later tokens in a prefix
-    only, or within pieces that end in the middle.
+    Positions are the second token, the middle and the last one: a model may see later tokens only
+    in a prefix, or within pieces that end in the middle.
     """
     positions = sorted({1, probe.shape[1] // 2, probe.shape[1] - 1})
     for at in positions:
@@ -79,7 +79,7 @@ def causal(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate
             site, difference = beyond
             return failed(
                 "causal",
-                f"{site}: other tokens from position {at} on change rows before them by "
+                f"{site}: other tokens from position {at} on change earlier rows by "
                 f"{difference:.3g} of their norm: the model is not causal",
             )
     tried = ", ".join(map(str, positions))
@@ -87,13 +87,13 @@ def causal(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate
 
 
 def own_rows(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
-    """A nudge to one token's embedding changes its row at every site, and none before it."""
+    """Check that a nudge to one token's embedding changes its row at every site, and no earlier."""
     at = probe.shape[1] // 2
 
     def nudge(_module: object, _inputs: object, output: Tensor) -> Tensor:
         size = output.float().square().mean().sqrt() * NUDGE
         moved = output.clone()
-        # Not the same in all dimensions: a norm that subtracts the mean would undo it.
+        # Not equal in all dimensions, because a norm that subtracts the mean would undo it.
         moved[:, at, ::2] += size.to(output.dtype)
         return moved
 
@@ -111,17 +111,17 @@ def own_rows(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Ga
                 f"{site}: a nudge at position {at} changes rows before it by {before:.3g}",
             )
         if rows.abs().max() > 0 and not own > 0:
-            return failed("own rows", f"{site}: a nudge at position {at} leaves its row as it was")
+            return failed("own rows", f"{site}: a nudge at position {at} does not change its row")
     return passed("own rows", f"a nudge at position {at} changes its row at {len(whole)} sites")
 
 
 def reads_no_text(
     subject: Subject, probe: Tensor, name: str = "reads no text", same: str = "noise"
 ) -> Gate:
-    """Two texts with one noise give the same activations at every site, and the same logits.
+    """Check that two texts with one noise give the same activations at every site, and logits.
 
-    Token ids may reach a model by other roads than its input embedding: a table in each block
-    (Gemma 3n), a router that looks them up. `name` is the gate's, `same` what both texts have.
+    Token ids may reach a model by other ways than its input embedding: a table in each block
+    (Gemma 3n), a router that looks them up. `name` is the gate's, `same` what both texts share.
     """
     sites = ["embed", *subject.block_outputs]
     other = _another(probe, int(probe.max()))
@@ -135,13 +135,13 @@ def reads_no_text(
         return failed(
             name,
             f"{site}: another text with the same {same} differs by {difference:.3g} of the "
-            f"norm: token ids reach this model by a road that no embedding table is on",
+            f"norm: token ids reach this model without passing an embedding table",
         )
     return passed(name, f"another text gives the same at {len(first)} places")
 
 
 def all_tables(subject: Subject, probe: Tensor) -> Gate:
-    """What changes the tables that token ids index changes all that tells tokens apart.
+    """Check that changing the tables indexed by token ids changes all that distinguishes tokens.
 
     With one row for all tokens in each of them, two texts give the same activations.
     """
@@ -169,7 +169,7 @@ def _first_beyond(
     of_whole: Any,
     of_found: Any,
 ) -> tuple[str, float] | None:
-    """The first site at which a part of `whole` and one of `found` differ by more than allowed."""
+    """Return the first site where a part of `whole` and one of `found` differ by too much."""
     for site, rows in whole.items():
         difference = _difference(rows[of_whole], found[site][of_found], rows)
         if not difference <= allowed[rows.dtype]:
@@ -178,12 +178,12 @@ def _first_beyond(
 
 
 def _another(ids: Tensor, largest: int) -> Tensor:
-    """Other token ids, each no larger than the largest."""
+    """Return other token ids, each no larger than the largest."""
     return (ids + 1 + largest // 2) % (largest + 1)
 
 
 def _difference(a: Tensor, b: Tensor, whole: Tensor) -> float:
-    """The largest difference of a row, over the root mean square of all rows; 0 / 0 is 0."""
+    """Return the largest difference of a row over the root mean square of all; 0 / 0 is 0."""
     if a.numel() == 0:
         return 0.0
     size = float(exact(whole).square().sum(dim=-1).mean().sqrt())

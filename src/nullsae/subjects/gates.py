@@ -12,15 +12,15 @@ from torch import Tensor
 
 from nullsae.core.errors import UserError
 
-# A gate that fails by chance once in some 10^9 normal draws.
+# A gate that fails by chance about once in 10^9 normal draws.
 STANDARD_ERRORS = 6.0
-# The same of a product of two independent normals: P(|xy| > t) falls like exp(-t).
+# The same for a product of two independent normals: P(|xy| > t) falls like exp(-t).
 PRODUCT_ERRORS = 20.0
-# Below this size a correlation says nothing.
+# With fewer entries a correlation is meaningless.
 MIN_CORRELATED_ENTRIES = 64
 # Rows of a rotated embedding whose inner products are compared.
 SAMPLED_ROWS = 256
-# What float64 leaves of a factorization or product, relative.
+# Relative rounding error of float64 in a factorization or product.
 FLOAT64_SLACK = 1e-10
 
 State = Mapping[str, Tensor]
@@ -36,7 +36,7 @@ class Gate(TypedDict):
 
 
 class Chance(Protocol):
-    """What a `nullsae.subjects.changes.Change` says of the correlation with the original."""
+    """What a `nullsae.subjects.changes.Change` knows about the correlation with the original."""
 
     @property
     def by_row(self) -> bool: ...
@@ -45,22 +45,22 @@ class Chance(Protocol):
 
 
 def judged(gate: str, holds: bool, detail: str) -> Gate:
-    """A gate that holds or does not."""
+    """Return a gate with this outcome."""
     return {"gate": gate, "passed": holds, "detail": detail}
 
 
 def passed(gate: str, detail: str) -> Gate:
-    """A gate that holds."""
+    """Return a passed gate."""
     return judged(gate, True, detail)
 
 
 def failed(gate: str, detail: str) -> Gate:
-    """A gate that does not."""
+    """Return a failed gate."""
     return judged(gate, False, detail)
 
 
 def inventory(before: State, after: State) -> Gate:
-    """The same tensors with the same shapes and dtypes."""
+    """Check that the tensors have the same names, shapes and dtypes."""
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if old is None or new is None or old.shape != new.shape or old.dtype != new.dtype:
@@ -69,9 +69,9 @@ def inventory(before: State, after: State) -> Gate:
 
 
 def changed(before: State, after: State, names: set[str]) -> Gate:
-    """Every tensor in `names` differs from the original (unless constant), no other does.
+    """Check that every tensor in `names` differs from the original (unless constant), and no other.
 
-    At least one does: with none, the variant would be the original under another name.
+    At least one must differ, or the variant would be the original under another name.
     """
     same = {name: torch.equal(old, after[name]) for name, old in before.items()}
     for name, old in before.items():
@@ -85,19 +85,20 @@ def changed(before: State, after: State, names: set[str]) -> Gate:
 
 
 def untrained(initial: State, trained: State) -> Gate:
-    """Initial weights are not those of the trained subject: some tensor differs, by name."""
+    """Check that some initial tensor differs from the trained subject's, by name."""
     for name, tensor in initial.items():
         other = trained.get(name)
         if other is None or not torch.equal(tensor.to(other.device, other.dtype), other):
-            return passed("untrained", f"{name} is not the trained one")
-    return failed("untrained", "every tensor is the trained one's: these are the trained weights")
+            return passed("untrained", f"{name} differs from the trained one")
+    return failed("untrained", "every tensor equals the trained one: these are the trained weights")
 
 
 def moments(before: State, after: State, names: set[str]) -> Gate:
-    """Mean and variance of each redrawn tensor lie within 6 standard errors of the original's.
+    """Check that mean and variance of each redrawn tensor are within 6 standard errors.
 
-    Standard errors of n normal draws: std / sqrt(n) for the mean, variance * sqrt(2 / n) for the
-    variance. What rounding to the tensor's dtype may add is taken off first.
+    They are compared with the original's. Standard errors of n normal draws: std / sqrt(n) for the
+    mean, variance * sqrt(2 / n) for the variance. The possible effect of rounding to the tensor's
+    dtype is subtracted first.
     """
     largest = 0.0
     for name in sorted(names):
@@ -107,7 +108,7 @@ def moments(before: State, after: State, names: set[str]) -> Gate:
             return failed("moments", f"{name}: NaN or infinite values")
         if _is_constant(old):
             continue
-        # The variance of a sample about its own mean falls short by 1/n on average.
+        # The variance of a sample about its own mean is too small by 1/n on average.
         spread = variance * math.sqrt(2 / n)
         errors = _moment_errors(new, old, variance * (n - 1) / n, spread, before[name].dtype)
         if errors > STANDARD_ERRORS:
@@ -119,33 +120,33 @@ def moments(before: State, after: State, names: set[str]) -> Gate:
 def _moment_errors(
     new: Tensor, like: Tensor, expected_variance: float, variance_error: float, dtype: torch.dtype
 ) -> float:
-    """The larger deviation of a sample's mean and variance from another's, in standard errors."""
+    """Return the larger deviation of a sample's mean and variance, in standard errors."""
     n, variance, step = new.numel(), float(like.var(correction=0)), rounding_step(like, dtype)
-    # Rounding moves a mean by at most half a step, and ever less where std exceeds the step: what
-    # is left (Euler-Maclaurin) comes from powers of 2, above which the step is twice as wide. The
+    # Rounding moves a mean by at most half a step, and much less if std exceeds the step: the
+    # remainder (Euler-Maclaurin) comes from powers of 2, above which the step is twice as wide. The
     # variance about the mean moves by at most step^2 / 4, that of a fair coin between neighbours.
     mean_slack = min(step / 2, step**2 / (16 * math.sqrt(variance)))
     mean_off = max(0.0, abs(float(new.mean()) - float(like.mean())) - mean_slack)
     mean_errors = mean_off / math.sqrt(variance / n)
     variance_off = abs(float(new.var(correction=0)) - expected_variance) - step**2 / 4
-    # A few draws have a skewed variance: the normal bound holds from some dozens on.
+    # The variance of few draws is skewed; the normal bound holds from some dozens on.
     if n < MIN_CORRELATED_ENTRIES:
         return mean_errors
     return max(mean_errors, max(0.0, variance_off) / variance_error)
 
 
 def rounding_step(values: Tensor, dtype: torch.dtype) -> float:
-    """Distance between neighbouring numbers of a dtype at the size of a tensor's entries."""
+    """Return the distance between neighbouring numbers of a dtype at the size of the entries."""
     limits = torch.finfo(dtype)
     root_mean_square = float(torch.linalg.vector_norm(values)) / math.sqrt(values.numel())
     return limits.eps * max(root_mean_square, limits.tiny)
 
 
 def initializer(after: State, other: State) -> Gate:
-    """What the initializer draws differs from its next draw, with the same moments.
+    """Check that initializer draws differ from the next draw, with the same moments.
 
-    What it sets to a constant is that constant. Both mean and variance are uncertain in both
-    draws, hence the factor sqrt(2); an initializer need not be normal, hence the fourth moment.
+    Constants of the initializer must be unchanged. Mean and variance are uncertain in both draws,
+    hence the factor sqrt(2); an initializer need not be normal, hence the fourth moment.
     """
     largest, n_drawn = 0.0, 0
     for name in sorted(after):
@@ -173,19 +174,20 @@ def initializer(after: State, other: State) -> Gate:
 
 
 def entries(before: State, after: State, names: set[str]) -> Gate:
-    """Each permuted tensor holds exactly the original's entries."""
+    """Check that each permuted tensor contains exactly the original's entries."""
     for name in sorted(names):
         old, new = (_bits(state[name]).flatten().sort().values for state in (before, after))
         if not torch.equal(old, new):
             return failed("entries", f"{name}: not a permutation of the original's entries")
-    return passed("entries", f"{len(names)} tensors hold the original's entries")
+    return passed("entries", f"{len(names)} tensors contain the original's entries")
 
 
 def spectrum(before: State, after: State, names: set[str]) -> Gate:
-    """The singular values of each matrix are the original's, to rounding.
+    """Check that the singular values of each matrix are the original's, to rounding.
 
     Rounding adds a matrix of norm up to u |W|, u the unit roundoff, and so moves the sorted
-    singular values by no more than that, root sum square (Mirsky 1960): the bound is no estimate.
+    singular values by no more than that, root sum square (Mirsky 1960). The bound is exact, not an
+    estimate.
     """
     largest = 0.0
     for name in sorted(names):
@@ -210,7 +212,7 @@ def spectrum(before: State, after: State, names: set[str]) -> Gate:
 
 
 def rows_permuted(before: State, after: State, names: set[str]) -> Gate:
-    """Each embedding holds exactly the original's rows."""
+    """Check that each embedding contains exactly the original's rows."""
 
     def keys(tensor: Tensor) -> list[bytes]:
         rows = tensor.contiguous().view(torch.uint8).numpy()
@@ -223,7 +225,8 @@ def rows_permuted(before: State, after: State, names: set[str]) -> Gate:
 
 
 def rows_rotated(before: State, after: State, names: set[str]) -> Gate:
-    """Norms of all rows, and inner products of a sample of them, are the original's, to rounding.
+    """Check that norms of all rows, and inner products of a sample, are the original's, to
+    rounding.
 
     Rounding moves a row by up to u times its norm, u the unit roundoff.
     """
@@ -233,7 +236,7 @@ def rows_rotated(before: State, after: State, names: set[str]) -> Gate:
         norms = old.norm(dim=1)
         smallest_step = limits.eps * limits.tiny * math.sqrt(old.shape[1])
         moved = (limits.eps * norms + smallest_step) / 2 + FLOAT64_SLACK * norms
-        wrong = ~((new.norm(dim=1) - norms).abs() <= moved)  # NaN is wrong, too
+        wrong = ~((new.norm(dim=1) - norms).abs() <= moved)  # also catches NaN
         if bool(wrong.any()):
             return failed("rows", f"{name}: the norm of row {int(wrong.nonzero()[0])} changed")
         sample = torch.linspace(0, len(old) - 1, min(len(old), SAMPLED_ROWS)).long()
@@ -247,13 +250,13 @@ def rows_rotated(before: State, after: State, names: set[str]) -> Gate:
 
 
 def uncorrelated(before: State, after: State, changes: Mapping[str, Chance]) -> Gate:
-    """|correlation| of each changed tensor with the original is no larger than chance makes it."""
+    """Check that each changed tensor's |correlation| with the original is within chance."""
     largest = 0.0
     for name in sorted(changes):
         old, new = before[name], after[name]
         if old.numel() < MIN_CORRELATED_ENTRIES or _is_constant(old) or _is_constant(new):
             continue
-        # Two float64 copies and no third: of a subject's largest tensor they are some gigabytes.
+        # Only two float64 copies, because those of a subject's largest tensor take some gigabytes.
         a, b = (x.to(torch.float64, copy=True) for x in (old, new))
         if not changes[name].by_row:
             a, b = a.reshape(-1, 1), b.reshape(-1, 1)
@@ -268,7 +271,7 @@ def uncorrelated(before: State, after: State, changes: Mapping[str, Chance]) -> 
 
 
 def repeatable(first: Mapping[str, str], again: Mapping[str, str]) -> Gate:
-    """A second draw with the same key gives identical bits; both as `fingerprints`."""
+    """Check that a second draw with the same key is bit-identical; both are `fingerprints`."""
     for name in first:
         if first[name] != again[name]:
             return failed("repeatable", f"{name}: a second draw with the same key differs")
@@ -276,7 +279,7 @@ def repeatable(first: Mapping[str, str], again: Mapping[str, str]) -> Gate:
 
 
 def reloads(saved: Tensor, reloaded: Tensor) -> Gate:
-    """Logits before the save and after the reload are identical."""
+    """Check that logits before the save and after the reload are identical."""
     if not torch.equal(saved, reloaded):
         worst = float((saved - reloaded).abs().max())
         return failed("reloads", f"logits differ by up to {worst:.3g} after save and reload")
@@ -284,7 +287,7 @@ def reloads(saved: Tensor, reloaded: Tensor) -> Gate:
 
 
 def finite(activations: State, logits: Tensor) -> Gate:
-    """No NaN and no infinity at any site or in the logits."""
+    """Check that no site and no logit has NaN or infinite values."""
     for name, tensor in {**activations, "logits": logits}.items():
         if not _is_finite(tensor):
             return failed("finite", f"{name}: NaN or infinite values")
@@ -292,7 +295,7 @@ def finite(activations: State, logits: Tensor) -> Gate:
 
 
 def noise(first: Tensor, other_batch: Tensor, plain: Tensor, std: float) -> list[Gate]:
-    """The embedding noise is N(0, std^2), the same in any batch, and replaces the embedding.
+    """Check that embedding noise is N(0, std^2), equal in any batch, and replaces the embedding.
 
     Args:
         first: [contexts, tokens, d] embeddings as the subject saw them.
@@ -318,19 +321,19 @@ def noise(first: Tensor, other_batch: Tensor, plain: Tensor, std: float) -> list
 
 
 def require(gates: Sequence[Gate], where: str) -> None:
-    """Stop at the first failed gate by a `UserError` that names the folder, gate and tensor."""
+    """Stop at the first failed gate with a `UserError` that names the folder, gate and tensor."""
     for gate in gates:
         if not gate["passed"]:
             raise UserError(f"{where}: gate {gate['gate']!r} failed: {gate['detail']}")
 
 
 def state(model: Any) -> dict[str, Tensor]:
-    """A copy of a model's parameters by name, on the CPU; tied tensors once."""
+    """Copy a model's parameters by name to the CPU; tied tensors once."""
     return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
 
 
 def fingerprints(tensors: State) -> dict[str, str]:
-    """A checksum of each tensor's bits, in place of a copy of a whole model."""
+    """Return a checksum of each tensor's bits, instead of a copy of a whole model."""
     return {n: xxhash.xxh3_128_hexdigest(_bits(x).numpy().data) for n, x in tensors.items()}
 
 
@@ -343,6 +346,6 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The same memory read as integers, on the CPU."""
+    """Return the same memory read as integers, on the CPU."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().cpu().contiguous().view(integers)

@@ -18,12 +18,12 @@ from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import Subject
 
 LOSS_BATCH_CONTEXTS = 32
-# Logits of a batch in bytes: with a large vocabulary fewer contexts go into it.
+# Logits of a batch in bytes; with a large vocabulary, batches have fewer contexts.
 MAX_LOGIT_BYTES = 2**28
-# Tokens of `eval`, from its start, whose activations give the health of a variant.
+# Tokens of `eval`, from its start, whose activations determine the health of a variant.
 HEALTH_TOKENS = 8192
 HEALTH_BATCH_TOKENS = 2048
-# Contexts of `eval`, from its start, that are read with BOS and without.
+# Contexts of `eval`, from its start, that are read with and without BOS.
 BOS_CONTEXTS = 16
 
 
@@ -32,10 +32,10 @@ def heldout_loss(
     tokens: Tokens,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[float, int]:
-    """Mean next-token loss over a split, in nats, and the number of tokens that are predicted.
+    """Return the mean next-token loss over a split, in nats, and the number of predicted tokens.
 
-    Those are all but the first of each context, or all but BOS. `progress` is called with (tokens
-    done, tokens in all).
+    Predicted tokens are all but the first of each context, or all but BOS. `progress` is called
+    with (tokens done, tokens in total).
     """
     ids, first = torch.from_numpy(tokens.input_ids), tokens.first_predicted
     context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
@@ -55,7 +55,7 @@ def heldout_loss(
 
 
 def _losses(logits: Tensor, ids: Tensor, first: int) -> Tensor:
-    """Of each token from the position `first` on, in nats: float64 [contexts, tokens - first].
+    """Return losses of tokens from the position `first` on: float64 [contexts, tokens - first].
 
     Args:
         logits: [contexts, tokens, vocab].
@@ -69,19 +69,19 @@ def _losses(logits: Tensor, ids: Tensor, first: int) -> Tensor:
 
 
 def bos_check(subject: Subject, tokens: Tokens) -> dict[str, Any] | None:
-    """The loss on a few contexts of `eval` as the corpus has them, and with BOS the other way.
+    """Compare the loss on a few contexts of `eval` with BOS and without.
 
-    Both are over the same tokens with the same tokens before them, but for BOS. The corpus' choice
-    is worse where it loses by more than twice the standard error of the difference over contexts.
+    Both losses are over the same tokens, which differ only in BOS before them. The corpus' choice
+    is worse if it loses by more than twice the standard error of the difference over contexts.
 
     Returns:
         None without a BOS. Else `prepended`, the corpus' choice, `loss_nats`, `other_loss_nats`,
-        `n_contexts`, `n_predicted_tokens`, and `warning`, a line where the other choice is better.
+        `n_contexts`, `n_predicted_tokens`, and `warning`, a line if the other choice is better.
     """
     bos, ids = tokens.bos_token_ids, torch.from_numpy(tokens.input_ids[:BOS_CONTEXTS])
     if not bos or ids.shape[1] < len(bos) + 3:
         return None
-    # As long as a context that has both.
+    # Short enough for both.
     text = ids[:, tokens.n_bos :][:, : ids.shape[1] - len(bos)]
     before = torch.tensor(bos, dtype=text.dtype).expand(len(text), -1)
     context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
@@ -93,7 +93,7 @@ def bos_check(subject: Subject, tokens: Tokens) -> dict[str, Any] | None:
         for start in range(0, len(rows), n_batch):
             batch = rows[start : start + n_batch]
             logits = subject.logits(batch, split="eval", contexts=range(start, start + len(batch)))
-            # The first token of the text has nothing to be predicted from without BOS.
+            # Without BOS, nothing precedes the first token of the text to predict it from.
             parts.append(_losses(logits, batch, 1 + len(bos) * prepended).mean(dim=1).cpu())
         found[prepended] = torch.cat(parts)
     chosen = bool(tokens.n_bos)
@@ -104,7 +104,7 @@ def bos_check(subject: Subject, tokens: Tokens) -> dict[str, Any] | None:
         kept, instead = ("with", "without") if chosen else ("without", "with")
         warning = (
             f"the trained subject's loss on {len(text)} contexts is {loss:.2f} nats {kept} BOS, as "
-            f"the corpus is, and {other:.2f} {instead}: set corpora.*.prepend_bos to "
+            f"in the corpus, and {other:.2f} {instead}: set corpora.*.prepend_bos to "
             f"{str(not chosen).lower()}"
         )
     return {
@@ -118,7 +118,7 @@ def bos_check(subject: Subject, tokens: Tokens) -> dict[str, Any] | None:
 
 
 def activation_health(subject: Subject, tokens: Tokens) -> dict[str, Any]:
-    """How the output of each block looks over the first `HEALTH_TOKENS` tokens of a split.
+    """Describe the output of each block over the first `HEALTH_TOKENS` tokens of a split.
 
     Returns:
         `n_tokens`, and in `sites`, by name, the figures of `Moments.health`.

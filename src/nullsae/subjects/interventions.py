@@ -1,8 +1,8 @@
 """What a subject predicts after one token's activation at a site was changed.
 
-Only what lies behind the site is computed: blocks before it hand on what they gave in a clean
-pass, and the head reads the changed token alone. Whether a model allows that is tried, not known
-from its name; one that does not runs whole passes.
+Only the part after the site is computed: earlier blocks pass on their outputs of a clean pass, and
+the head reads only the changed token. Whether a model allows this is tested, not assumed from its
+name; models that do not allow it run whole passes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from nullsae.subjects.loading import PROBE_TOKENS, Subject
 
 log = logging.getLogger(__name__)
 
-# Contexts may be cut behind a multiple of so many tokens: noise in place of embeddings is drawn in
-# pieces of 16 numbers, so that a cut context then gets the same.
+# Contexts may be cut after a multiple of this many tokens: noise that replaces embeddings is drawn
+# in pieces of 16 numbers, so a cut context gets the same noise.
 CUT_TOKENS = 16
-# Rounding that is allowed between passes from the site and whole ones, as a share of the logits.
+# Allowed rounding between passes from the site and whole ones, as a share of the logits.
 TOLERANCE, ROUNDINGS = 1e-3, 8
 
 
 class Interventions:
     """Next-token logits at tokens whose activation at one site has something added to it.
 
-    Contexts are of the split `eval`. What follows a token is never computed: models are causal.
+    Contexts are of the split `eval`. What follows a token is never computed, since models are
+    causal.
     """
 
     def __init__(self, subject: Subject, site: str) -> None:
@@ -44,17 +45,17 @@ class Interventions:
         self.subject, self.site = subject, site
         self._point = find_site(subject.model, site)
         self._head = subject.model.get_output_embeddings()
-        # The first block that runs; what enters it is the output of the one before.
+        # The first block that runs; its input is the output of the previous one.
         self._first = site_layer(site) + (site_kind(site) == "resid_post")
-        # How many things each block before it returns beside activations; None for a plain tensor.
+        # How many things each earlier block returns besides activations; None for a plain tensor.
         self._others: list[int | None] = [None] * self._first
         self.from_site = self._agrees()
         """Whether passes begin at the site."""
         if not self.from_site:
-            log.info("%s: passes of this model cannot begin there; whole passes are run", site)
+            log.info("%s: passes of this model cannot begin there; running whole passes", site)
 
     def states(self, input_ids: Tensor, contexts: Sequence[int]) -> Tensor | None:
-        """What passes from the site need of whole contexts; None where they need nothing.
+        """Return what passes from the site need of whole contexts; None if they need nothing.
 
         Args:
             input_ids: integers [contexts, tokens].
@@ -79,14 +80,14 @@ class Interventions:
         at: Tensor,
         added: Tensor,
     ) -> Tensor:
-        """Logits of the token after the changed one: [rows, vocab] in the subject's dtype.
+        """Return logits of the token after the changed one: [rows, vocab] in the subject's dtype.
 
         Args:
             input_ids: integers [rows, tokens], contexts from their start; see `CUT_TOKENS`.
             contexts: index of each row's context in the split.
-            states: of these rows and tokens, by `states`.
+            states: of these rows and tokens, from `states`.
             at: int64 [rows], the token that is changed.
-            added: float32 [rows, width of the site], what its activation gets.
+            added: float32 [rows, width of the site], added to its activation.
         """
         subject, rows = self.subject, torch.arange(len(at))
 
@@ -117,7 +118,7 @@ class Interventions:
         return found.reshape(len(at), -1).to(subject.device)
 
     def _agrees(self) -> bool:
-        """Whether a pass from the site gives what a whole one does, on a probe; tries it."""
+        """Test on a probe whether a pass from the site gives the result of a whole one."""
         subject = self.subject
         ids = torch.arange(2 * PROBE_TOKENS).reshape(2, -1) % subject.recipe.get("vocab_size", 8)
         at = torch.tensor([PROBE_TOKENS // 2, PROBE_TOKENS - 1])
@@ -128,13 +129,13 @@ class Interventions:
         self.from_site = False
         whole = self.logits(ids, [0, 1], None, at, added).float()
         self.vocab_size = whole.shape[1]
-        """Logits of a token."""
+        """Logits per token."""
         self.from_site = True
         try:
             self._see_others(ids)
             quick = self.logits(ids, [0, 1], self.states(ids, [0, 1]), at, added).float()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            # Whatever a model does with what it was not made for.
+            # A model may do anything when it is used in an unforeseen way.
             return False
         if quick.shape != whole.shape:
             return False
@@ -142,7 +143,7 @@ class Interventions:
         return bool((quick - whole).abs().max() <= allowed * whole.abs().max())
 
     def _see_others(self, ids: Tensor) -> None:
-        """Look at what blocks before the site return."""
+        """Record what blocks before the site return."""
 
         def look(layer: int) -> Any:
             def see(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -159,14 +160,14 @@ class Interventions:
 
 @contextmanager
 def _hands_on(block: nn.Module, given: Tensor | None, others: int | None) -> Iterator[None]:
-    """Have a block return `given`, or what it is given, without computing anything."""
+    """Make a block return `given`, or its input, without computing anything."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         x = hidden if given is None else given.to(hidden.device).reshape(hidden.shape)
         return x if others is None else (x, *[None] * others)
 
-    # Some libraries (accelerate) put a `forward` of their own into a module.
+    # Some libraries (accelerate) replace a module's `forward`.
     own = vars(block).get("forward")
     block.forward = forward
     try:

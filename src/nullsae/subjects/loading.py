@@ -30,24 +30,24 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLE = "pytorch_model.bin"
-# Contexts of the sum of a block's parts are this long.
+# Length of the contexts for the sum of a block's parts.
 PROBE_TOKENS = 8
 
 
 def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") -> nn.Module:
     """Load a causal language model from a hub id, a local folder or a GGUF file, onto the CPU.
 
-    Checkpoints are safetensors, memory-mapped by Transformers: what is not converted to another
-    dtype is not copied before it is written to. Where a revision has none, `pytorch_model.bin` is
-    read by torch's weights-only unpickler, which runs no code; the log says so, and the model's
-    attribute `read_from`.
+    Checkpoints are safetensors, memory-mapped by Transformers: tensors that keep their dtype are
+    not copied until they are written to. If a revision has no safetensors, torch's weights-only
+    unpickler reads `pytorch_model.bin` without running code; the log and the model's attribute
+    `read_from` report this.
 
     Args:
         source: where it comes from.
-        variant: whose weights of the source are meant.
+        variant: whose weights of the source to load.
 
     Raises:
-        UserError: the model cannot be had or lacks weights; names the config value.
+        UserError: the model is unavailable or lacks weights; names the config value.
     """
     from nullsae.corpus.hub import check_cached, check_repository
 
@@ -76,7 +76,7 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
 
 
 class NoSafetensorsError(UserError):
-    """A checkpoint has its weights in another format."""
+    """A checkpoint without safetensors."""
 
 
 def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
@@ -93,18 +93,19 @@ def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
         dtype=DTYPES[source.dtype],
         trust_remote_code=False,
     )
-    # The weights are plain by now, and Transformers saves no model that says it is quantized.
+    # The weights are plain by now, but Transformers saves no model marked as quantized.
     model.hf_quantizer = None
     del model.config.quantization_config
     return model  # type: ignore[no-any-return]
 
 
 def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
-    """`AutoModelForCausalLM.from_pretrained`, with all its weights or a `UserError`."""
+    """Call `AutoModelForCausalLM.from_pretrained`; missing weights raise a `UserError`."""
     from huggingface_hub import is_offline_mode
     from transformers import AutoModelForCausalLM
 
-    # Else Transformers looks for safetensors in another revision, which a robot may have proposed.
+    # Or Transformers would look for safetensors in another revision, which a robot may have
+    # proposed.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     if "gguf_file" not in keys:
         check_model(str(path), what, keys.get("revision"))
@@ -115,7 +116,7 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
     except UserError:
         raise
-    except Exception as error:  # whatever a foreign repository makes the loader raise
+    except Exception as error:  # anything that a foreign repository makes the loader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         lacking = "safetensors" in reason and isinstance(error, OSError)
         if lacking and keys.get("use_safetensors"):
@@ -125,11 +126,11 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
             where = " in the cache of the hub" if cached else ""
             reason = f"it has neither safetensors nor {PICKLE}{where}"
         elif "Weights only load failed" in str(error):
-            reason = f"{PICKLE} holds more than weights and could run code, so it is not read"
+            reason = f"{PICKLE} contains more than weights and could run code, so it is not read"
         elif "trust_remote_code" in str(error):
             reason = "it needs its own Python code, which only source.trust_remote_code allows"
         raise UserError(f"{what}: cannot be loaded: {reason}") from None
-    # Transformers would draw what is missing at random, and call the result pretrained.
+    # Transformers would draw missing weights at random, and call the result pretrained.
     if missing := sorted(info["missing_keys"]):
         reason = f"{len(missing)} weights are missing, such as {missing[0]}"
         raise UserError(f"{what}: cannot be loaded: {reason}")
@@ -151,17 +152,19 @@ class Subject:
     def __post_init__(self) -> None:
         self.blocks = find_blocks(self.model)
         self.block_outputs = [f"resid_post.{layer}" for layer in range(len(self.blocks))]
-        # Searched once: in each batch, a GPU would wait for it.
+        # Searched once; in each batch, a GPU would wait for it.
         self.point: Callable[[str], Point] = cache(partial(find_site, self.model))
         self.contexts: Sequence[int] = ()
         self.split = ""
-        # Its hooks come before all others, so that sites show what they do.
+        # Its hooks precede all others, so that sites show their effect.
         if name := self.recipe.get("variant"):
             VARIANTS[name].install(self)
 
     def width(self, site: str) -> int:
-        """Dimensions of a site: those of the residual stream, but for embeddings projected up, and
-        for what an output projection reads.
+        """Return the width of a site.
+
+        It is that of the residual stream, except for embeddings that are projected up and for the
+        input of an output projection.
         """
         if site_kind(site) in PROJECTED:
             return self.point(site).reads or 0
@@ -169,7 +172,7 @@ class Subject:
         return int(embedded if site == "embed" else text_config(self.model).hidden_size)
 
     def placed(self, input_ids: Tensor, split: str, contexts: Sequence[int]) -> Tensor:
-        """Integers [contexts, tokens] as the model reads them, before a pass over these contexts.
+        """Return integers [contexts, tokens] as the model reads them, before a pass over them.
 
         `split` and `contexts` key what is drawn per context; see `watch`.
         """
@@ -188,20 +191,20 @@ class Subject:
         sites: Sequence[str],
         see: Callable[[str, Tensor], None],
     ) -> None:
-        """Run up to the last site and show what passes at each, without a copy of it.
+        """Run up to the last site and show what passes at each, without copying it.
 
         Args:
             input_ids: [batch, tokens] integers.
-            split: the split that the contexts belong to; keys what is drawn per context.
+            split: the split of the contexts; keys what is drawn per context.
             contexts: index of each row in the split.
             sites: names of sites.
             see: called with a site's name and [batch, tokens, width of the site] in the subject's
-                dtype, on the site's device. It must copy what it keeps: some families go on to
+                dtype, on the site's device. It must copy what it keeps, because some families later
                 add to the tensor in place.
 
         Raises:
-            UserError: the model's forward pass never came by a site, or what passes there is not
-                one row for each token.
+            UserError: the model's forward pass did not reach a site, or what passes there is not
+                one row per token.
         """
         waiting = set(sites)
         shape = tuple(input_ids.shape)
@@ -256,15 +259,16 @@ class Subject:
         site: str | None = None,
         replace: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Next-token logits [batch, tokens, vocab], with one site's activations replaced or not.
+        """Return next-token logits [batch, tokens, vocab], optionally replacing a site's
+        activations.
 
         Args:
             input_ids: as in `watch`, like `split` and `contexts`.
             split: see there.
             contexts: see there.
             site: where to splice.
-            replace: maps that site's [batch, tokens, width], on the subject's device, to what goes
-                on in its place.
+            replace: maps that site's [batch, tokens, width], on the subject's device, to its
+                replacement.
         """
         input_ids = self.placed(input_ids, split, contexts)
         with ExitStack() as stack:
@@ -282,12 +286,12 @@ class Subject:
 def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
     """Move a subject to its device, or spread it over the GPUs as its `device_map` says.
 
-    `UserError` if the GPUs together are too small for it, or fewer than it asks for.
+    Raises a `UserError` if the GPUs are too small for it together, or fewer than it asks for.
     """
     device_map = recipe.get("source", {}).get("device_map")
     if device_map is None or device.type != "cuda":
         if device_map is not None:
-            log.info("device_map %s is for GPUs; the subject lies on the %s", device_map, device)
+            log.info("device_map %s is for GPUs; the subject is on the %s", device_map, device)
         return model.to(device)
     if find_spec("accelerate") is None:
         raise UserError(
@@ -296,7 +300,7 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
         )
     import accelerate
 
-    # A block's parts stay together: what it adds to must be on its device.
+    # A block's parts stay together, because what they add to must be on their device.
     whole = {"no_split_module_classes": list(model._no_split_modules or ())}
     held = hold_others(device, recipe["source"].get("gpus"))
     memory = {at: n for at, n in accelerate.utils.get_max_memory().items() if at in held}
@@ -316,12 +320,12 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
 def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     """Load a variant from its folder after verifying every file against the recipe.
 
-    One without weights of its own runs on those that its recipe names. The file stays mapped: on
-    the CPU, nothing is copied.
+    A variant without its own weights runs on those that its recipe names. The file stays
+    memory-mapped; on the CPU, nothing is copied.
 
     Raises:
-        UserError: a file is missing or damaged (names it and the command that rebuilds it), or
-            the variant is not known here.
+        UserError: a file is missing or damaged (names it and the command that rebuilds it), or the
+            variant is not known here.
     """
     from transformers import AutoModelForCausalLM
 
@@ -348,9 +352,9 @@ _SHARED: dict[tuple[Path, int, torch.device], Subject] = {}
 
 
 def shared_subject(recipe_file: Path, device: torch.device) -> Subject:
-    """`load_subject` for all that a process does with one variant: the last one stays loaded.
+    """Call `load_subject`, keeping the last variant loaded for the rest of the process.
 
-    One model is on the device at a time: the last one goes before another comes.
+    Only one model is on the device at a time: the last one is dropped before another is loaded.
     """
     changed = recipe_file.stat().st_mtime_ns if recipe_file.is_file() else 0
     key = (recipe_file.absolute(), changed, device)

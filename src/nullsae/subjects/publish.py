@@ -56,13 +56,14 @@ def train_subject(
         eval_tokens: manifest of the `eval` split.
         trained: folder of the trained variant.
         step0: folder of the untrained one.
-        work: folder for checkpoints; a run with the same params and tokens resumes there. It
-            waits, up to a minute, for another process that is at it.
+        work: folder for checkpoints. A run with the same params and tokens resumes there, and waits
+            up to a minute for another process that uses it.
         progress: called with (step, steps, loss) after each step.
 
     Raises:
-        StoppedError: SIGTERM or Ctrl-C came; the same call goes on from there.
-        UserError: the recipe gives no model, the training diverged, or another process is at it.
+        StoppedError: SIGTERM or Ctrl-C came; the same call resumes.
+        UserError: the recipe gives no model, the training diverged, or another process is running
+            it.
     """
     from nullsae.subjects.training import train_model
 
@@ -90,10 +91,10 @@ def train_subject(
 
 @contextmanager
 def resumable(checkpoint: Path) -> Iterator[Path]:
-    """Let no other process at a training, and forget its checkpoint once the block has succeeded.
+    """Lock a training against other processes, and delete its checkpoint if the block succeeds.
 
     Yields:
-        The file beside it that says who made it: whoever resumes it did not make it alone.
+        The file next to it that records its makers, since a resumed training has several.
     """
     makers = checkpoint.with_suffix(".json")
     with alone_at([checkpoint.with_suffix(".lock")]) as alone:
@@ -117,27 +118,27 @@ def randomize_model(
 
     Args:
         params: the rule's slice of the config.
-        trained: `recipe.json` of the trained variant; None where `params.source` is read. A variant
-            without weights of its own runs on those beside it.
+        trained: `recipe.json` of the trained variant; None if `params.source` is read. A variant
+            without its own weights runs on those next to it.
         eval_tokens: manifest of the corpus' `eval` split.
         output: folder of the variant.
-        progress: called with (held-out tokens read, held-out tokens in all).
+        progress: called with (held-out tokens read, held-out tokens in total).
 
     Raises:
-        UserError: the source cannot be loaded, the variant has no such draw, its settings do
-            not fit the model, or a gate fails.
+        UserError: the source cannot be loaded, the variant has no such draw, its settings do not
+            fit the model, or a gate fails.
     """
     keys = params.keys
     if fitted := fitted_to(keys.variant, keys.draw):
         raise UserError(
             f"--params: keys.variant: {keys.variant!r} is sampled from the {fitted[0]} subject's "
-            f"activations and is no model; use nullsae sample_gaussian"
+            f"activations and is not a model; use nullsae sample_gaussian"
         )
     variant = VARIANTS[keys.variant]
     if variant.fixed and keys.draw != 0:
         raise UserError(
-            f"--params: keys.draw: {keys.draw}, but nothing in {keys.variant!r} is drawn; it has "
-            f"draw 0 only"
+            f"--params: keys.draw: {keys.draw}, but nothing in {keys.variant!r} is random; it has "
+            f"only draw 0"
         )
     torch.set_num_threads(params.compute.threads)
     device = device_of(params.compute.device)
@@ -188,9 +189,9 @@ def randomize_model(
 
 
 def tokenizer_beside(tokens: Path) -> Path | None:
-    """The tokenizer's folder of a corpus, found by the manifest of a split, and whole.
+    """Find the tokenizer's folder of a corpus from the manifest of a split, and verify it.
 
-    None, with a warning, for tokens that came without one.
+    Returns None, with a warning, for tokens that came without a tokenizer.
 
     Raises:
         UserError: it is not the one that the tokens were made with.
@@ -206,14 +207,15 @@ def tokenizer_beside(tokens: Path) -> Path | None:
 
 
 def _mapped(trained: Path | None) -> gates.State | None:
-    """The original's parameters, mapped from its file: no second copy of the weights is held, and
-    nothing once nobody looks at them.
+    """Map the original's parameters from its file.
+
+    This avoids a second copy of the weights, and frees the memory once nothing refers to them.
     """
     return None if trained is None else parameters(load_subject(trained, CPU).model)
 
 
 def parameters(model: Any) -> dict[str, Tensor]:
-    """A model's own parameters by name, on the CPU; tied tensors once."""
+    """Return a model's own parameters by name, on the CPU; tied tensors once."""
     return {name: p.detach().cpu() for name, p in model.named_parameters()}
 
 
@@ -227,10 +229,10 @@ def randomize_gated(
     variant: str,
     draw: int,
 ) -> list[gates.Gate]:
-    """Change in place, twice from the same original, and check what came out.
+    """Change in place, twice from the same original, and check the result.
 
-    Arguments are those of `changes.randomize`; `before` are the original's parameters in another
-    place than the model's, by default a copy that is held on the CPU meanwhile.
+    Arguments are those of `changes.randomize`. `before` are the original's parameters in other
+    memory than the model's, by default a copy on the CPU.
     """
     before = gates.state(model) if before is None else before
     key: dict[str, Any] = {"seed": seed, "subject": subject, "draw": draw}
@@ -283,7 +285,7 @@ def publish(
     variant = VARIANTS[written["variant"]]
     own = variant.gates(subject, probe)
     if variant.origin == "trained" and not (tells or own):
-        own = [gates.failed("changed", "no gate tells it from the trained variant")]
+        own = [gates.failed("changed", "no gate distinguishes it from the trained variant")]
     checks = [*checks, gates.reloads(saved, logits), gates.finite(activations, logits), *own]
     gates.require(checks, str(folder))
 
@@ -309,10 +311,10 @@ def publish(
 
 
 def check_loss(loss: float, tokens: Tokens, where: str) -> None:
-    """A trained subject must have learned something of the corpus that it is given.
+    """Check that a trained subject has learned something of its corpus.
 
-    One that is read with another tokenizer, without the BOS that it knows, or from damaged weights
-    does no better than the frequencies of tokens.
+    A subject that is read with another tokenizer, without the BOS that it expects, or from damaged
+    weights does no better than the frequencies of tokens.
 
     Args:
         loss: held-out, in nats per token.
@@ -327,19 +329,19 @@ def check_loss(loss: float, tokens: Tokens, where: str) -> None:
         raise UserError(
             f"{where}: the trained subject's held-out loss is {loss:.2f} nats, no better than the "
             f"frequencies of tokens ({unigram:.2f}): is the corpus tokenized by its own tokenizer, "
-            f"with the BOS that it expects (corpora.*.prepend_bos), and are the weights whole?"
+            f"with the BOS that it expects (corpora.*.prepend_bos), and are the weights complete?"
         )
     if warning := caution(loss, bigram):
         log.warning("warning: %s: %s", where, warning)
 
 
 def pass_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:
-    """Those of `forward_gates`; a `UserError` where the model cannot run on token ids alone."""
+    """Run `forward_gates`; raise a `UserError` if the model cannot run on token ids alone."""
     try:
         return forward_gates(subject, probe)
     except UserError:
         raise
-    except Exception as error:  # whatever a foreign model's code raises
+    except Exception as error:  # anything that a foreign model's code raises
         name = type(subject.model).__name__
         raise UserError(
             f"subject of class {name}: not supported; a forward pass on token ids alone fails: "
@@ -348,7 +350,7 @@ def pass_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:
 
 
 def check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
-    """The corpus' token ids must fit the model's vocabulary and its longest context."""
+    """Check that token ids and contexts of the corpus fit the model's vocabulary and length."""
     largest = int(tokens.input_ids.max())
     longest, config = tokens.input_ids.shape[1], text_config(model)
     if largest >= config.vocab_size:

@@ -1,7 +1,7 @@
 """Positive controls: the subject from another seed, trained here or made elsewhere.
 
-This file counts in the hash of `retrain_subject` alone: studies without such a control go on with
-the models that they have.
+This file counts only in the hash of `retrain_subject`, so studies without such a control keep their
+models when it changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nullsae.subjects.publish import check_loss, check_tokens, publish, resumabl
 log = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
-# What tells architectures with the same tensors apart, by the names of most families.
+# Distinguishes architectures with the same tensors, by the names of most families.
 ARCHITECTURE = (
     *("model_type", "num_attention_heads", "num_key_value_heads", "hidden_act"),
     *("use_parallel_residual", "tie_word_embeddings"),
@@ -54,14 +54,14 @@ def retrain_subject(
         params: the rule's slice of the config.
         eval_tokens: manifest of the corpus' `eval` split.
         output: folder of the variant.
-        work: folder for checkpoints, as of `train_subject`.
+        work: folder for checkpoints, as in `train_subject`.
         train_tokens: manifest of the `sae_train` split, if the subject is trained here.
-        trained: `recipe.json` of the trained variant, if it comes from elsewhere: to compare with.
-        progress: called with (steps done, steps in all, loss in nats per token) in a training, else
-            with (held-out tokens read, held-out tokens in all).
+        trained: `recipe.json` of the trained variant to compare with, if it comes from elsewhere.
+        progress: called with (steps done, steps in total, loss in nats per token) in a training,
+            else with (held-out tokens read, held-out tokens in total).
 
     Raises:
-        StoppedError: SIGTERM or Ctrl-C came; the same call goes on from there.
+        StoppedError: SIGTERM or Ctrl-C came; the same call resumes.
         UserError: an input is missing, the training diverged, the model has another architecture or
             tokenizer than the subject, a gate fails, or the model has not learned the corpus.
     """
@@ -85,7 +85,7 @@ def retrain_subject(
 
 
 def training_seed(params: RetrainSubjectParams) -> int:
-    """The seed of one draw's training, in the place of the config's seed that `trained` has."""
+    """Return the seed of one draw's training, which replaces the config's seed."""
     keys = params.keys
     return seed_of(params.seed, keys.variant, keys.subject, keys.draw)
 
@@ -100,7 +100,7 @@ def _train(
     tokenizer: Path | None,
     progress: Callable[[int, int, float], None],
 ) -> None:
-    """Train as `train_subject` does, from another seed; of the start nothing is kept."""
+    """Train as `train_subject` does, from another seed; initial weights are not kept."""
     from nullsae.subjects.training import train_model
 
     device, seed = device_of(params.compute.device), training_seed(params)
@@ -134,7 +134,7 @@ def _fetch(
     tokenizer: Path | None,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Read a model that was trained elsewhere, if it is the subject's architecture."""
+    """Read a model that was trained elsewhere, if it has the subject's architecture."""
     keys = params.keys
     path, revision, path_key, _ = VARIANTS[keys.variant].weights_of(source)
     where = f"config: subjects.{keys.subject}.source.{path_key}"
@@ -150,7 +150,7 @@ def _fetch(
     recipe = {**keys.model_dump(), "seed": params.seed, "source": made}
     recipe["trust_remote_code"] = source.trust_remote_code
     tensors = dict(model.named_parameters())
-    # Not a tensor is shared: what was trained on from the subject is no other training.
+    # No tensor may be shared: a model fine-tuned from the subject is not another training.
     checks = [gates.changed(dict(own.named_parameters()), tensors, set(tensors))]
     device = device_of(params.compute.device)
     publish(
@@ -190,7 +190,7 @@ def check_architecture(model: Any, subject: Any, *, where: str) -> None:
 
 
 def check_tokenizer(path: str, revision: str | None, corpus: Path, *, where: str) -> None:
-    """Check that a model reads the tokens of the corpus, if it says what it reads.
+    """Check that a model reads the tokens of the corpus, if it has a tokenizer.
 
     Args:
         path: local folder or hub id of the model.
@@ -213,7 +213,7 @@ def check_tokenizer(path: str, revision: str | None, corpus: Path, *, where: str
             {number: text for text, number in Tokenizer.from_file(str(each)).get_vocab().items()}
             for each in (corpus / TOKENIZER_FILE, file)
         )
-    except Exception as error:  # the library raises no narrower one
+    except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{where}: {path!r}: {TOKENIZER_FILE}: {error}") from None
     for number, text in sorted(own.items()):
         if other.get(number) != text:
@@ -237,7 +237,7 @@ def _tokenizer_file(path: str, revision: str | None) -> Path | None:
 
 
 def _check_learned(folder: Path, heldout: Tokens, where: str) -> None:
-    """The gate of the loss, which `trained` has too. A folder that fails it has no gates.json."""
+    """Apply the gate on the loss, like for `trained`. A failing folder has no gates.json."""
     found = folder / "gates.json"
     try:
         check_loss(read_json(found, rebuild="")["heldout_loss_nats"], heldout, where)

@@ -1,4 +1,4 @@
-"""Gates on sites: what was found by names of modules is tried on a few tokens."""
+"""Gates on sites: what was found by module names is tested on a few tokens."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from nullsae.core.errors import UserError
 from nullsae.subjects.families import Point, attach, text_config
 from nullsae.subjects.loading import PROBE_TOKENS, Subject
 
-# What each part adds to the residual stream, by what its output projection reads.
+# What each part adds to the residual stream, by the input of its output projection.
 PARTS = {"hook_z": "attn_out", "mlp_post": "mlp_out"}
 ADDED = ("attn_out", "mlp_out", "resid_mid")
 
 
 def verify_sites(subject: Subject, sites: Sequence[str], *, where: str) -> None:
-    """Make sure that sites within blocks are what their names say.
+    """Check that sites within blocks are what their names say.
 
-    Sites found nowhere, or in vain, are refused; `where` is the config key that messages name.
+    Sites that were not found, or failed a check, are refused; `where` is the config key that
+    messages name.
     """
     for layer in sorted({site_layer(s) for s in sites if site_kind(s) in ADDED}):
         _check_sum(subject, layer, where)
@@ -43,9 +44,9 @@ def _refuse(subject: Subject, where: str, sites: str, why: str) -> UserError:
 
 
 def _check_sum(subject: Subject, layer: int, where: str) -> None:
-    """resid_pre + attn_out + mlp_out is resid_post, up to the rounding of two additions.
+    """Check that resid_pre + attn_out + mlp_out is resid_post, up to rounding of two additions.
 
-    This holds for parallel and sequential residuals, and not where a block scales its parts or
+    This holds for parallel and sequential residuals, but not if a block scales its parts or
     normalizes the sum.
     """
     kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
@@ -62,10 +63,10 @@ def _check_sum(subject: Subject, layer: int, where: str) -> None:
 
 
 def _check_order(subject: Subject, layer: int, where: str) -> None:
-    """The MLP reads what the attention has added."""
+    """Check that the MLP reads what the attention has added."""
 
     def nudge(x: Tensor) -> Tensor:
-        # Not the same in all dimensions: a norm that subtracts the mean would undo it.
+        # Not equal in all dimensions, because a norm that subtracts the mean would undo it.
         moved = x.clone()
         moved[..., ::2] += 1.0
         return moved
@@ -81,24 +82,25 @@ def _check_order(subject: Subject, layer: int, where: str) -> None:
 
 
 def _check_projection(subject: Subject, site: str, where: str) -> None:
-    """What the projection makes of the site is what its attention or its MLP gives."""
+    """Check that the site, projected, is the output of its attention or its MLP."""
     if not is_projected_plainly(subject, site) and not _is_last_step(subject, site):
         raise _refuse(
-            *(subject, where, site), "in which what reads it is not the end of its part of a block"
+            *(subject, where, site),
+            "in which the module that reads it is not the last one of its part of the block",
         )
 
 
 def is_projected_plainly(subject: Subject, site: str) -> bool:
-    """Whether what the projection makes of a site is added to the residual stream as it is.
+    """Whether a site's projection is added to the residual stream unchanged.
 
-    It is not where a norm stands behind it, as in Gemma 3.
+    It is not if a norm follows, as in Gemma 3.
     """
     part = subject.point(f"{PARTS[site_kind(site)]}.{site_layer(site)}")
     return _same(subject, Point(subject.point(site).module), part)
 
 
 def _is_last_step(subject: Subject, site: str) -> bool:
-    """Whether a projection gives what the module around it gives."""
+    """Whether a projection's output is that of the module around it."""
     last = subject.point(site).module
     modules = dict(subject.blocks[site_layer(site)].named_modules())
     path = next(name for name, module in modules.items() if module is last)
@@ -107,7 +109,7 @@ def _is_last_step(subject: Subject, site: str) -> bool:
 
 
 def _same(subject: Subject, a: Point, b: Point) -> bool:
-    """Whether the same passes at two points, shape aside."""
+    """Whether the same values pass at two points, regardless of shape."""
     seen: dict[str, Tensor] = {}
     ids = torch.arange(PROBE_TOKENS)[None] % subject.recipe["vocab_size"]
 

@@ -28,17 +28,17 @@ logger = logging.getLogger(__name__)
 
 GRAD_CLIP_NORM = 1.0
 LOG_ROWS = 20
-# Also without a warning by SIGTERM little is lost. Resuming is exact, so the clock decides nothing.
+# Limits the work lost to a kill without SIGTERM. Resuming is exact, so timing affects no results.
 CHECKPOINT_SECONDS = 120.0
 
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan 2024) in float32, for matrices.
 
-    `torch.optim.Muon` runs its Newton-Schulz iteration in bfloat16, which most CPUs emulate: it
+    `torch.optim.Muon` runs its Newton-Schulz iteration in bfloat16, which most CPUs emulate; it
     made this training five times slower. The update is Nesterov momentum, orthogonalized, and
-    scaled by 0.2 sqrt(max(rows, columns)) so that its RMS is that of AdamW (Liu et al. 2025,
-    arXiv 2502.16982).
+    scaled by 0.2 sqrt(max(rows, columns)) so that its RMS is that of AdamW (Liu et al. 2025, arXiv
+    2502.16982).
     """
 
     def __init__(
@@ -84,24 +84,24 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def learning_rate_scale(step: int, source: TrainSource) -> float:
-    """Factor on both learning rates at a step, from 0: linear rise, constant, linear fall."""
+    """Return the factor on both learning rates at a step: linear rise, constant, linear fall."""
     warmup_steps = max(1, round(source.warmup_share * source.steps))
     decay_steps = max(1, round(source.decay_share * source.steps))
     return min(1.0, (step + 1) / warmup_steps, (source.steps - step) / decay_steps)
 
 
 class Training:
-    """What the next step depends on."""
+    """The state that the next step depends on."""
 
     def __init__(self, model: GPTNeoXForCausalLM, source: TrainSource) -> None:
-        """At the first step, of a model with its initial weights.
+        """Start at the first step with a model's initial weights.
 
         Muon moves the matrices of the blocks, AdamW embeddings, norms and biases.
         """
         self.model, self.source, self.step = model, source, 0
         self.log: list[dict[str, float]] = []
         self.losses: list[float] = []
-        """Of the steps since the last row of the log, in nats per token."""
+        """Losses since the last row of the log, in nats per token."""
         inside: dict[str, Tensor] = {}
         rest: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
@@ -127,10 +127,10 @@ class Training:
         save_state(path, tensors, {"training": json.dumps(kept)})
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote, read into the tensors that are there.
+        """Continue from what `save` wrote, reading it into the existing tensors.
 
         Raises:
-            One of `DAMAGED`: what is in memory is then of no use any more.
+            One of `DAMAGED`: the contents of memory are then unusable.
         """
         saved, tensors = SavedState.open(path), self._parameters()
         kept = json.loads(saved.metadata["training"])
@@ -156,13 +156,14 @@ class Training:
     def run(
         self, tokens: Tokens, seed: int, subject: str, done: Callable[[int, int, float], None]
     ) -> None:
-        """The steps that are left, each followed by `done`."""
+        """Take the remaining steps, each followed by `done`."""
         source, context_tokens = self.source, tokens.input_ids.shape[1]
         length = context_tokens - tokens.n_bos
         n_starts = len(tokens.input_ids) * length - length + 1
         generator = numpy_generator(seed, "subject_batches", subject)
         for step in range(1, source.steps + 1):
-            # Drawn for the steps of a run before, too: the generator has no other memory of them.
+            # Also drawn for the steps of an earlier run, because the generator has no other memory
+            # of them.
             starts = generator.integers(0, n_starts, size=(source.batch_contexts, 1))
             if step <= self.step:
                 continue
@@ -183,7 +184,7 @@ class Training:
             done(step, source.steps, loss)
 
     def _step(self, batch: Tensor) -> float:
-        """One step on token ids int64 [contexts, context_tokens]; returns the loss before."""
+        """Take a step on token ids int64 [contexts, context_tokens]; return the loss before."""
         batch = batch.to(self.model.device)
         logits = self.model(input_ids=batch).logits[:, :-1]
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
@@ -210,9 +211,9 @@ def train_model(
 ) -> tuple[GPTNeoXForCausalLM, dict[str, Tensor], list[dict[str, float]]]:
     """Train a subject from scratch on the `sae_train` split.
 
-    Each step reads `batch_contexts` slices of `context_tokens` from the contexts laid end to end,
-    at random offsets. The same arguments and thread count give the same bytes on a CPU, also where
-    a training was stopped and resumed.
+    Each step reads `batch_contexts` slices of `context_tokens` from the concatenated contexts, at
+    random offsets. The same arguments and thread count give the same bytes on a CPU, even if a
+    training was stopped and resumed.
 
     Args:
         source: architecture and recipe.
@@ -220,15 +221,15 @@ def train_model(
         seed: the config's seed.
         subject: name of the subject, which keys the initialization and the batches.
         device: where to train.
-        checkpoint: file for the state of the training, resumed from where it is there: written
-            every `CHECKPOINT_SECONDS`, on SIGTERM, and after the last step. Whoever calls names it
-            after all that the training depends on, and removes it.
-        progress: called after each step with (steps done, steps in all, loss in nats per token).
+        checkpoint: file for the state of the training, which resumes from it if it exists. It is
+            written every `CHECKPOINT_SECONDS`, on SIGTERM, and after the last step. The caller
+            derives its name from everything that the training depends on, and removes it.
+        progress: called after each step with (steps done, steps in total, loss in nats per token).
 
     Returns:
         The trained model, in eval mode on `device`, float32; the state dict before training, on
         the CPU; and a log of at most `LOG_ROWS` rows: `step`, `tokens` (seen so far) and
-        `loss_nats` (mean training loss since the row before).
+        `loss_nats` (mean training loss since the previous row).
 
     Raises:
         StoppedError: SIGTERM came, and there is a checkpoint.
@@ -244,7 +245,7 @@ def train_model(
             training.load(checkpoint)
             logger.info("resumed at step %d of %d", training.step, source.steps)
         except DAMAGED as error:
-            text = "warning: %s: damaged (%s); the training starts anew"
+            text = "warning: %s: damaged (%s); training restarts"
             logger.warning(text, checkpoint, first_line(error))
             model.load_state_dict(initial)
             training = Training(model, source)
@@ -253,7 +254,7 @@ def train_model(
         training.save(checkpoint)
         raise StoppedError(
             f"stopped by {stop.signal} at step {training.step} of {source.steps}; "
-            f"run again to go on from there ({checkpoint})"
+            f"run again to continue from there ({checkpoint})"
         )
 
     with stoppable() as stop:
@@ -273,7 +274,7 @@ def train_model(
 
 
 def text_from(tokens: Tokens, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Contexts that begin anywhere in the text of a split, each with BOS where the split's have it.
+    """Return contexts that begin anywhere in the text of a split, with BOS as in the split.
 
     Args:
         tokens: the split.
@@ -291,7 +292,7 @@ def text_from(tokens: Tokens, starts: NDArray[np.int64]) -> NDArray[np.int64]:
 def _initial_model(
     source: TrainSource, tokens: Tokens, *, seed: int, subject: str
 ) -> GPTNeoXForCausalLM:
-    """The untrained model, on the CPU in float32."""
+    """Make the untrained model, on the CPU in float32."""
     head_width = source.d_model // source.n_heads
     rotary_width = int(head_width * source.rotary_share)
     if rotary_width < 2 or rotary_width % 2:
@@ -321,7 +322,7 @@ def _initial_model(
             "partial_rotary_factor": source.rotary_share,
         },
     )
-    # transformers draws from the global CPU generator; whoever uses it finds it as it was.
+    # transformers draws from the global CPU generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "subject_init", subject))
         model = GPTNeoXForCausalLM(config)

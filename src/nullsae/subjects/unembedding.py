@@ -1,4 +1,4 @@
-"""How a direction at a site moves the logits: read from what the model does."""
+"""How a direction at a site moves the logits, found from the model's behaviour."""
 
 from __future__ import annotations
 
@@ -14,41 +14,40 @@ from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import PROBE_TOKENS, Subject
 from nullsae.subjects.site_gates import is_projected_plainly
 
-# Rounding that is allowed where two forms of one number are compared, as a share of it.
+# Allowed rounding between two forms of one number, as a share of it.
 TOLERANCE = 1e-3
 
 
 class NoDirectPathError(ValueError):
-    """What lies between the last block and the logits is not one norm and one matrix."""
+    """The part between the last block and the logits is not one norm and one matrix."""
 
 
 @torch.inference_mode()
 def direct_path(subject: Subject, site: str) -> Tensor:
-    """The linear map from a site to the logits: float32 [vocab, width of the site].
+    """Return the linear map from a site to the logits: float32 [vocab, width of the site].
 
     Row v times a direction is the direct effect of that direction on the logit of token v, up to a
-    positive factor that all tokens share: the unembedding, the gain of the final norm, and its
-    centring if it has one. Scales behind it and soft caps keep the order of tokens; biases are no
-    effect of the direction. The norm is found by what it reads and what the head reads, and its
-    form by what it does to probes, not by names. At `hook_z` and `mlp_post` the output projection
-    comes before all of this.
+    positive factor common to all tokens: the unembedding, the gain of the final norm, and its
+    centring if it has one. Later scales and soft caps keep the order of tokens; biases are not
+    effects of the direction. The norm is identified by what it and the head read, its form by its
+    effect on probes, never by names. At `hook_z` and `mlp_post` the output projection comes first.
 
     Raises:
         NoDirectPathError: the model has another form, or the site is not written to the residual
-            stream by one matrix; says which.
+            stream by one matrix; the message says which.
     """
     if site_kind(site) in RESIDUAL:
         return _from_stream(subject)
     if site_kind(site) not in PROJECTED:
         raise NoDirectPathError("the site is not in the residual stream and not written to it")
     if not is_projected_plainly(subject, site):
-        raise NoDirectPathError("a norm stands between the site's projection and the stream")
+        raise NoDirectPathError("a norm follows the site's projection into the stream")
     path = _from_stream(subject)
     return path @ subject.point(site).matrix.to(path)
 
 
 def _from_stream(subject: Subject) -> Tensor:
-    """The same from the residual stream: float32 [vocab, d_model]."""
+    """Return the map from the residual stream: float32 [vocab, d_model]."""
     model = subject.model
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
@@ -65,7 +64,7 @@ def _from_stream(subject: Subject) -> Tensor:
 
 
 def _final_norm(subject: Subject, head: nn.Module) -> nn.Module | None:
-    """The module between the last block and the head; None where the head reads the block."""
+    """Return the module between the last block and the head; None if the head reads the block."""
     model = subject.model
     ids = torch.arange(PROBE_TOKENS)[None] % subject.recipe.get("vocab_size", PROBE_TOKENS)
     last = subject.block_outputs[-1]
@@ -90,15 +89,15 @@ def _final_norm(subject: Subject, head: nn.Module) -> nn.Module | None:
         for hook in hooks:
             hook.remove()
     if not read or read[0].numel() != stream.numel():
-        raise NoDirectPathError("the head does not read one row for each token")
-    # The last first: norms of blocks that add nothing read the same. And norms before none: one
-    # that finds all tokens centred and of one size only scales these.
+        raise NoDirectPathError("the head does not read one row per token")
+    # Last first, because norms of blocks that add nothing read the same. And norms before no norm:
+    # one that gets centred tokens of equal size only scales them.
     for module, output in reversed(found):
         if _proportional(output.to(read[0].device), read[0]):
             return module
     if _proportional(stream.to(read[0].device), read[0]):
         return None
-    raise NoDirectPathError("what lies between the last block and the head is not one norm")
+    raise NoDirectPathError("the part between the last block and the head is not one norm")
 
 
 def _proportional(a: Tensor, b: Tensor) -> bool:
@@ -109,11 +108,11 @@ def _proportional(a: Tensor, b: Tensor) -> bool:
 
 
 def _form(norm: nn.Module, d_model: int) -> tuple[Tensor, bool]:
-    """Gain of a norm, float32 [d_model], and whether it takes the mean away.
+    """Return the gain of a norm, float32 [d_model], and whether it subtracts the mean.
 
     A norm is x -> gain * (x - mean of x, or x) / (a number of the row) + bias. +1 and -1 in turn
-    have mean 0 and size 1, so that both kinds give the gain of each dimension. In an odd number of
-    dimensions one is left at 0, and another one in a second probe.
+    have mean 0 and size 1, so both kinds give the gain of each dimension. With an odd number of
+    dimensions one stays at 0, and another one in a second probe.
     """
     norm = deepcopy(norm).float()
     first = next(norm.parameters(), torch.empty(0))

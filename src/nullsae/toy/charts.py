@@ -35,14 +35,14 @@ VARIANCES = {
 }
 LOGARITHMIC = ("l0", "l1", "l1_over_sqrt_l2")
 LOWEST = -0.1
-"""Explained variance below which points are not drawn."""
+"""Points with a lower explained variance are not drawn."""
 PANEL_WIDTH, PANEL_HEIGHT = 185, 190
 
 
 def averages(rows: Iterable[Row], columns: Iterable[str]) -> list[Row]:
-    """Columns averaged over seeds, a row per data, expansion and coefficient, in their order.
+    """Average columns over seeds, a row per data, expansion and coefficient, in their order.
 
-    A column in which any seed has no value has none.
+    A column without a value in some seed has none.
     """
     keys, columns = ("data", "expansion", "l1_coefficient"), list(columns)
     groups: dict[tuple[Any, ...], list[Row]] = {}
@@ -57,9 +57,9 @@ def averages(rows: Iterable[Row], columns: Iterable[str]) -> list[Row]:
 
 
 def pareto(rows: list[Row], variance: str, *, title: str) -> alt.VConcatChart:
-    """Explained variance against each measure of sparsity, a line of panels per width.
+    """Plot explained variance against each measure of sparsity, a line of panels per width.
 
-    Rows are those of the table `toy` of one source; `variance` is a key of `VARIANCES`.
+    Rows are those of the table `toy` for one source; `variance` is a key of `VARIANCES`.
     """
     n_seeds = len({row["seed"] for row in rows})
     true_l0 = [row["true_l0"] for row in rows if row["true_l0"] is not None]
@@ -121,9 +121,9 @@ RECOVERY = {
 
 
 def recovery(rows: list[Row], *, title: str) -> alt.HConcatChart:
-    """Mean max cosine to true features, and to their images, against the coefficient.
+    """Plot mean max cosine to true features, and to their images, against the coefficient.
 
-    Rows are those of the table `toy` of one source that has true features.
+    Rows are those of the table `toy` for one source with true features.
     """
     panels = []
     names = [str(width) for width in sorted({row["n_latents"] for row in rows})]

@@ -25,22 +25,22 @@ Generators = Callable[[str], torch.Generator]
 
 @dataclass(frozen=True)
 class Samples:
-    """Vectors to train on, with their true features where these are known."""
+    """Vectors to train on, with their true features if these are known."""
 
     x: Tensor
     """Float32 [n, d]."""
     directions: Tensor | None = None
-    """The true features, float32 [n_true_features, d] with unit rows, where the vectors are sums
-    of them; None for all others."""
+    """The true features, float32 [n_true_features, d] with unit rows, if the vectors are sums of
+    them; else None."""
     images: Tensor | None = None
-    """What the random network makes of each true feature alone, with unit rows, where the vectors
-    are its outputs. Not true features: the outputs are no sums of them."""
+    """The random network's output for each true feature alone, with unit rows, if the vectors are
+    its outputs. These are not true features, because the outputs are not sums of them."""
     mean_active: float | None = None
-    """True features active in a sample, counted."""
+    """Mean number of true features active in a sample, counted."""
 
 
 def make_samples(params: TrainToyParams) -> Samples:
-    """The vectors of one job. They depend on the source, the data and the seed alone.
+    """Make the vectors of one job, which depend only on the source, the data and the seed.
 
     Raises:
         UserError: a file of word vectors is missing or not in GloVe's format.
@@ -66,12 +66,12 @@ def make_samples(params: TrainToyParams) -> Samples:
 
 
 def sharkey(source: SharkeySource, generators: Generators) -> Samples:
-    """Sums of sparse true features with correlated, unequal probabilities.
+    """Make sums of sparse true features with correlated, unequal probabilities.
 
     Sharkey, Braun and Millidge 2022, "Taking features out of superposition with sparse
     autoencoders", as in the appendix of arXiv 2501.17727: unit directions; a sample's normals are
-    N(0, A A^T) with A of standard normals; `activation_probabilities` makes them probabilities;
-    active features have a coefficient from U[0, 1).
+    N(0, A A^T) with A of standard normals; `activation_probabilities` turns them into
+    probabilities; active features have a coefficient from U[0, 1).
     """
     n, d, m = source.n_samples, source.d_input, source.n_true_features
     normals = torch.randn(m, d, dtype=torch.float64, generator=generators("toy_directions"))
@@ -87,10 +87,10 @@ def sharkey(source: SharkeySource, generators: Generators) -> Samples:
 
 
 def mixing_matrix(source: SharkeySource, generator: torch.Generator) -> Tensor:
-    """A of the covariance A A^T of the normals, float64 [n_true_features, n_true_features].
+    """Draw A of the normals' covariance A A^T, float64 [n_true_features, n_true_features].
 
     Entries are standard normal; with `normalize_covariance` rows have unit norm, so that the
-    covariance has ones on its diagonal. A g of standard normals g has that covariance.
+    covariance has ones on its diagonal. A g has that covariance for standard normals g.
     """
     m = source.n_true_features
     mixing = torch.randn(m, m, dtype=torch.float64, generator=generator)
@@ -98,10 +98,10 @@ def mixing_matrix(source: SharkeySource, generator: torch.Generator) -> Tensor:
 
 
 def activation_probabilities(source: SharkeySource, normals: Tensor) -> Tensor:
-    """Probability of each true feature in each sample, from z float64 [n, n_true_features].
+    """Return each true feature's probability in each sample, from z float64 [n, n_true_features].
 
     Phi(z_i)^(exponent * i) with i from 0, rescaled so that each sample's probabilities add up to
-    `mean_active`, then cut off at 1, which takes from the sum what is above.
+    `mean_active`, then clipped at 1, which lowers the sum.
     """
     exponents = source.probability_exponent * torch.arange(normals.shape[1], dtype=torch.float64)
     p = torch.special.ndtr(normals) ** exponents
@@ -112,10 +112,10 @@ def activation_probabilities(source: SharkeySource, normals: Tensor) -> Tensor:
 def gaussian_control(
     x: Tensor, how: Literal["matched", "scalar"], generator: torch.Generator
 ) -> Tensor:
-    """As many normal vectors as `x` has, float32 [n, d].
+    """Draw as many normal vectors as `x` has, float32 [n, d].
 
-    `matched` have the mean and covariance of `x`; `scalar` have i.i.d. entries with the mean and
-    standard deviation of all entries of `x`.
+    `matched` vectors have the mean and covariance of `x`; `scalar` ones have i.i.d. entries with
+    the mean and standard deviation of all entries of `x`.
     """
     noise = torch.randn(x.shape, dtype=torch.float64, generator=generator)
     if how == "scalar":
@@ -131,7 +131,7 @@ def gaussian_control(
 def random_network(
     d: int, hidden_factor: int, generator: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    """An untrained network d -> hidden_factor * d -> d with ReLU, as PyTorch initializes it.
+    """Make an untrained network d -> hidden_factor * d -> d with ReLU, initialized like PyTorch.
 
     It takes and returns float32 [n, d]. Weights and biases of `torch.nn.Linear` are U(-b, b) with
     b = 1 / sqrt(inputs).
@@ -151,13 +151,13 @@ def random_network(
 
 
 def read_word_vectors(source: WordVectorsSource) -> Tensor:
-    """The vectors of a text file, float32 [n, d]: in each line a word and d numbers.
+    """Read the vectors of a text file, float32 [n, d]: each line has a word and d numbers.
 
-    The first line says how many numbers there are. A word may hold spaces, as some of GloVe's do.
+    The first line determines d. Words may contain spaces, as some of GloVe's do.
 
     Raises:
-        UserError: the file is missing, too short, or a line of it is not in this format; names the
-            file and the line.
+        UserError: the file is missing, too short, or a line is not in this format; names the file
+            and the line.
     """
     path = Path(source.path).expanduser()
     rows: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""Sparsity of codes and explained variance: norms are taken per sample, then averaged."""
+"""Sparsity of codes and explained variance: norms are computed per sample, then averaged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from nullsae.toy.training import Standardized, Weights, decode, encode
 
 CHUNK_ENTRIES = 1 << 24
-"""Entries of the codes that are held at a time."""
+"""Entries of the codes that are kept at a time."""
 MEASURES = ("l0", "l1", "l1_over_sqrt_l2", "hoyer")
 
 
 def norms(v: Tensor) -> Tensor:
-    """Entries that are not 0, sum of absolute values and Euclidean norm of each row of v [n, k].
+    """Return nonzero entries, sum of absolute values and Euclidean norm of each row of v [n, k].
 
     Returns:
         Float64 [n, 3], on the CPU.
@@ -27,19 +27,19 @@ def norms(v: Tensor) -> Tensor:
 
 
 def sparsity(of_samples: Tensor, n_entries: int) -> dict[str, Any]:
-    """Sparsity measures of samples, each measured on its own and then averaged.
+    """Compute sparsity measures of each sample, then average them.
 
     Hoyer's (2004) is (sqrt(k) - L1 / L2) / (sqrt(k) - 1): 1 for a single entry, 0 for k equal
-    ones, whatever the scale. It has no value where nothing is active, and is averaged over the
-    others. L1 / sqrt(L2) grows with the square root of the scale; it is 0 where nothing is active.
+    ones, independent of scale. It is undefined if nothing is active, and averaged over the other
+    samples. L1 / sqrt(L2) grows with the square root of the scale; it is 0 if nothing is active.
 
     Args:
         of_samples: what `norms` returns, float64 [n, 3].
         n_entries: k, the length of the vectors, at least 2.
 
     Returns:
-        The means `l0`, `l1`, `l1_over_sqrt_l2` and `hoyer` (None where no sample is active), and
-        `active_share`, the share of the samples with any entry that is not 0.
+        The means `l0`, `l1`, `l1_over_sqrt_l2` and `hoyer` (None if no sample is active), and
+        `active_share`, the share of samples with any nonzero entry.
     """
     l0, l1, l2 = of_samples.unbind(dim=1)
     active = l2 > 0
@@ -59,11 +59,10 @@ def sparsity(of_samples: Tensor, n_entries: int) -> dict[str, Any]:
 def explained_variance(
     x: Tensor, output: Tensor, *, about: Literal["mean", "scalar"] = "mean"
 ) -> float | None:
-    """1 - sum |x - output|^2 / sum |x - mean of x|^2 over all rows of x [n, d], in float64.
+    """Compute 1 - sum |x - output|^2 / sum |x - mean of x|^2 over all rows of x [n, d], in float64.
 
-    About the `scalar` mean of all entries, as in the paper's toy models, what all rows have in
-    common counts as variance, so that an SAE that knows nothing else can explain much.
-    None where there is no variance.
+    With the `scalar` mean of all entries, as in the paper's toy models, what all rows share counts
+    as variance, so an SAE that learns only this can explain much. None without variance.
     """
     exact = x.double()
     mean = exact.mean(dim=0) if about == "mean" else exact.mean()
@@ -72,17 +71,17 @@ def explained_variance(
 
 
 def mmcs(directions: Tensor, decoder: Tensor) -> float:
-    """Mean over directions [m, d] of the largest cosine with any decoder row [n_latents, d]."""
+    """Average, over directions [m, d], the largest cosine with a decoder row [n_latents, d]."""
     cosines = F.normalize(directions.double(), dim=1) @ F.normalize(decoder.double(), dim=1).T
     return float(cosines.max(dim=1).values.mean())
 
 
 @torch.no_grad()
 def evaluate(weights: Weights, scaled: Standardized, x: Tensor) -> dict[str, Any]:
-    """Measures of one SAE on held-out vectors: standardized, and x as they came, float32 [n, d].
+    """Measure one SAE on held-out vectors: standardized, and x as they came, float32 [n, d].
 
-    `mse` (mean over entries), both explained variances, what `sparsity` says of the codes, and
-    `alive_share`, the share of the latents that fired on any sample.
+    Returns `mse` (mean over entries), both explained variances, the `sparsity` of the codes, and
+    `alive_share`, the share of latents that fired on any sample.
     """
     n_latents = weights.encoder.shape[2]
     rows = max(1, CHUNK_ENTRIES // n_latents)

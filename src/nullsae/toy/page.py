@@ -30,7 +30,7 @@ def report_toy(params: ReportToyParams, root: Path) -> None:
     """Join all sweeps into `paths.TOY_TABLE`, draw the figures, write `paths.TOY_PAGE`.
 
     Raises:
-        UserError: a sweep is missing, damaged or made by another version.
+        UserError: a sweep is missing, damaged or from another version.
     """
     toy = params.toy
     rows = [
@@ -73,7 +73,7 @@ def report_toy(params: ReportToyParams, root: Path) -> None:
 
 
 def _figures(toy: Toy, name: str, rows: list[Row]) -> dict[str, tuple[str, str]]:
-    """Title and SVG of each figure of a source, by its name in `config.toy.toy_figures`."""
+    """Return title and SVG of each figure of a source, by its name in `config.toy.toy_figures`."""
     titles = (f"What SAEs keep: {name}", f"What SAEs keep, by the paper's measure: {name}")
     found = {}
     for suffix, variance, title in zip(("", "_scalar"), VARIANCES, titles, strict=True):
@@ -85,7 +85,7 @@ def _figures(toy: Toy, name: str, rows: list[Row]) -> dict[str, tuple[str, str]]
 
 
 def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation (n - 1) of values; none where any is missing, or too few."""
+    """Return mean and standard deviation (n - 1) of values; None if any is missing, or too few."""
     found = list(values)
     known = [value for value in found if value is not None]
     if not found or len(known) < len(found):
@@ -94,10 +94,10 @@ def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | N
 
 
 def of_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Sparsity of the vectors themselves, mean over seeds, a row per kind of data."""
+    """Return the sparsity of the vectors themselves, mean over seeds, a row per kind of data."""
     found = []
     for data in DATA:
-        # One row per seed: all of its SAEs saw the same vectors.
+        # One row per seed, because all of its SAEs saw the same vectors.
         by_seed = {row["seed"]: row for row in rows if row["data"] == data}
         columns = ("explained_variance_of_mean", *(f"data_{measure}" for measure in MEASURE_TITLES))
         means = {c: mean_and_sd(row[c] for row in by_seed.values())[0] for c in columns}
@@ -106,7 +106,7 @@ def of_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def interpolated(l0: Sequence[float], values: Sequence[float | None], at: float) -> float | None:
-    """The value at one L0, linear in log L0 between the SAEs of a sweep; None outside of it.
+    """Interpolate the value at one L0, linear in log L0 between SAEs of a sweep; None outside.
 
     SAEs with an L0 of 0 and those without a value are left out.
     """
@@ -118,10 +118,11 @@ def interpolated(l0: Sequence[float], values: Sequence[float | None], at: float)
 
 
 def at_equal_l0(rows: Sequence[Row], variance: str) -> list[dict[str, Any]]:
-    """A column of explained variance at the same L0, by width and level: means and two gaps.
+    """Compare a column of explained variance at the same L0, by width and level.
 
-    `gap` is that of input minus Gaussian input, `mlp_gap` that of the random network's outputs for
-    either; each is taken within a seed, with its standard deviation over seeds.
+    Returns means and two gaps. `gap` is input minus Gaussian input, `mlp_gap` the same for the
+    random network's outputs; each is computed within a seed, with its standard deviation over
+    seeds.
     """
     found = []
     for expansion in dict.fromkeys(row["expansion"] for row in rows):

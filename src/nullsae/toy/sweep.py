@@ -26,7 +26,7 @@ def train_toy(
     """Train one SAE per coefficient on one kind of data, and write a row for each.
 
     Raises:
-        UserError: a file of word vectors is not as it should be, or no device of that name.
+        UserError: a file of word vectors is invalid, or the device does not exist.
     """
     write_table(output, sweep(params, progress=progress), SWEEP)
 
@@ -36,14 +36,14 @@ def sweep(
     *,
     progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> list[dict[str, Any]]:
-    """The rows of one job, in the order of the coefficients."""
+    """Return the rows of one job, in the order of the coefficients."""
     torch.set_num_threads(params.compute.threads)
     device = device_of(params.compute.device)
     keys, settings = params.keys, params.training
     samples = make_samples(params)
     train, heldout = _split(samples.x, params)
     n_latents = keys.expansion * train.shape[1]
-    # The same start for all data of a source, so that they differ in nothing else.
+    # The same start for all data of a source, so that nothing else differs.
     key = ("toy_start", keys.source, keys.expansion, keys.seed)
     start = start_weights(train.shape[1], n_latents, torch_generator(params.seed, *key))
 
@@ -78,7 +78,7 @@ def sweep(
 
 
 def _split(x: Tensor, params: TrainToyParams) -> tuple[Tensor, Tensor]:
-    """Samples to train on and to measure on, drawn at random."""
+    """Split samples at random into those to train on and those to measure on."""
     keys = params.keys
     n_heldout = max(2, round(params.training.heldout_share * len(x)))
     if n_heldout >= len(x):
@@ -92,7 +92,7 @@ def _split(x: Tensor, params: TrainToyParams) -> tuple[Tensor, Tensor]:
 
 
 def _recovered(samples: Samples, decoder: Tensor, start: Weights) -> dict[str, float | None]:
-    """Mean max cosine of decoder rows to true features or images, before and after training."""
+    """Return mean max cosines of decoder rows to true features or images, before and after."""
     return {
         f"{name}{when}": None if true is None else mmcs(true, rows)
         for name, true in (("mmcs", samples.directions), ("image_mmcs", samples.images))

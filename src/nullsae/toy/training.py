@@ -1,4 +1,4 @@
-"""The SAE of the paper's toy models, trained for many sparsity coefficients side by side."""
+"""The SAE of the paper's toy models, trained for many sparsity coefficients in parallel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nullsae.config.toy import ToyTraining
 
-# As in the authors' code: a sample whose entries are all the same is standardized to zeros.
+# As in the authors' code: a sample of equal entries is standardized to zeros.
 STD_EPSILON = 1e-8
 
 
@@ -23,27 +23,27 @@ class Weights:
     encoder: Tensor
     """[C, d, n_latents]."""
     bias: Tensor
-    """Of the encoder, [C, 1, n_latents]; the decoder has none."""
+    """Encoder biases, [C, 1, n_latents]; the decoder has none."""
     decoder: Tensor
-    """[C, n_latents, d], unit rows when it is used."""
+    """[C, n_latents, d], with unit rows in use."""
 
     def one(self, index: int) -> Weights:
-        """The weights of one SAE."""
+        """Return the weights of one SAE."""
         return Weights(*(tensor[index : index + 1] for tensor in self.tensors))
 
     def to(self, device: torch.device) -> Weights:
-        """The weights on a device."""
+        """Return the weights on a device."""
         return Weights(*(tensor.to(device) for tensor in self.tensors))
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Encoders, biases and decoders, in the shapes given above."""
+        """Return encoders, biases and decoders, in the shapes given above."""
         return self.encoder, self.bias, self.decoder
 
 
 @dataclass(frozen=True)
 class Standardized:
-    """Vectors, each with its own mean taken off and divided by its own standard deviation."""
+    """Vectors, each centred and divided by its own standard deviation."""
 
     z: Tensor
     """[n, d]."""
@@ -65,7 +65,7 @@ def standardize(x: Tensor) -> Standardized:
 
 
 def start_weights(d: int, n_latents: int, generator: torch.Generator) -> Weights:
-    """One SAE before training: encoder as `torch.nn.Linear` starts, decoder orthogonal.
+    """Initialize one SAE: encoder as `torch.nn.Linear` starts, decoder orthogonal.
 
     `d` is the dimension of the input, `n_latents` the width, at least d.
     """
@@ -79,13 +79,13 @@ def start_weights(d: int, n_latents: int, generator: torch.Generator) -> Weights
 
 
 def encode(weights: Weights, x: Standardized) -> Tensor:
-    """Codes [C, n, n_latents] of standardized vectors: ReLU(z W + b)."""
+    """Encode standardized vectors to codes [C, n, n_latents]: ReLU(z W + b)."""
     z = x.z.expand(len(weights.encoder), *x.z.shape)
     return F.relu(torch.baddbmm(weights.bias, z, weights.encoder))
 
 
 def decode(weights: Weights, codes: Tensor, x: Standardized) -> Tensor:
-    """Reconstructions [C, n, d] in the units of the vectors as they came."""
+    """Decode to reconstructions [C, n, d] in the units of the original vectors."""
     return torch.bmm(codes, weights.decoder) * x.std + x.mean
 
 
@@ -100,8 +100,8 @@ def train_together(
 ) -> Weights:
     """Train one SAE per coefficient, all from one start and on the same batches.
 
-    The loss of each is mean |x - x^|^2 over entries plus its coefficient times mean |code|; the
-    SAEs share nothing but the data, so that each comes out as if it were alone, up to rounding.
+    The loss of each is mean |x - x^|^2 over entries plus its coefficient times mean |code|. The
+    SAEs share only the data, so each equals one that was trained alone, up to rounding.
 
     Args:
         x: float32 [n, d], on the device to train on.
@@ -109,7 +109,7 @@ def train_together(
         coefficients: weights of the penalty.
         settings: how to train.
         order: the order of the samples in an epoch, int64 [n].
-        progress: called with steps done, steps in all, and the mean loss, once an epoch.
+        progress: called with steps done, steps in total, and the mean loss, once per epoch.
 
     Returns:
         The trained SAEs, in the order of the coefficients, decoder rows of unit norm.

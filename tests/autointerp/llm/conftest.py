@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# The scripted server serves the judges' tests too, which lie one folder up.
+# The tests of judges one folder up use the scripted server as well.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llm_asking import ask
@@ -28,7 +28,7 @@ def server(process: ScriptedServer) -> ScriptedServer:
 
 @pytest.fixture
 def known(process: ScriptedServer, tmp_path: Path) -> ScriptedServer:
-    """A server whose abilities are known already."""
+    """A server whose abilities have been probed already."""
     process.set(**vars(Options()))
     ask(process.url, [99], tmp_path)
     process.reset()

@@ -1,4 +1,4 @@
-"""Requests to the scripted server, and what it must say to them."""
+"""Requests to the scripted server, and its expected replies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nullsae.autointerp.llm.messages import Reply, Request, Usage
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 
-# Requests that find out what the endpoint can do, with nothing but a plain question allowed.
+# Settings that allow only a plain question as a probe.
 PLAIN: dict[str, Any] = {"structured_output": "never", "logprobs": "never"}
 N_PLAIN_PROBES = 2
 N_PROBES = 4
@@ -40,7 +40,7 @@ def ask(
     endpoint: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[list[Reply | None], Usage]:
-    """Ask n questions, or those of the given numbers."""
+    """Ask n questions, or those with the given numbers."""
     numbers = range(n) if isinstance(n, int) else n
     settings = {"concurrency": 8, "timeout_seconds": 20.0} | settings
     found = Endpoint(
@@ -59,7 +59,7 @@ def contents(replies: list[Reply | None]) -> list[str | None]:
 
 
 if __name__ == "__main__":
-    # A job of its own, to be killed: settings of the endpoint and of the asking, root, number.
+    # A separate job, to be killed: settings of the endpoint and of asking, root, number.
     endpoint_, settings_, root_, n_ = sys.argv[1:]
     replies_, usage_ = ask_all(
         Endpoint.model_validate_json(endpoint_),

@@ -46,7 +46,7 @@ def token(text: str, logprob: float, *others: tuple[str, float], raw: Any = None
         *("token_limit", "truncated", "incomplete", "model_context_window_exceeded"),
     ],
 )
-def test_a_limit_on_tokens_is_one_under_whatever_name(reason: str) -> None:
+def test_a_token_limit_is_recognized_under_any_name(reason: str) -> None:
     assert read(answered("yes", finish_reason=reason)).reply.finish_reason == "length"
 
 
@@ -68,7 +68,7 @@ def test_a_plain_answer_gives_its_content_and_counts() -> None:
         ({"message": {"content": "ha"}, "finish_reason": "content_filter"}, "content_filter"),
     ],
 )
-def test_saying_nothing_is_an_empty_reply(choice: dict[str, Any], finish_reason: str) -> None:
+def test_no_content_is_an_empty_reply(choice: dict[str, Any], finish_reason: str) -> None:
     reply = read({"choices": [choice]}).reply
     assert (reply.content, reply.finish_reason) == ("", finish_reason)
 
@@ -91,7 +91,7 @@ def test_the_chosen_token_is_among_the_alternatives() -> None:
         (["x", "y"], "ab", []),
     ],
 )
-def test_texts_of_tokens_joined_are_the_content(
+def test_joined_texts_of_tokens_are_the_content(
     texts: list[str], content: str, kept: list[str]
 ) -> None:
     reply = read(answered(content, [token(text, -1.0) for text in texts])).reply
@@ -100,7 +100,7 @@ def test_texts_of_tokens_joined_are_the_content(
 
 
 @pytest.mark.parametrize("draft", ["1", "Perhaps 1 or 1?", '{"1": 1}</think>1 1', ""])
-def test_log_probabilities_are_those_of_the_answer_and_not_of_a_draft(draft: str) -> None:
+def test_log_probabilities_are_those_of_the_answer_not_of_a_draft(draft: str) -> None:
     tokens = [token(text, -5.0) for text in (*draft, "</think>")]
     tokens += [token("1", -0.25), token("<|im_end|>", -0.1)]
     (found,) = read(answered("1", tokens)).reply.tokens
@@ -132,7 +132,7 @@ def test_log_probabilities_are_those_of_the_answer_and_not_of_a_draft(draft: str
         ({"content": [{"type": "output_text", "text": "a"}, {"text": "b"}]}, "ab"),
     ],
 )
-def test_reasoning_that_the_server_tells_apart_is_no_content(
+def test_reasoning_separated_by_the_server_is_not_content(
     message: dict[str, Any], content: str
 ) -> None:
     assert (
@@ -140,7 +140,7 @@ def test_reasoning_that_the_server_tells_apart_is_no_content(
     )
 
 
-def test_a_character_of_two_tokens_is_put_together() -> None:
+def test_a_character_of_two_tokens_is_joined() -> None:
     first, second = "é".encode()[:1], "é".encode()[1:]
     tokens = [token("�", -1.0, raw=list(first)), token("�", -1.0, raw=list(second))]
     tokens = [token("a", -1.0, raw=[97]), *tokens, token("!", -1.0, raw=[33])]
@@ -149,14 +149,14 @@ def test_a_character_of_two_tokens_is_put_together() -> None:
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
-def test_passing_trouble_may_be_tried_again(status: int) -> None:
+def test_temporary_failures_may_be_retried(status: int) -> None:
     with pytest.raises(AttemptError, match=f"{status}: busy") as caught:
         read({"error": {"message": "busy"}}, status)
     assert caught.value.throttled == (status == 429)
 
 
 @pytest.mark.parametrize("body", [b"", b'{"choices": [{"mess', {"choices": []}, b"<html>", []])
-def test_a_200_without_a_reply_may_be_tried_again(body: Any) -> None:
+def test_a_200_without_a_reply_may_be_retried(body: Any) -> None:
     with pytest.raises(AttemptError):
         read(body)
 
@@ -207,7 +207,7 @@ def test_retry_after_may_be_a_date_in_the_future_or_past() -> None:
         (422, {"message": "strange field\nmore"}, r"refuses a request \(422: strange field\)"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_that_says_how(
+def test_errors_the_user_can_fix_are_one_line_that_says_how(
     status: int, error: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(RefusedError, match=named) as caught:
@@ -220,7 +220,7 @@ def test_a_filtered_prompt_is_an_empty_reply() -> None:
     assert (valid.reply.content, valid.reply.finish_reason) == ("", "content_filter")
 
 
-def test_alternatives_that_are_no_number_are_passed_over() -> None:
+def test_alternatives_without_a_valid_number_are_skipped() -> None:
     odd = {"token": "1", "logprob": -0.5, "top_logprobs": [{"token": "0", "logprob": None}, 7]}
     assert read(answered("1", [odd])).reply.tokens[0].alternatives == (("1", -0.5),)
 

@@ -1,4 +1,4 @@
-"""`llm.batch`: the endpoint's batch interface, by a server that has one."""
+"""`llm.batch`: the batch API of an endpoint that has one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BATCH: dict[str, Any] = {"batch": True, "batch_poll_seconds": 0.05}
 def spent(root: Path) -> float:
     cache = ReplyCache(root / Llm().cache)
     usd = cache.total_cost_usd()
-    # Nothing is set aside any more.
+    # Nothing is reserved any more.
     assert cache.reserve(1.0, usd + 1.0) is None
     cache.close()
     return usd
@@ -41,12 +41,12 @@ def left(root: Path) -> list[Path]:
 
 
 def end(i: int) -> str:
-    """What the last message of question i ends with."""
+    """Return the end of the last message of question i."""
     return question(i).messages[-1]["content"].splitlines()[-1]
 
 
 def job(url: str, root: Path, n: int, **settings: Any) -> subprocess.Popen[str]:
-    """The same questions, from a process of its own that says what it logs."""
+    """Start a separate process with the same questions, which prints its log."""
     endpoint = json.dumps({"model": "m", "base_url": url} | PLAIN)
     path = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return subprocess.Popen(
@@ -64,11 +64,11 @@ def test_questions_go_into_one_batch_at_half_the_price(
     assert contents(replies) == [expected(i) for i in range(N)]
     stats = server.stats()
     assert (stats["batches"], stats["batch_lines"]) == (1, N)
-    # What was uploaded and what came of it are deleted.
+    # Uploaded and resulting files are deleted.
     assert stats["files_left"] == 0
     whole, at_once = ask(server.url, N, tmp_path / "at_once", prices=PRICES)
     assert whole == replies
-    # What the endpoint can do is found out at once, at the whole price.
+    # Probes are sent immediately, at the full price.
     _, probes = ask(server.url, [0], tmp_path / "one", prices=PRICES)
     _, one = ask(server.url, [0, 1], tmp_path / "one", prices=PRICES)
     of_probes = probes.cost_usd - one.cost_usd
@@ -79,9 +79,7 @@ def test_questions_go_into_one_batch_at_half_the_price(
     assert (again, cached.calls) == (replies, 0)
 
 
-def test_answers_that_are_cut_go_into_a_second_batch(
-    server: ScriptedServer, tmp_path: Path
-) -> None:
+def test_truncated_answers_go_into_a_second_batch(server: ScriptedServer, tmp_path: Path) -> None:
     server.set(reasoning_tokens=200)
     replies, _ = ask(server.url, N, tmp_path, **BATCH)
     assert contents(replies) == [expected(i) for i in range(N)]
@@ -113,7 +111,7 @@ def test_a_killed_job_finds_its_batch_again_and_pays_nothing_twice(
     replies, usage = ask(server.url, N + 5, tmp_path, prices=PRICES, **settings)
     assert contents(replies) == [expected(i) for i in range(N + 5)]
     stats = server.stats()
-    # The second batch is of what the first one did not have.
+    # The second batch has only the requests that the first one lacked.
     assert (stats["batches"], stats["batch_lines"], stats["batch_repeated"]) == (2, N + 5, 0)
     assert usage.calls == N + 5
     assert left(tmp_path) == []
@@ -121,7 +119,7 @@ def test_a_killed_job_finds_its_batch_again_and_pays_nothing_twice(
 
 
 @pytest.mark.parametrize("trouble", ["batch_drops", "batch_busy"])
-def test_a_batch_that_was_made_without_telling_is_not_made_again(
+def test_a_batch_created_without_a_response_is_not_created_again(
     server: ScriptedServer, tmp_path: Path, trouble: str
 ) -> None:
     server.set(**{trouble: 1})
@@ -130,7 +128,7 @@ def test_a_batch_that_was_made_without_telling_is_not_made_again(
     assert (server.stats()["batches"], server.stats()["batch_repeated"]) == (1, 0)
 
 
-def test_a_job_that_was_killed_before_it_knew_its_batch_finds_it_by_name(
+def test_a_job_killed_before_it_knew_its_batch_finds_it_by_name(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(batch_seconds=0.5)
@@ -165,7 +163,7 @@ def test_two_jobs_with_the_same_questions_share_a_batch(
 @pytest.mark.parametrize(
     ("status", "message"), [(429, "slow down"), (500, "oops"), (503, "overloaded")]
 )
-def test_lines_that_failed_are_asked_again_and_the_others_are_kept(
+def test_failed_lines_are_requested_again_and_the_others_are_kept(
     server: ScriptedServer, tmp_path: Path, status: int, message: str
 ) -> None:
     server.set(batch_lines={end(i): [status, message] for i in (3, 7)})
@@ -176,7 +174,7 @@ def test_lines_that_failed_are_asked_again_and_the_others_are_kept(
     assert (usage.attempts_failed, usage.failed) == (2, 0)
 
 
-def test_a_line_that_is_refused_ends_the_job_and_the_others_are_kept(
+def test_a_refused_line_ends_the_job_and_the_others_are_kept(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(batch_lines={end(3): [400, "maximum context length is 9"]})
@@ -188,7 +186,7 @@ def test_a_line_that_is_refused_ends_the_job_and_the_others_are_kept(
     assert (stats["batches"], stats["batch_lines"], stats["batch_repeated"]) == (2, N, 0)
 
 
-def test_what_an_expired_batch_did_is_kept_and_the_rest_asked_again(
+def test_replies_of_an_expired_batch_are_kept_and_the_rest_requested_again(
     server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.set(batch_outcome="expired", batch_spared=15)
@@ -208,7 +206,7 @@ def test_what_an_expired_batch_did_is_kept_and_the_rest_asked_again(
         ("cancelled", "batch-0 cancelled .*run again to ask for the rest"),
     ],
 )
-def test_a_batch_that_came_to_nothing_is_said_in_one_line(
+def test_a_failed_batch_is_reported_in_one_line(
     server: ScriptedServer, tmp_path: Path, outcome: str, said: str
 ) -> None:
     server.set(batch_outcome=outcome, batch_spared=4)
@@ -230,7 +228,7 @@ def test_batches_without_a_reply_end_the_job(server: ScriptedServer, tmp_path: P
     assert server.stats()["batches"] == 3
 
 
-def test_an_endpoint_without_batches_is_said_in_one_line(
+def test_an_endpoint_without_batches_is_reported_in_one_line(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     url = f"{server.root}/openai/deployments/gpt"
@@ -241,9 +239,9 @@ def test_an_endpoint_without_batches_is_said_in_one_line(
     assert left(tmp_path) == []
 
 
-def test_batches_take_no_more_money_than_the_limit(server: ScriptedServer, tmp_path: Path) -> None:
+def test_batches_cost_no_more_than_the_limit(server: ScriptedServer, tmp_path: Path) -> None:
     limit = BATCH | {"prices": PRICES, "max_cost_usd": 0.7}
-    # Half of 0.14 USD at most for each; about a tenth of it in the end.
+    # At most half of 0.14 USD for each; in the end about a tenth of that.
     with pytest.raises(UserError, match=r"llm\.max_cost_usd: .* of 0\.7 USD are spent"):
         ask(server.url, 200, tmp_path, **limit)
     assert 0.7 - 0.07 < spent(tmp_path) <= 0.7

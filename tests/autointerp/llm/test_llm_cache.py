@@ -23,7 +23,7 @@ def kept(text: str = "yes", cost: float = 0.25) -> Kept:
 
 
 @pytest.mark.parametrize("reply", [LONG, Reply("", (), "refusal")])
-def test_a_reply_comes_back_bit_for_bit(tmp_path: Path, reply: Reply) -> None:
+def test_a_reply_is_read_back_bit_for_bit(tmp_path: Path, reply: Reply) -> None:
     path = tmp_path / "new" / "replies.sqlite"
     whole = Kept(reply, "m", 10, 2, 0.125)
     cache = ReplyCache(path)
@@ -37,7 +37,7 @@ def test_a_reply_comes_back_bit_for_bit(tmp_path: Path, reply: Reply) -> None:
     cache.close()
 
 
-def test_keys_depend_on_the_endpoint_and_on_each_byte_of_the_request() -> None:
+def test_keys_depend_on_the_endpoint_and_on_every_byte_of_the_request() -> None:
     keys = {reply_key(*a) for a in (("a", b"bc"), ("ab", b"c"), ("a", b"bd"), ("a", b"bc"))}
     assert len(keys) == 3
     assert {len(key) for key in keys} == {16}
@@ -53,7 +53,7 @@ def _write_many(path: Path, first: int, n: int) -> None:
 def test_many_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "replies.sqlite"
     context = multiprocessing.get_context("fork")
-    # Halves overlap: every second reply is paid by two processes.
+    # Halves overlap: every second reply is paid for by two processes.
     jobs = [context.Process(target=_write_many, args=(path, 50 * i, 100)) for i in range(6)]
     for job in jobs:
         job.start()
@@ -90,7 +90,7 @@ def test_spent_and_reserved_money_together_stay_within_the_limit(tmp_path: Path)
     last.close()
 
 
-def test_what_a_killed_process_had_reserved_counts_as_spent_once(tmp_path: Path) -> None:
+def test_reservations_of_a_killed_process_count_as_spent_once(tmp_path: Path) -> None:
     path = tmp_path / "replies.sqlite"
     script = (
         "import os, sys; from pathlib import Path\n"
@@ -102,7 +102,7 @@ def test_what_a_killed_process_had_reserved_counts_as_spent_once(tmp_path: Path)
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
     ).stdout
     assert out == "None\n"
-    # Its request was on the way, and may be on the bill.
+    # Its request was in flight, and may be billed.
     one, other = ReplyCache(path), ReplyCache(path)
     assert [cache.total_cost_usd() for cache in (one, other)] == [1.0, 1.0]
     assert one.reserve(0.1, 1.0) == 1.0
@@ -111,7 +111,7 @@ def test_what_a_killed_process_had_reserved_counts_as_spent_once(tmp_path: Path)
     other.close()
 
 
-def test_money_of_a_batch_stays_set_aside_until_it_is_settled(tmp_path: Path) -> None:
+def test_money_of_a_batch_stays_reserved_until_it_is_settled(tmp_path: Path) -> None:
     path = tmp_path / "replies.sqlite"
     cache = ReplyCache(path)
     assert cache.reserve(0.9, 1.0, batch="b") is None

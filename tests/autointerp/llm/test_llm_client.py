@@ -46,7 +46,7 @@ def test_no_fault_loses_or_doubles_a_reply(
     stats = server.stats()
     n_faults = stats["kinds"].get(str(fault.get("status", fault["kind"])), 0)
     assert n_faults >= N // every
-    # With short time-outs a busy machine may miss an answer in time, which is then asked again.
+    # With short timeouts, a busy machine may miss an answer, which is then requested again.
     n_missed = usage.attempts_failed - n_faults - stats["kinds"].get("left", 0)
     assert n_missed == 0 or hangs
     assert stats["repeated_answered"] == n_missed
@@ -60,7 +60,7 @@ def test_no_fault_loses_or_doubles_a_reply(
     ("kind", "finish_reason"),
     [("empty", "stop"), ("refusal", "refusal"), ("filtered", "content_filter")],
 )
-def test_saying_nothing_is_an_answer_that_is_kept(
+def test_an_empty_answer_is_kept(
     server: ScriptedServer, tmp_path: Path, kind: str, finish_reason: str, every: int
 ) -> None:
     server.set(faults=[{"kind": kind, "every": every, "after": N_PLAIN_PROBES}])
@@ -76,7 +76,7 @@ def test_saying_nothing_is_an_answer_that_is_kept(
 
 
 @pytest.mark.parametrize("every", [20, 5])
-def test_replies_without_the_log_probabilities_that_were_asked_for_are_kept(
+def test_replies_without_the_requested_log_probabilities_are_kept(
     server: ScriptedServer, tmp_path: Path, every: int
 ) -> None:
     server.set(faults=[{"kind": "no_logprobs", "every": every, "after": N_PROBES}])
@@ -93,7 +93,7 @@ def test_replies_without_the_log_probabilities_that_were_asked_for_are_kept(
     assert again == replies
 
 
-def test_a_request_that_never_succeeds_is_counted_and_the_others_are_not_held_up(
+def test_a_request_that_never_succeeds_is_counted_and_does_not_delay_the_others(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(faults=[{"kind": "status", "status": 500, "after": 2, "until": 5}])
@@ -105,7 +105,7 @@ def test_a_request_that_never_succeeds_is_counted_and_the_others_are_not_held_up
     assert (usage.calls, usage.cached_calls) == (2, 1)
 
 
-def test_retry_after_holds_up_all_requests(server: ScriptedServer, tmp_path: Path) -> None:
+def test_retry_after_delays_all_requests(server: ScriptedServer, tmp_path: Path) -> None:
     fault = {"kind": "status", "status": 429, "retry_after": "1", "after": 9, "until": 11}
     server.set(latency_seconds=0.05, faults=[fault])
     replies, usage = ask(server.url, 40, tmp_path)
@@ -116,7 +116,7 @@ def test_retry_after_holds_up_all_requests(server: ScriptedServer, tmp_path: Pat
     assert max(gaps) > 0.8
 
 
-def test_requests_above_what_an_endpoint_takes_at_once_all_get_through(
+def test_all_requests_succeed_despite_an_endpoints_concurrency_limit(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(latency_seconds=0.02, max_in_flight=4, retry_after="0.1")
@@ -125,7 +125,7 @@ def test_requests_above_what_an_endpoint_takes_at_once_all_get_through(
     assert usage.failed == 0
 
 
-def test_the_same_request_in_flight_is_asked_once(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_same_request_in_flight_is_sent_once(server: ScriptedServer, tmp_path: Path) -> None:
     server.set(latency_seconds=0.1)
     replies, usage = ask(server.url, [1, 2] * 10, tmp_path)
     assert contents(replies) == [expected(1), expected(2)] * 10
@@ -142,7 +142,7 @@ def test_a_second_run_asks_nothing_and_needs_no_server(tmp_path: Path) -> None:
     assert (usage.calls, usage.cached_calls, usage.cost_usd) == (0, N, 0)
 
 
-def test_two_runs_share_what_is_kept_and_pay_for_the_rest(
+def test_two_runs_share_cached_replies_and_pay_for_the_rest(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     prices = {"m": Price(input_usd_per_million_tokens=100.0, output_usd_per_million_tokens=1000.0)}
@@ -157,7 +157,7 @@ def test_two_runs_share_what_is_kept_and_pay_for_the_rest(
     cache.close()
 
 
-def test_progress_is_told_after_each_question(server: ScriptedServer, tmp_path: Path) -> None:
+def test_progress_is_reported_after_each_question(server: ScriptedServer, tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     session = Session(root=tmp_path, progress=lambda *told: seen.append(told))
     endpoint = Endpoint(model="m", base_url=server.url, **PLAIN)
@@ -168,7 +168,7 @@ def test_progress_is_told_after_each_question(server: ScriptedServer, tmp_path: 
     assert len(seen) == 12
 
 
-def test_money_stops_before_the_limit_and_what_was_paid_is_kept(
+def test_spending_stops_before_the_limit_and_paid_replies_are_kept(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(latency_seconds=0.01)
@@ -189,7 +189,7 @@ def test_money_stops_before_the_limit_and_what_was_paid_is_kept(
     assert server.stats()["repeated_answered"] == 0
 
 
-def test_an_endpoint_that_breaks_down_stops_the_run_and_what_came_before_is_kept(
+def test_an_endpoint_that_breaks_down_stops_the_run_and_earlier_replies_are_kept(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(faults=[{"kind": "status", "status": 502, "message": "no way", "after": 22}])
@@ -202,10 +202,10 @@ def test_an_endpoint_that_breaks_down_stops_the_run_and_what_came_before_is_kept
     assert server.stats()["repeated_answered"] == 0
 
 
-def test_after_a_fatal_error_what_is_in_flight_still_arrives_and_is_kept(
+def test_after_a_fatal_error_replies_in_flight_still_arrive_and_are_kept(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # On a busy machine a third of a second may take longer than the usual few.
+    # On a busy machine, a third of a second may take longer than the usual few seconds.
     monkeypatch.setattr("nullsae.autointerp.llm.sending.GRACE_SECONDS", 60.0)
     fault = {"kind": "status", "status": 403, "message": "no", "after": 5, "until": 7}
     server.set(latency_seconds=0.3, faults=[fault])
@@ -236,7 +236,7 @@ def test_an_error_of_the_caller_ends_the_run_and_keeps_the_replies(
     cache.close()
 
 
-def test_coroutines_of_a_generator_are_made_only_as_they_are_needed(
+def test_coroutines_of_a_generator_are_created_only_as_needed(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     made: list[int] = []
@@ -257,7 +257,7 @@ def test_coroutines_of_a_generator_are_made_only_as_they_are_needed(
     assert found[0][0] <= 10
 
 
-def test_a_model_serves_a_loop_that_runs_already(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_model_works_in_a_running_event_loop(server: ScriptedServer, tmp_path: Path) -> None:
     async def run() -> str:
         endpoint = Endpoint(model="m", base_url=server.url, **PLAIN)
         async with LanguageModel(endpoint, Llm(), root=tmp_path) as model:

@@ -1,4 +1,4 @@
-"""Answers that are cut or empty: asked for again with more tokens, or the end of a job."""
+"""Truncated or empty answers: requested again with more tokens, or the end of a job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nullsae.core.errors import UserError
 
 
 def know(server: ScriptedServer, root: Path) -> None:
-    """Have the server's abilities found out, before it is told to reason."""
+    """Have the server's abilities probed before it starts to reason."""
     ask(server.url, [99], root)
     server.reset()
 
@@ -30,14 +30,14 @@ def know(server: ScriptedServer, root: Path) -> None:
         ({"reasoning_tokens": 7000}, (100, 400, 1600, 6400, 8192)),
         ({"reasoning_tokens": 300, "cut_as": "max_tokens"}, (100, 400)),
         ({"reasoning_tokens": 300, "cut_as": "MAX_TOKENS"}, (100, 400)),
-        # Nothing in the reply says that it was cut, but that it is empty and as long as allowed.
+        # The reply is not marked as cut, but it is empty and as long as allowed.
         ({"reasoning_tokens": 300, "cut_as": "stop"}, (100, 400)),
-        # As OpenAI refuses what ends before the first word of an answer.
+        # OpenAI refuses an answer that ends before its first word.
         ({"reasoning_tokens": 500, "cut_as": "400"}, (100, 400, 1600)),
         ({"answers": "numbers"}, (100, 400)),
     ],
 )
-def test_a_cut_answer_is_asked_for_again_with_four_times_the_tokens(
+def test_a_truncated_answer_is_requested_again_with_four_times_the_tokens(
     server: ScriptedServer, tmp_path: Path, options: dict[str, Any], limits: tuple[int, ...]
 ) -> None:
     know(server, tmp_path)
@@ -52,7 +52,7 @@ def test_a_cut_answer_is_asked_for_again_with_four_times_the_tokens(
     assert (again, cached.calls) == (replies, 0)
 
 
-def test_what_was_cut_at_the_cap_is_no_answer_and_is_not_paid_again(
+def test_an_answer_truncated_at_the_cap_does_not_count_and_is_not_paid_again(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(reasoning_tokens=1000)
@@ -67,13 +67,13 @@ def test_what_was_cut_at_the_cap_is_no_answer_and_is_not_paid_again(
     assert usage.failed == 0
 
 
-def test_a_limit_above_the_cap_stands_as_it_is(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_limit_above_the_cap_is_unchanged(server: ScriptedServer, tmp_path: Path) -> None:
     server.set(reasoning_tokens=20)
     replies, _ = ask(server.url, 3, tmp_path, endpoint=PLAIN | {"completion_tokens_cap": 10})
     assert contents(replies) == [expected(i) for i in range(3)]
 
 
-def test_a_limit_larger_than_the_model_gives_is_the_end_of_asking_again(
+def test_requests_are_not_repeated_beyond_the_models_own_limit(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     know(server, tmp_path)
@@ -85,7 +85,9 @@ def test_a_limit_larger_than_the_model_gives_is_the_end_of_asking_again(
     assert [*limits] == ["100", "400", "1600"]
 
 
-def test_most_answers_cut_end_a_long_job_early(server: ScriptedServer, tmp_path: Path) -> None:
+def test_mostly_truncated_answers_end_a_long_job_early(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     know(server, tmp_path)
     server.set(reasoning_tokens=10_000)
     capped = PLAIN | {"completion_tokens_cap": 100}
@@ -102,7 +104,7 @@ def test_most_answers_cut_end_a_long_job_early(server: ScriptedServer, tmp_path:
         ("filtered", 25, "model: 2. of 2. answers of m .* are refusals"),
     ],
 )
-def test_mostly_empty_answers_end_a_job_by_the_key_that_mends_it(
+def test_mostly_empty_answers_end_a_job_and_name_the_key_to_change(
     server: ScriptedServer, tmp_path: Path, kind: str, n: int, said: str
 ) -> None:
     server.set(faults=[{"kind": kind, "after": N_PLAIN_PROBES}])
@@ -113,7 +115,7 @@ def test_mostly_empty_answers_end_a_job_by_the_key_that_mends_it(
 
 
 @pytest.mark.parametrize("kind", ["empty", "refusal", "filtered"])
-def test_a_few_empty_answers_end_no_small_job(
+def test_a_few_empty_answers_do_not_end_a_small_job(
     server: ScriptedServer, tmp_path: Path, kind: str
 ) -> None:
     server.set(faults=[{"kind": kind, "after": N_PLAIN_PROBES}])
@@ -122,7 +124,7 @@ def test_a_few_empty_answers_end_no_small_job(
     assert usage.empty == 3
 
 
-def test_some_cut_answers_count_as_failed_and_the_others_are_kept(
+def test_some_truncated_answers_count_as_failed_and_the_others_are_kept(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     capped = PLAIN | {"completion_tokens_cap": 100}
@@ -134,7 +136,7 @@ def test_some_cut_answers_count_as_failed_and_the_others_are_kept(
     assert (usage.failed, usage.calls, usage.cached_calls) == (4, 4, 6)
 
 
-def test_abilities_that_small_limits_hid_are_found_out_with_larger_ones(
+def test_abilities_hidden_by_small_limits_are_found_with_larger_ones(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(reasoning_tokens=900)

@@ -73,7 +73,7 @@ SCHEMA = {"type": "object", "properties": {}}
         ),
     ],
 )
-def test_what_an_endpoint_can_do_is_found_out_once(
+def test_an_endpoints_abilities_are_probed_once(
     process: ScriptedServer,
     tmp_path: Path,
     options: dict[str, Any],
@@ -90,7 +90,7 @@ def test_what_an_endpoint_can_do_is_found_out_once(
     cache.close()
     assert found is not None
     assert Abilities(**found) == abilities
-    # An answer that is cut at 100 tokens is asked for again with 400.
+    # An answer that is cut at 100 tokens is requested again with 400.
     times = 2 if options.get("answers") == "numbers" else 1
     assert process.stats()["requests"] == n_probes + times * 2
     assert usage.calls + usage.attempts_failed == n_probes + times * 2
@@ -100,7 +100,7 @@ def test_what_an_endpoint_can_do_is_found_out_once(
     assert process.stats()["requests"] == n_probes + times * 4
 
 
-def test_a_request_is_the_same_bytes_whatever_the_order_of_its_fields() -> None:
+def test_a_requests_bytes_do_not_depend_on_the_order_of_fields() -> None:
     one = Endpoint(model="m", extra_body={"a": 1, "b": {"c": 1, "d": 2}})
     other = Endpoint(model="m", extra_body={"b": {"d": 2, "c": 1}, "a": 1})
     request = Request(({"role": "user", "content": "é"},), 5)
@@ -108,7 +108,7 @@ def test_a_request_is_the_same_bytes_whatever_the_order_of_its_fields() -> None:
     assert request_body(request, one, Abilities()) == request_body(reordered, other, Abilities())
 
 
-def test_a_request_holds_what_the_settings_and_abilities_say() -> None:
+def test_a_request_follows_settings_and_abilities() -> None:
     endpoint = Endpoint(
         model="m", temperature=0.5, seed=3, extra_body={"reasoning_effort": "minimal"}
     )
@@ -160,7 +160,7 @@ ASSISTANT = {"role": "assistant", "content": "a"}
         ((SYSTEM,), [{"role": "user", "content": "s"}]),
     ],
 )
-def test_without_a_system_role_its_text_opens_the_users_first_message(
+def test_without_a_system_role_its_text_starts_the_users_first_message(
     messages: tuple[dict[str, str], ...], sent: list[dict[str, str]]
 ) -> None:
     endpoint = Endpoint(model="m")
@@ -170,7 +170,7 @@ def test_without_a_system_role_its_text_opens_the_users_first_message(
     assert json.loads(request_body(request, endpoint, Abilities()))["messages"] == list(messages)
 
 
-def test_other_settings_are_found_out_anew() -> None:
+def test_other_settings_are_probed_again() -> None:
     keys = {
         abilities_key(Endpoint(model=model, base_url=url, logprobs=logprobs), longest)
         for model in ("m", "n")
@@ -200,7 +200,7 @@ NO_LOGPROBS = "You are not allowed to request logprobs"
         ({"temperature": [403, "you may not set temperature"]}, Abilities(True, 20, True, False)),
     ],
 )
-def test_what_a_key_may_not_ask_for_is_an_ability_and_no_bad_key(
+def test_a_key_without_a_permission_is_a_missing_ability_not_a_bad_key(
     process: ScriptedServer, tmp_path: Path, forbidden: dict[str, Any], abilities: Abilities
 ) -> None:
     process.set(**(vars(Options()) | {"forbidden": forbidden}))
@@ -216,7 +216,7 @@ def test_what_a_key_may_not_ask_for_is_an_ability_and_no_bad_key(
 @pytest.mark.parametrize(
     "path", ["/openai/deployments/gpt", "/openai/deployments/gpt/chat/completions"]
 )
-def test_the_query_of_an_address_stays_behind_the_path_and_keys_go_into_headers(
+def test_the_query_of_an_address_follows_the_path_and_keys_go_into_headers(
     process: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setenv("AZURE_KEY", "s3cr3t-0123456789")
@@ -232,7 +232,7 @@ def test_the_query_of_an_address_stays_behind_the_path_and_keys_go_into_headers(
         "/openai/deployments/gpt/chat/completions?api-version=2024-10-21&x=1": 4
     }
     assert stats["authorization"] == {"none": 4}
-    # A wrong key is named by its variable, and the endpoint's answer that repeats it is blanked.
+    # A wrong key is named by its variable, and blanked in the endpoint's answer that repeats it.
     monkeypatch.setenv("AZURE_KEY", "wr0ng-0123456789")
     with pytest.raises(UserError, match=r"headers_env: .* refuses the key in AZURE_KEY") as caught:
         ask(url, 3, tmp_path, endpoint=azure)

@@ -25,7 +25,7 @@ KEY = "sk-planted-5up3rs3cr3t"
 
 
 def job(url: str, root: Path, n: int, **settings: Any) -> subprocess.Popen[str]:
-    """The same questions as `ask`, from a process of its own that has the planted key."""
+    """Start a separate process with the questions of `ask` and the planted key."""
     endpoint = {"model": "m", "base_url": url, "api_key_env": "PLANTED"} | PLAIN
     settings = {"concurrency": 8, "timeout_seconds": 20.0} | settings
     arguments = [json.dumps(endpoint), json.dumps(settings), str(root), str(n)]
@@ -61,7 +61,7 @@ def test_a_missing_key_is_named_and_local_addresses_need_none(
     assert server.stats()["authorization"] == {"none": 1 + N_PLAIN_PROBES}
 
 
-def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
+def test_a_key_that_no_header_can_contain_is_refused_without_showing_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ODD_KEY", "sk-a b\nc")
@@ -76,10 +76,10 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
         ({"models": ["other"]}, "model: .* does not know 'm' .*404: The model `m` does not exist"),
         ({"max_characters": 10}, "windows_per_prompt, shown_windows: .*maximum context length"),
         ({"refused_fields": ["messages"]}, "refuses a request .*400: Unsupported parameter"),
-        ({"key": "right"}, "api_key_env: .* wants a key, and none was sent"),
+        ({"key": "right"}, "api_key_env: .* wants a key, but none was sent"),
     ],
 )
-def test_what_asking_again_cannot_mend_is_one_line(
+def test_permanent_failures_are_one_line(
     server: ScriptedServer, tmp_path: Path, options: dict[str, Any], said: str
 ) -> None:
     server.set(**options)
@@ -88,7 +88,7 @@ def test_what_asking_again_cannot_mend_is_one_line(
     assert server.stats()["requests"] == 1
 
 
-def test_an_address_where_nothing_answers_is_said_at_once(tmp_path: Path) -> None:
+def test_an_address_where_nothing_answers_is_reported_at_once(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -100,11 +100,11 @@ def test_an_address_where_nothing_answers_is_said_at_once(tmp_path: Path) -> Non
     assert time.monotonic() - started < 20
 
 
-def test_a_wrong_path_is_said(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_wrong_path_is_reported(server: ScriptedServer, tmp_path: Path) -> None:
     assert "no chat endpoint at" in error_of(server.root, tmp_path)
 
 
-def test_a_certificate_that_is_not_trusted_names_the_variable_that_mends_it(
+def test_an_untrusted_certificate_is_reported_with_the_variable_to_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pem = tmp_path / "server.pem"
@@ -157,7 +157,7 @@ def test_a_planted_key_is_in_no_file_log_message_or_process_list(
     out, log = good.communicate(timeout=60)
     assert good.returncode == 0, log
     assert KEY not in out + log
-    # An answer that repeats the key, which the endpoint has after all, is blanked too.
+    # An answer that repeats the key is blanked as well.
     server.set(latency_seconds=0.0, key="another", answers="detection")
     bad = job(server.url, tmp_path / "bad", 3)
     out, log = bad.communicate(timeout=60)
@@ -170,7 +170,7 @@ def test_a_planted_key_is_in_no_file_log_message_or_process_list(
     assert server.stats()["authorization"] == {"sent": server.stats()["requests"]}
 
 
-def test_a_killed_run_goes_on_where_it_was_and_repeats_nothing_that_was_answered(
+def test_a_killed_run_resumes_and_repeats_no_answered_request(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(latency_seconds=1.0)

@@ -1,4 +1,4 @@
-"""One bad reply is one failed reply, whatever is in it, and costs neither memory nor money."""
+"""A bad reply is one failed reply, whatever it contains, and wastes neither memory nor money."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DIGITS = "9" * 5000
 
 
 def answered(content: str, logprobs: str = "null", more: str = "") -> bytes:
-    """A reply, of JSON that is put together as it is."""
+    """Return a reply in raw JSON, put together from these parts."""
     return (
         f'{{"choices": [{{"message": {{"content": {content}}}, "logprobs": {logprobs}{more}}}]}}'
     ).encode()
@@ -61,21 +61,21 @@ def test_half_a_surrogate_pair_is_replaced_before_anything_is_kept(content: str)
 @pytest.mark.parametrize(
     "value", ["1e400", "-1e400", "NaN", "1" + "0" * 400, "-1" + "0" * 400, "true", "5.0", '"0"']
 )
-def test_a_log_probability_that_is_none_is_left_out(value: str) -> None:
+def test_an_invalid_log_probability_is_left_out(value: str) -> None:
     reply = read_answer(Answer(200, None, answered('"1"', token(value))), ASKED).reply
     assert reply.content == "1"
     assert [one.alternatives for one in reply.tokens] == [()]
     assert judgements(reply, 1)[1].is_label
 
 
-def test_a_little_more_than_certainty_is_certainty() -> None:
+def test_slightly_more_than_certainty_is_certainty() -> None:
     reply = read_answer(Answer(200, None, answered('"1"', token("1e-7"))), ASKED).reply
     assert reply.tokens[0].alternatives == (("1", 0.0), ("0", 0.0))
 
 
 @pytest.mark.parametrize("raw", ["6000000000", "[256]", "[-1]", '["a"]', "[1.5]", '"x"', "{}"])
-def test_bytes_of_a_token_that_are_none_allocate_nothing(raw: str) -> None:
-    # The text of the token is no part of the content, so that its bytes are looked at.
+def test_invalid_bytes_of_a_token_allocate_nothing(raw: str) -> None:
+    # The token's text is not in the content, so its bytes are examined.
     body = answered('"1"', token("-0.1", '"\\ufffd"', f', "bytes": {raw}'))
     tracemalloc.start()
     reply = read_answer(Answer(200, None, body), ASKED).reply
@@ -113,7 +113,7 @@ def test_bytes_of_a_token_that_are_none_allocate_nothing(raw: str) -> None:
     ],
 )
 @pytest.mark.parametrize("status", [200, 400, 429, 500])
-def test_what_is_no_reply_is_one_failed_attempt(body: bytes, status: int) -> None:
+def test_an_invalid_reply_is_one_failed_attempt(body: bytes, status: int) -> None:
     with pytest.raises((AttemptError, RefusedError)) as caught:
         read_answer(Answer(status, None, body), ASKED)
     assert len(str(caught.value)) < 1000
@@ -121,7 +121,7 @@ def test_what_is_no_reply_is_one_failed_attempt(body: bytes, status: int) -> Non
 
 
 @pytest.mark.parametrize("reason", ["1", '"' + "x" * 1000 + '"', '{"a": 1}', '"<b>"', "[3]"])
-def test_a_reason_to_finish_that_is_none_is_not_kept(reason: str) -> None:
+def test_an_invalid_finish_reason_is_not_kept(reason: str) -> None:
     reply = read_answer(
         Answer(200, None, answered('"a"', more=f', "finish_reason": {reason}')), ASKED
     ).reply
@@ -135,11 +135,11 @@ def test_a_reason_to_finish_that_is_none_is_not_kept(reason: str) -> None:
         *("Mon, 99 Foo 1 1:1 +99999", "\\ud800"),
     ],
 )
-def test_a_retry_after_that_says_nothing_is_none(header: str) -> None:
+def test_an_invalid_retry_after_is_none(header: str) -> None:
     assert retry_after_seconds(header) in (None, 0.0)
 
 
-def test_a_reply_that_is_far_too_long_is_cut_and_its_tokens_are_left_out() -> None:
+def test_a_reply_that_is_far_too_long_is_cut_and_its_tokens_are_dropped() -> None:
     body = answered(json.dumps("x" * 5_000_000), token("-0.1", '"x"'))
     reply = read_answer(Answer(200, None, body), ASKED, max_completion_tokens=100).reply
     assert 20_000 < len(reply.content) < 30_000
@@ -163,7 +163,7 @@ def test_answers_of_any_text_are_read_in_no_time(text: str) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_an_explanation_in_json_holds_no_half_of_a_pair() -> None:
+def test_an_explanation_in_json_contains_no_half_of_a_pair() -> None:
     text = explanation(Reply('{"explanation": "cups \\ud83d and mugs"}', (), "stop"))
     assert text == "cups \ufffd and mugs"
 
@@ -177,7 +177,7 @@ def packed(data: bytes, bits: int) -> bytes:
 
 
 @pytest.mark.parametrize(("encoding", "bits"), [("gzip", 31), ("deflate", 15), ("deflate", -15)])
-def test_what_is_packed_is_unpacked_up_to_the_limit(encoding: str, bits: int) -> None:
+def test_compressed_data_is_decompressed_up_to_the_limit(encoding: str, bits: int) -> None:
     data = b"0123456789" * 1000
     pieces = Pieces(encoding, len(data))
     for byte in packed(data, bits):
@@ -191,14 +191,14 @@ def test_what_is_packed_is_unpacked_up_to_the_limit(encoding: str, bits: int) ->
     tracemalloc.stop()
 
 
-def test_parts_of_gzip_one_after_another_are_one() -> None:
+def test_consecutive_gzip_members_are_joined() -> None:
     pieces = Pieces("gzip", 100)
     pieces.add(packed(b"one ", 31) + packed(b"two", 31))
     assert pieces.whole() == b"one two"
 
 
 @pytest.mark.parametrize(("encoding", "data"), [("gzip", b"no gzip"), ("br", b"x"), ("a, b", b"")])
-def test_what_is_not_packed_as_it_says_is_told(encoding: str, data: bytes) -> None:
+def test_data_not_compressed_as_declared_is_refused(encoding: str, data: bytes) -> None:
     with pytest.raises(PackingError):
         Pieces(encoding, 100).add(data)
 
@@ -220,7 +220,7 @@ async def _lines(*parts: bytes) -> list[bytes]:
     return [line async for line in lines_of(_pieces(*parts), 5, 10)]
 
 
-def test_a_line_that_is_too_long_is_left_out_alone() -> None:
+def test_only_a_line_that_is_too_long_is_left_out() -> None:
     import asyncio
 
     assert asyncio.run(_lines(b"ab\nc", b"d\n", b"x" * 9, b"x" * 9 + b"\nef", b"\ngh")) == [
@@ -247,7 +247,7 @@ def test_a_line_of_a_batch_never_raises(line: bytes) -> None:
 @pytest.mark.parametrize(
     "fault", [{"kind": "bomb", "megabytes": 40}, {"kind": "body", "text": DEEP}, {"kind": "drip"}]
 )
-def test_a_reply_without_end_is_tried_again_and_harms_nothing(
+def test_an_endless_reply_is_retried_and_harms_nothing(
     known: ScriptedServer, tmp_path: Path, fault: dict[str, Any]
 ) -> None:
     known.set(faults=[fault | {"until": 2}])
@@ -273,7 +273,7 @@ def test_a_reply_without_end_is_tried_again_and_harms_nothing(
     ],
     ids=["huge", "half", "nan", "negative", "money"],
 )
-def test_a_reply_that_cannot_be_kept_harms_no_other(tmp_path: Path, bad: Kept) -> None:
+def test_an_invalid_reply_is_not_kept_and_harms_no_other(tmp_path: Path, bad: Kept) -> None:
     path = tmp_path / "replies.sqlite"
     good = Kept(Reply("b", (), "stop"), "m", 1, 2, 0.5)
     cache = ReplyCache(path)
@@ -282,7 +282,7 @@ def test_a_reply_that_cannot_be_kept_harms_no_other(tmp_path: Path, bad: Kept) -
     cache.flush()
     assert cache.get(b"bad") is None
     assert cache.get(b"good") == good
-    # The money is spent nevertheless, if it is any.
+    # The money is spent anyway, if the amount is valid.
     assert cache.total_cost_usd() == 0.5 + max(bad.cost_usd, 0.0)
     cache.close()
 
@@ -299,7 +299,9 @@ def test_a_reply_that_cannot_be_kept_harms_no_other(tmp_path: Path, bad: Kept) -
         (zlib.compress(b" " * 100_000)[:-9], "m", 1, 2, 0.0),
     ],
 )
-def test_a_reply_that_cannot_be_read_is_asked_again(tmp_path: Path, row: tuple[Any, ...]) -> None:
+def test_an_unreadable_cached_reply_is_requested_again(
+    tmp_path: Path, row: tuple[Any, ...]
+) -> None:
     with pytest.raises(ValueError, match=r"."):
         unpacked(row)
     path = tmp_path / "replies.sqlite"
@@ -317,13 +319,13 @@ def test_a_reply_that_cannot_be_read_is_asked_again(tmp_path: Path, row: tuple[A
     cache.close()
 
 
-def test_half_a_pair_that_an_older_version_kept_is_mended() -> None:
+def test_half_a_pair_kept_by_an_older_version_is_replaced() -> None:
     text = '["a\\ud83d", "stop", [["a\\ud83d", [["b", -0.5], ["c", NaN]]]]]'
     kept = unpacked((text, "m", 1, 2, 0.0))
     assert kept.reply == Reply("a\ufffd", (AnswerToken("a\ufffd", (("b", -0.5),)),), "stop")
 
 
-def test_abilities_that_are_none_are_found_out_again(known: ScriptedServer, tmp_path: Path) -> None:
+def test_invalid_abilities_are_probed_again(known: ScriptedServer, tmp_path: Path) -> None:
     path = tmp_path / Llm().cache
     for value in ("[1]", "{", '{"top_logprobs": 1000000}'):
         connection = sqlite3.connect(path)
@@ -333,5 +335,5 @@ def test_abilities_that_are_none_are_found_out_again(known: ScriptedServer, tmp_
         known.reset()
         replies, usage = ask(known.url, [1], tmp_path)
         assert contents(replies) == [expected(1)]
-        # The replies of the probes are kept.
+        # The replies of the probes are cached.
         assert usage.cached_calls >= N_PLAIN_PROBES

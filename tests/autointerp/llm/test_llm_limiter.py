@@ -8,7 +8,7 @@ import pytest
 from nullsae.autointerp.llm.limiter import Limiter
 
 
-def test_no_more_requests_than_the_limit_hold_a_place_and_all_get_one() -> None:
+def test_requests_never_exceed_the_limit_and_all_get_a_slot() -> None:
     async def run() -> tuple[int, list[int]]:
         limiter, peak, order = Limiter(3), 0, []
 
@@ -49,7 +49,7 @@ def test_one_wave_of_429_halves_the_limit_once_and_the_next_wave_again() -> None
     assert asyncio.run(run()) == [8.0, 2.0]
 
 
-def test_successes_bring_the_limit_back_to_the_most() -> None:
+def test_successes_restore_the_limit() -> None:
     async def run() -> tuple[float, float, float]:
         limiter = Limiter(32)
         limiter.throttled(asyncio.get_running_loop().time())
@@ -74,7 +74,7 @@ def test_nothing_starts_within_a_pause() -> None:
     assert asyncio.run(run()) >= 0.195
 
 
-def test_who_failed_before_goes_first() -> None:
+def test_repeated_requests_go_first() -> None:
     async def run() -> list[str]:
         limiter, order = Limiter(1), []
         await limiter.acquire()
@@ -93,7 +93,7 @@ def test_who_failed_before_goes_first() -> None:
     assert asyncio.run(run()) == ["c", "a", "b"]
 
 
-def test_stopping_wakes_all_who_wait_with_the_error() -> None:
+def test_stopping_wakes_all_waiting_requests_with_the_error() -> None:
     async def run() -> list[BaseException | None]:
         limiter = Limiter(1)
         await limiter.acquire()
@@ -107,7 +107,7 @@ def test_stopping_wakes_all_who_wait_with_the_error() -> None:
 
 
 @pytest.mark.parametrize("granted", [False, True])
-def test_a_cancelled_request_keeps_no_place(granted: bool) -> None:
+def test_a_cancelled_request_keeps_no_slot(granted: bool) -> None:
     async def run() -> int:
         limiter = Limiter(1)
         await limiter.acquire()

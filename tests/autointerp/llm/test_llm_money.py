@@ -1,4 +1,4 @@
-"""`llm.max_cost_usd` is a hard cap, whatever happens to a request."""
+"""`llm.max_cost_usd` is a hard limit, whatever happens to a request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def spent(root: Path) -> float:
 
 
 def worst(url: str) -> float:
-    """The most that a question can cost: a token per byte, and an answer as long as allowed."""
+    """Return the most a question can cost: one token per byte, and the longest answer allowed."""
     endpoint = Endpoint(model="m", base_url=url, **PLAIN)
     return (len(request_body(question(0), endpoint, Abilities())) * 100 + 100 * 1000) / 1e6
 
@@ -51,7 +51,7 @@ def worst(url: str) -> float:
     ],
     ids=lambda fault: str(fault.get("status", fault["kind"])),
 )
-def test_an_attempt_that_may_be_on_the_bill_counts_at_its_most(
+def test_an_attempt_that_may_be_billed_counts_at_its_maximum(
     server: ScriptedServer, tmp_path: Path, fault: dict[str, Any]
 ) -> None:
     server.set(faults=[fault | {"until": 3}])
@@ -64,7 +64,7 @@ def test_an_attempt_that_may_be_on_the_bill_counts_at_its_most(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_an_attempt_that_was_turned_away_costs_nothing(
+def test_a_rejected_attempt_costs_nothing(
     server: ScriptedServer, tmp_path: Path, status: int
 ) -> None:
     server.set(faults=[{"kind": "status", "status": status, "until": 3}])
@@ -74,11 +74,11 @@ def test_an_attempt_that_was_turned_away_costs_nothing(
 
 
 @pytest.mark.parametrize("kind", ["hang", "drop", "no_choices"])
-def test_attempts_that_bring_nothing_are_not_sent_beyond_the_limit(
+def test_attempts_without_a_reply_are_not_sent_beyond_the_limit(
     server: ScriptedServer, tmp_path: Path, kind: str
 ) -> None:
     server.set(faults=[{"kind": kind}])
-    # Enough for seven of them, eight times in flight.
+    # Enough for seven of them, with eight in flight.
     limit = 7.5 * worst(server.url)
     settings = {"max_failures_in_a_row": 1000, "timeout_seconds": 0.5, "max_attempts": 3}
     with pytest.raises(UserError, match=r"llm\.max_cost_usd"):
@@ -88,10 +88,10 @@ def test_attempts_that_bring_nothing_are_not_sent_beyond_the_limit(
 
 
 @pytest.mark.parametrize("concurrency", [1, 32])
-def test_requests_side_by_side_never_cost_more_than_the_limit(
+def test_concurrent_requests_never_cost_more_than_the_limit(
     server: ScriptedServer, tmp_path: Path, concurrency: int
 ) -> None:
-    # Each uses all that it may.
+    # Each uses the maximum.
     server.set(latency_seconds=0.01, answers="numbers")
     capped = PLAIN | {"completion_tokens_cap": 100}
     limit = 10.5 * worst(server.url)
@@ -101,7 +101,7 @@ def test_requests_side_by_side_never_cost_more_than_the_limit(
     assert 0 < spent(tmp_path) <= limit
 
 
-def test_what_may_have_been_paid_stands_in_the_costs_of_a_job(
+def test_the_costs_of_a_job_include_what_may_have_been_paid(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(faults=[{"kind": "no_choices", "until": 2}])
@@ -126,7 +126,7 @@ LIES: list[Any] = [
 
 
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: str(lie)[:60])
-def test_counts_that_cannot_be_true_are_estimated_and_cost_the_most_that_they_can(
+def test_implausible_counts_are_estimated_at_the_maximum_cost(
     server: ScriptedServer, tmp_path: Path, lie: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.set(usage=lie)
@@ -152,7 +152,7 @@ def test_a_limit_holds_for_an_endpoint_that_lies(
 
 
 @pytest.mark.parametrize("lie", LIES[:4], ids=lambda lie: str(lie)[:60])
-def test_the_lie_of_one_endpoint_leaves_the_budget_of_another_as_it_is(
+def test_false_counts_of_one_endpoint_do_not_change_the_budget_of_another(
     server: ScriptedServer, tmp_path: Path, lie: Any
 ) -> None:
     with ScriptedServer() as honest:
@@ -166,7 +166,7 @@ def test_the_lie_of_one_endpoint_leaves_the_budget_of_another_as_it_is(
         assert contents(replies) == [expected(5)]
 
 
-def test_more_tokens_than_were_asked_for_count_and_are_set_aside_from_then_on(
+def test_excess_tokens_count_and_are_reserved_from_then_on(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.set(usage={"prompt_tokens": 60, "completion_tokens": 300})
@@ -178,7 +178,7 @@ def test_more_tokens_than_were_asked_for_count_and_are_set_aside_from_then_on(
     assert spent(tmp_path) == pytest.approx(4 * one)
 
 
-def test_money_that_an_older_version_took_back_is_not_there_to_spend(tmp_path: Path) -> None:
+def test_negative_spending_of_an_older_version_is_not_available(tmp_path: Path) -> None:
     path = tmp_path / Llm().cache
     ReplyCache(path).close()
     connection = sqlite3.connect(path)

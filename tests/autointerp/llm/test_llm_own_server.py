@@ -1,4 +1,4 @@
-"""A job's own server: nobody else speaks for it, and nobody else asks it."""
+"""A job's own server: nobody can impersonate it, and nobody else can ask it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
-# Writes the port that it was given, and never listens there.
+# Writes the port that it was given, but never listens there.
 SILENT = "import sys, time; open(sys.argv[2], 'w').write(sys.argv[1]); time.sleep(600)"
 
 
@@ -46,7 +46,7 @@ def scripted(**options: Any) -> tuple[str, ...]:
 
 
 class Stranger(threading.Thread):
-    """Listens at a port as soon as it can, and keeps what it is sent."""
+    """Listens at a port as soon as possible, and keeps what it receives."""
 
     def __init__(self, port: int, address: str = "127.0.0.1") -> None:
         super().__init__(daemon=True)
@@ -77,7 +77,7 @@ class Stranger(threading.Thread):
 
 @contextmanager
 def stranger_first(tmp_path: Path, address: str) -> Iterator[list[Stranger]]:
-    """Takes the port of a server that only writes it down."""
+    """Take the port of a server that only writes it down."""
     found: list[Stranger] = []
 
     def take() -> None:
@@ -91,7 +91,7 @@ def stranger_first(tmp_path: Path, address: str) -> Iterator[list[Stranger]]:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::"])
-def test_whoever_takes_the_port_first_is_sent_nothing(tmp_path: Path, address: str) -> None:
+def test_a_stranger_that_takes_the_port_first_is_sent_nothing(tmp_path: Path, address: str) -> None:
     command = (sys.executable, "-c", SILENT, "{port}", str(tmp_path / "port"))
     with (
         stranger_first(tmp_path, address) as strangers,
@@ -101,7 +101,7 @@ def test_whoever_takes_the_port_first_is_sent_nothing(tmp_path: Path, address: s
     assert strangers[0].got == b""
 
 
-def test_whoever_takes_the_port_of_a_server_that_died_is_sent_nothing(tmp_path: Path) -> None:
+def test_a_stranger_on_the_port_of_a_dead_server_is_sent_nothing(tmp_path: Path) -> None:
     strangers = []
 
     async def kill_then_ask(model: LanguageModel) -> None:
@@ -155,13 +155,13 @@ def test_the_key_of_a_run_is_shown_to_nobody(tmp_path: Path) -> None:
         seen["before"] = key
 
 
-def test_a_servers_last_words_do_not_tell_its_key(tmp_path: Path) -> None:
+def test_the_last_line_of_a_server_does_not_show_its_key(tmp_path: Path) -> None:
     telltale = "import os, sys; sys.exit('my key is ' + os.environ['VLLM_API_KEY'])"
     with pytest.raises(UserError, match=r"ended with 1 .*\(my key is \*\*\*\)$"):
         ask("", 1, tmp_path, endpoint=endpoint(sys.executable, "-c", telltale, "{port}"))
 
 
-def test_a_key_that_the_config_names_is_the_servers(
+def test_a_key_named_in_the_config_is_the_servers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINE", "a-key-of-my-own")
@@ -181,7 +181,7 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=[*WRAPPERS])
-def test_a_server_may_be_any_process_that_the_command_starts(
+def test_any_process_that_the_command_starts_may_be_the_server(
     tmp_path: Path, wrapper: tuple[str, ...]
 ) -> None:
     replies, _ = ask("", 1, tmp_path, endpoint=endpoint(*wrapper, *scripted()))
@@ -189,7 +189,7 @@ def test_a_server_may_be_any_process_that_the_command_starts(
 
 
 def test_a_server_that_would_outlive_the_job_is_not_asked(tmp_path: Path) -> None:
-    """Its command is ended with its process group, which this one leaves."""
+    """Its command is stopped with its process group, which this server leaves."""
     leaves = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True).wait()"
     command = (sys.executable, "-c", leaves, *scripted(pids=str(tmp_path / "pids")))
     try:
@@ -199,7 +199,7 @@ def test_a_server_that_would_outlive_the_job_is_not_asked(tmp_path: Path) -> Non
         os.kill(int((tmp_path / "pids").read_text().split()[0]), signal.SIGKILL)
 
 
-def test_a_server_that_others_can_reach_is_warned_of(
+def test_a_server_that_others_can_reach_gets_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_to_all = (
@@ -215,7 +215,7 @@ def test_a_server_that_others_can_reach_is_warned_of(
     assert "have it listen at 127.0.0.1" in said
 
 
-def test_listeners_are_told_apart_by_whose_they_are() -> None:
+def test_listeners_are_distinguished_by_their_owner() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mine:
         port = mine.getsockname()[1]
         other = subprocess.Popen(["sleep", "60"], start_new_session=True)

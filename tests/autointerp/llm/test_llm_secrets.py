@@ -1,4 +1,4 @@
-"""A key that an endpoint sends back stands nowhere, in whatever way it is written."""
+"""A key that an endpoint sends back is shown nowhere, in any spelling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRETS = Secrets({"Authorization": f"Bearer {KEY}", "X-Tenant": "1"})
 
 
 def understood(text: str) -> str:
-    """What anybody can make of a text."""
+    """Return everything that a text can be decoded to."""
     forms = [text, text.replace("\u200b", "")]
     for _ in range(3):
         text = unescape(unquote(text))
@@ -36,7 +36,7 @@ def understood(text: str) -> str:
 
 
 @pytest.mark.parametrize("way", ECHOES)
-def test_a_key_is_blanked_however_it_is_written_and_the_rest_stays(way: str) -> None:
+def test_a_key_is_blanked_in_any_spelling_and_the_rest_stays(way: str) -> None:
     text = f"before {ECHOES[way](KEY)} after"
     blanked = SECRETS.blank(text)
     assert blanked.startswith("before")
@@ -60,14 +60,14 @@ def test_a_key_is_blanked_however_it_is_written_and_the_rest_stays(way: str) -> 
     ],
     ids=["one escape", "names", "mixed", "part", "urlsafe", "fullwidth", "spaced", "long"],
 )
-def test_a_key_in_several_writings_at_once_is_blanked(text: str) -> None:
+def test_a_key_in_several_spellings_at_once_is_blanked(text: str) -> None:
     blanked = SECRETS.blank(f"says {text}")
     assert not SECRETS.is_in(blanked)
     assert KEY.casefold() not in understood(blanked)
 
 
 @pytest.mark.parametrize("text", ["", "nothing", "sk-planted", "100% & more \\u0041", "é" * 50])
-def test_a_text_without_a_key_stays_as_it_is(text: str) -> None:
+def test_a_text_without_a_key_is_unchanged(text: str) -> None:
     assert SECRETS.blank(text) == text
     assert Secrets({}).blank(KEY) == KEY
 
@@ -82,7 +82,7 @@ def test_no_error_of_an_endpoint_shows_a_key(way: str) -> None:
     assert KEY.casefold() not in understood(said)
 
 
-def test_the_tokens_of_a_reply_that_holds_a_key_go_with_it() -> None:
+def test_the_tokens_of_a_reply_with_a_key_are_dropped() -> None:
     tokens = [{"token": c, "logprob": -0.1, "top_logprobs": []} for c in KEY]
     alternatives = [{"token": KEY, "logprob": -2.0}, {"token": "1", "logprob": -0.2}]
     one = {"token": "1", "logprob": -0.2, "top_logprobs": alternatives}
@@ -119,7 +119,7 @@ def test_a_key_that_is_sent_back_is_in_no_reply_cache_or_log(
         assert key.casefold() not in understood(text)
 
 
-def test_the_cache_is_for_nobody_else_to_read(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_cache(tmp_path: Path) -> None:
     path = tmp_path / "study" / Llm().cache
     for _ in range(2):
         cache = ReplyCache(path)
@@ -131,5 +131,5 @@ def test_the_cache_is_for_nobody_else_to_read(tmp_path: Path) -> None:
         assert {p.stat().st_mode & 0o777 for p in files} == {0o600}
         assert path.parent.stat().st_mode & 0o777 == 0o700
         cache.close()
-        # As an older version made it.
+        # As an older version created it.
         path.chmod(0o644)

@@ -32,7 +32,7 @@ def settings(tmp_path: Path, *, ready_seconds: float = 60.0, **options: Any) -> 
 
 
 def pids(tmp_path: Path) -> list[int]:
-    """The server and its child, once they run."""
+    """Return the process ids of the server and its child, once they run."""
     path = tmp_path / "pids"
     deadline = time.monotonic() + 60
     while not (path.is_file() and path.read_text().endswith("\n")):
@@ -42,7 +42,7 @@ def pids(tmp_path: Path) -> list[int]:
 
 
 def running(pid: int) -> bool:
-    """Whether a process runs; one that nobody waited for does not."""
+    """Return whether a process runs; an unreaped one does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -59,7 +59,7 @@ def all_end(found: list[int], seconds: float = 20.0) -> bool:
     return True
 
 
-def test_a_server_is_started_used_and_ended_with_its_children(tmp_path: Path) -> None:
+def test_a_server_is_started_used_and_stopped_with_its_children(tmp_path: Path) -> None:
     replies, usage = ask("", 5, tmp_path, endpoint=settings(tmp_path, ready_after_seconds=0.5))
     assert contents(replies) == [expected(i) for i in range(5)]
     assert all_end(pids(tmp_path), 0.5)
@@ -67,11 +67,11 @@ def test_a_server_is_started_used_and_ended_with_its_children(tmp_path: Path) ->
     again, cached = ask("", 5, tmp_path, endpoint=settings(tmp_path, ready_after_seconds=0.5))
     assert again == replies
     assert (usage.calls, cached.calls) == (5 + N_PLAIN_PROBES, 0)
-    # Nothing was asked, and so nothing was started.
+    # Nothing was asked, so nothing was started.
     assert not (tmp_path / "pids").exists()
 
 
-def test_a_server_ends_after_an_error_of_the_caller(tmp_path: Path) -> None:
+def test_a_server_is_stopped_after_an_error_of_the_caller(tmp_path: Path) -> None:
     async def broken(model: LanguageModel) -> None:
         await model.ask(llm_asking.question(0))
         assert all(running(pid) for pid in pids(tmp_path))
@@ -92,7 +92,7 @@ def test_a_server_ends_with_its_job_however_that_ends(tmp_path: Path, kind: sign
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        # Whoever runs the tests may ignore it: `nohup`, a shell's background.
+        # The parent of the tests may ignore it: `nohup`, a shell's background job.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     found = pids(tmp_path)
@@ -103,7 +103,7 @@ def test_a_server_ends_with_its_job_however_that_ends(tmp_path: Path, kind: sign
     assert all_end(found)
 
 
-def test_a_server_that_is_not_there_or_does_not_start_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_or_failing_server_is_one_line(tmp_path: Path) -> None:
     missing = settings(tmp_path) | {"server": {"command": ("no-such-program", "{port}")}}
     with pytest.raises(UserError, match=r"server\.command: no program 'no-such-program'"):
         ask("", 1, tmp_path, endpoint=missing)
@@ -116,7 +116,7 @@ def test_a_server_that_is_not_there_or_does_not_start_is_one_line(tmp_path: Path
         assert all_end(pids(tmp_path), 0.5)
 
 
-def test_a_server_that_ends_in_the_middle_is_said_at_once(tmp_path: Path) -> None:
+def test_a_server_that_ends_early_is_reported_at_once(tmp_path: Path) -> None:
     async def kill_then_ask(model: LanguageModel) -> None:
         await model.ask(llm_asking.question(0))
         os.kill(pids(tmp_path)[0], signal.SIGKILL)

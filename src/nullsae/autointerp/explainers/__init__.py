@@ -1,1 +1,1 @@
-"""Explainers: one class in one file each. `Explainer` says what a class can answer."""
+"""Explainers, one class per file. `Explainer` documents what a class may define."""

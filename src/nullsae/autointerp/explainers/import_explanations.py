@@ -29,7 +29,7 @@ class ImportExplainer(Imported, Explainer):
 
     @property
     def text(self) -> str:
-        return f"Explanations that were written elsewhere, read from {self.path}."
+        return f"Explanations written elsewhere, read from {self.path}."
 
     def own_files(self, keys: Keys) -> tuple[str, ...]:
         path = self.found(keys)
@@ -39,7 +39,7 @@ class ImportExplainer(Imported, Explainer):
         return (str(inside if inside.is_dir() else path),)
 
     def explain(self, job: ExplainJob) -> pa.Table:
-        """The file's explanations, of every latent that it has, and why sampled ones have none."""
+        """Read the file's explanations of all its latents; sampled ones without get a reason."""
         sampled = job.beside("latents", "latent", "sampled")
         latents = sampled.filter(sampled["sampled"])["latent"].to_pylist()
         if job.ranks is not None:

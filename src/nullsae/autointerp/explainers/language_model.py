@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Tokens of a window's list of strengths.
+# Tokens in a window's list of strengths.
 TOKENS_OF_STRENGTHS = 12
-# An answer that repeats an example of the prompt is asked for once more.
+# Answers that repeat an example of the prompt before a latent is given up.
 MAX_REPEATS = 2
 
 
@@ -48,9 +48,9 @@ class OpenAIExplainer(Endpoint, Explainer):
     """Active windows in the prompt, strongest first; no more than
     `latents.explain_active_windows`."""
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum."""
+    """A token is marked if it is active above this share of its window's maximum."""
     max_completion_tokens: PositiveInt = 500
-    """Length of an answer; a model that reasons needs more."""
+    """Maximum length of an answer; a model that reasons needs more."""
     prompt: str | None = None
     """File that replaces nullsae's own prompt in `autointerp/prompts`."""
 
@@ -70,10 +70,11 @@ class OpenAIExplainer(Endpoint, Explainer):
         return Questions(len(shown), prompt_tokens + sum(shown) * each, answer_tokens)
 
     def explain(self, job: ExplainJob) -> pa.Table:
-        """Have the model explain each latent by its active explaining windows.
+        """Ask the model to explain each latent from its active explaining windows.
 
-        An answer without an explanation is asked for again, in other words, and so is once one that
-        repeats an example of the prompt; what never comes is a row with a reason.
+        After an answer without an explanation, the question is asked again in other words, and so
+        it is, once, after an answer that repeats an example of the prompt. A latent that never gets
+        an explanation has a row with a reason.
         """
         windows, tokenizer = job.windows(), job.tokenizer
         prompt = load_prompt("explain", self.prompt)
@@ -124,7 +125,7 @@ class Written:
 async def _write(
     model: LanguageModel, prompt: Prompt, mine: ShownWindows, max_tokens: int
 ) -> Written:
-    """Ask until an explanation comes that is no example of the prompt, asked for once more."""
+    """Ask until an explanation comes that does not repeat an example; tolerate one repeat."""
     examples = [text for one in prompt.examples if (text := explanation(Reply(one, (), "stop")))]
     n_repeats = 0
 
@@ -147,15 +148,15 @@ class ShownWindows:
     """The windows of one question."""
 
     windows: list[dict[str, str]]
-    """`text` has marks around strongly active tokens; `strengths` says how much, from 1 to 10,
-    which is the latent's largest activation in the prompt."""
+    """`text` has marks around strongly active tokens; `strengths` gives their activations, from 1
+    to 10, the latent's largest activation in the prompt."""
     notation: Notation
 
 
 def shown_windows(
     windows: pa.Table, tokenizer: Tokenizer, explainer: OpenAIExplainer
 ) -> dict[int, ShownWindows]:
-    """The windows of the table `windows` to show of each latent, strongest first, by latent."""
+    """Return the windows of `windows` to show for each latent, strongest first, by latent."""
     wanted = pc.and_(pc.equal(windows["pool"], "explain"), windows["active"])
     windows = windows.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
     latents = windows["latent"].to_numpy()
@@ -167,7 +168,7 @@ def shown_windows(
         order = np.argsort(-peaks[mine], kind="stable")[: explainer.shown_windows]
         chosen[latent] = mine[order].tolist()
     ids = windows["token_ids"].to_pylist()
-    # All at once: decoding a token's piece is done once per call.
+    # All at once, because each call decodes the pieces of tokens again.
     every = [i for mine in chosen.values() for i in mine]
     texts = dict(zip(every, window_texts(tokenizer, [ids[i] for i in every]), strict=True))
     shown = {}

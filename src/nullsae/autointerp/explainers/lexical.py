@@ -1,4 +1,4 @@
-"""Explanations that need no language model: on which tokens a latent fires, and how often."""
+"""Explanations without a language model: on which tokens a latent fires, and how often."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 Context = Literal["token", "bigram"]
 
-# Stands for the token before a window's first.
+# In place of the token before a window's first.
 NO_TOKEN = -1
 
 
 class LexicalExplainer(Explainer):
-    """Token statistics; needs no language model."""
+    """Token statistics, without a language model."""
 
     name: ClassVar[str] = "lexical"
     position: ClassVar[int] = 0
@@ -35,13 +35,13 @@ class LexicalExplainer(Explainer):
 
     kind: Literal["lexical"]
     context: Context = "token"
-    """What the judge looks at: each token, or each token with its predecessor."""
+    """What the judge sees: each token, or each token with its predecessor."""
     top_tokens: PositiveInt = 10
     """Tokens named in the text of an explanation; the judge uses the statistics of all."""
 
     judged_by: Literal["statistics", "text"] = "statistics"
-    """Who judges: a formula, by the statistics of all tokens, or the scorer's language model, by
-    the text, as for other explanations. The first is a ceiling for the second."""
+    """Who judges: a formula, from the statistics of all tokens, or the scorer's language model,
+    from the text, as for other explanations. The former is a ceiling for the latter."""
 
     @property
     def judged_by_formula(self) -> bool:
@@ -57,7 +57,7 @@ class LexicalExplainer(Explainer):
         if self.context == "bigram":
             what = "how often the latent fires on each token after its predecessor"
         if self.judged_by == "text":
-            return f"No language model writes; one judges, and is told the tokens named: {what}."
+            return f"No language model writes; one judges from the named tokens: {what}."
         return f"No language model: the judge knows {what}."
 
     def explain(self, job: ExplainJob) -> pa.Table:
@@ -67,12 +67,12 @@ class LexicalExplainer(Explainer):
 
 @dataclass(frozen=True)
 class Counts:
-    """Positions counted by a key; all but `place` [n_keys]."""
+    """Counts of positions by a key; all but `place` are [n_keys]."""
 
     key: Ints
     """Ascending."""
     place: Ints
-    """Where each position's key stands in `key`, [n_positions]."""
+    """Index of each position's key in `key`, [n_positions]."""
     n: Ints
     active: Ints
     """Positions that fire."""
@@ -92,30 +92,30 @@ class Counts:
 def lexical_explanations(
     windows: pa.Table, tokenizer: Tokenizer, top_tokens: int, context: Context = "token"
 ) -> pa.Table:
-    """Explain each latent by the tokens that it fires on in its explaining windows.
+    """Explain each latent by the tokens on which it fires in its explaining windows.
 
-    For a token id that occurs n times there, active a times of them,
+    For a token id that occurs n times there, of which a are active,
 
         P(active | token) = (a + r) / (n + 1),
 
-    r the latent's share of active positions over all those windows. The one added occurrence is
-    active at the rate r, so the estimate starts from what is known without the token and a token
-    never seen keeps r. Laplace's (a + 1) / (n + 2) would start from 1/2: every rare token would
-    look likelier to fire a sparse latent than common tokens that now and then do.
+    with r the latent's share of active positions over all those windows. The added occurrence is
+    active at the rate r, so the estimate starts from what is known without the token, and an unseen
+    token keeps r. Laplace's (a + 1) / (n + 2) would start from 1/2: for a sparse latent, every rare
+    token would look likelier to fire than common tokens that sometimes do.
 
-    A token after another one starts, in the same way, from what is known of the token alone:
+    Likewise, a token after another one starts from what is known about the token alone:
 
         P(active | previous, token) = (a + P(active | token)) / (n + 1),
 
-    n and a those of the pair. A window's first token is shown without the one before it, which
-    may belong to another window or pool: it counts for its token and for no pair.
+    with n and a those of the pair. A window's first token is shown without its predecessor, which
+    may belong to another window or pool: it counts for its token but for no pair.
 
-    Of the table `windows` the columns latent, window, pool, token_ids and activations are used; the
-    text names `top_tokens` tokens or, in the context `bigram`, pairs. Returns the table
+    Of the table `windows`, the columns latent, window, pool, token_ids and activations are used;
+    the text names `top_tokens` tokens or, in the context `bigram`, pairs. Returns the table
     `explanations`; `token_ids` ascend, pairs ascend by (token, previous), `base_probability` is r.
     """
     windows = windows.filter(pc.equal(windows["pool"], "explain"))
-    # Sums of floats then do not depend on the order of the rows.
+    # Sorted, so that sums of floats do not depend on the order of the rows.
     windows = windows.sort_by([("latent", "ascending"), ("window", "ascending")])
     latents, of_window = np.unique(windows["latent"].to_numpy(), return_inverse=True)
     found = TokenStatistics.of(windows, of_window, context)
@@ -146,7 +146,7 @@ def lexical_explanations(
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What `lexical_explanations` knows of all latents of an SAE."""
+    """The statistics of all latents of an SAE."""
 
     base: Floats
     """r of each latent, [n_latents]."""
@@ -157,7 +157,7 @@ class TokenStatistics:
     p_token: Floats
     """P(active | token)."""
     units: Counts
-    """What the judge tells apart: pairs, and tokens that are shown without a predecessor."""
+    """What the judge distinguishes: pairs, and tokens that are shown without a predecessor."""
     of_token: Ints
     """Each unit's token, as an index into `token`, ascending, [n_units]."""
     previous: Ints
@@ -167,7 +167,7 @@ class TokenStatistics:
 
     @classmethod
     def of(cls, windows: pa.Table, of_window: Ints, context: Context) -> TokenStatistics:
-        """Count the tokens of windows, int64 [n_windows] being the latent of each."""
+        """Count the tokens of windows; `of_window`, int64 [n_windows], is the latent of each."""
         lists = windows["token_ids"].combine_chunks()
         n_tokens = lists.value_lengths().to_numpy()
         token_ids = lists.flatten().to_numpy().astype(np.int64)
@@ -177,7 +177,7 @@ class TokenStatistics:
             previous_ids[1:] = token_ids[:-1]
             previous_ids[np.cumsum(n_tokens) - n_tokens] = NO_TOKEN
 
-        # A key holds a rank and one id, never two ids: int64 is enough for any vocabulary.
+        # A key combines a rank and one id, never two ids: int64 is enough for any vocabulary.
         stride = int(token_ids.max(initial=0)) + 2
         tokens = Counts.of(np.repeat(of_window, n_tokens) * stride + token_ids, values)
         row, token = np.divmod(tokens.key, stride)
@@ -194,10 +194,10 @@ class TokenStatistics:
     def described(
         self, tokenizer: Tokenizer, mine: slice, rate: float, top_tokens: int, context: Context
     ) -> str:
-        """The text about one latent, whose units are `mine` and whose r is `rate`."""
+        """Return the text about one latent, with units `mine` and r `rate`."""
         n, a, mass = (x[mine] for x in (self.units.n, self.units.active, self.units.mass))
-        # Mass ranks, not P: what makes up most of the latent's activity comes first, and a token
-        # that was seen once and fired that once does not push it out.
+        # Ranked by mass, not P: tokens with most of the latent's activity come first, and a token
+        # that was seen once and fired then does not displace them.
         order = np.argsort(-mass, kind="stable")
         named = order[a[order] > 0][:top_tokens]
         if not len(named):
@@ -218,15 +218,15 @@ class TokenStatistics:
 
 
 def lists_of(bounds: Ints, values: Ints | Floats, kind: pa.DataType) -> pa.ListArray:
-    """One list per row: row i is values[bounds[i]] to values[bounds[i + 1]]."""
+    """Return one list per row: row i is values[bounds[i]] to values[bounds[i + 1]]."""
     return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pa.array(values).cast(kind))
 
 
 def quote_token(tokenizer: Tokenizer, token_id: int) -> str:
-    r"""The text of one token in double quotes, with JSON's escapes: `" the"`, `"\n"`.
+    r"""Return the text of one token in double quotes, with JSON's escapes: `" the"`, `"\n"`.
 
-    A token that is only part of a character has no text; its name in the vocabulary stands
-    instead, and an id that the tokenizer does not know is named by its number.
+    A token that is only part of a character is given by its name in the vocabulary, an id that the
+    tokenizer does not know by its number.
     """
     name = tokenizer.id_to_token(token_id)
     if name is None:

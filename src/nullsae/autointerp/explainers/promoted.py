@@ -18,7 +18,7 @@ from nullsae.tables import cell_schema
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# How the text names each end.
+# The verb for each end in the text.
 ENDS = {"promoted": "promotes", "suppressed": "suppresses"}
 NO_EFFECTS = "the decoder row has no effect on the logits"
 
@@ -63,20 +63,20 @@ def promoted_explanations(
 ) -> pa.Table:
     """Explain latents by the tokens whose logits they change most.
 
-    A firing is taken to multiply the probability of a named token v by w(v) = exp(effect), effect
-    in standard deviations over the vocabulary, and of no other: those have w = 1. With q the
+    A firing is assumed to multiply the probability of a named token v by w(v) = exp(effect), with
+    the effect in standard deviations over the vocabulary; other tokens have w = 1. With q the
     distribution of tokens in all explaining windows and even odds, Bayes' rule gives
 
         P(active | next token v) = w(v) / (w(v) + Z), Z = sum over v of q(v) w(v).
 
-    How much a firing multiplies is not known, so that these order windows, and no more.
+    The true factor of a firing is unknown, so these probabilities only rank windows.
 
     Args:
         latents: rows of the table `latents`, ascending: `latent` and the columns of both ends, null
-            where there are no effects.
+            if there are no effects.
         windows: the columns `pool` and `token_ids` of the table `windows`.
         tokenizer: of the corpus.
-        top_tokens: named in a text, at each end.
+        top_tokens: how many a text names at each end.
         reason: why a latent without effects has no explanation.
 
     Returns:
@@ -114,7 +114,7 @@ def promoted_explanations(
 
 
 def _described(latent: dict[str, Any], tokenizer: Tokenizer, top_tokens: int) -> str:
-    """The text about one latent."""
+    """Return the text about one latent."""
     parts = []
     for end, verb in ENDS.items():
         pairs = zip(latent[f"{end}_tokens"], latent[f"{end}_effects"], strict=True)

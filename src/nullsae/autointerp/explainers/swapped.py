@@ -42,14 +42,14 @@ class SwappedExplainer(Explainer):
 
     def explain(self, job: ExplainJob) -> pa.Table:
         if job.ranks is not None:
-            raise UserError("--ranks: an explainer of kind swapped exchanges those of all latents")
+            raise UserError("--ranks: an explainer of kind swapped needs all latents at once")
         if job.base is None:
             raise UserError(
                 f"{job.output}: an explainer of kind swapped needs the explanations of "
                 f"{self.of!r}; give that explanations.parquet as the base"
             )
         explained = read_table(job.base, cell_schema("explanations"))
-        # Keyed without the explainer's name: each swap of this SAE pairs the same latents.
+        # The key excludes the explainer's name, so that all swaps of an SAE pair the same latents.
         parts = job.params.keys.parts()
         generator = numpy_generator(job.params.seed, "swap_explanations", *parts)
         rows = swap_explanations(explained, generator)
@@ -61,10 +61,10 @@ class SwappedExplainer(Explainer):
 
 
 def swap_explanations(explanations: pa.Table, generator: np.random.Generator) -> pa.Table:
-    """Give each latent the explanation of another one, each of which is used exactly once.
+    """Give each latent the explanation of another one, using each exactly once.
 
-    As specific, as long and as well formed as the real explanations, about the wrong latent. Sorted
-    by latent, without latents that have no explanation; zero rows for fewer than two.
+    They are as specific, long and well formed as the real explanations, but about the wrong latent.
+    Sorted by latent, without unexplained latents; zero rows for fewer than two.
     """
     explanations = explanations.filter(pc.is_valid(explanations["explanation"]))
     explanations = explanations.sort_by("latent")
@@ -75,7 +75,7 @@ def swap_explanations(explanations: pa.Table, generator: np.random.Generator) ->
 
 
 def derangement(n: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """A permutation of n >= 2 items without a fixed point: one random cycle through all.
+    """Return a permutation of n >= 2 items without a fixed point: one random cycle through all.
 
     Any other item is equally likely to be an item's image.
     """

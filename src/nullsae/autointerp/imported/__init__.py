@@ -1,4 +1,4 @@
-"""Explanations and scores that were made elsewhere: one file for each way in which they are kept.
+"""Explanations and scores that were made elsewhere: one file per layout.
 
-What others wrote is read with limits, and what is wrong is one line that names file and row.
+Foreign files are read with limits; each mistake is one line that names file and row.
 """

@@ -1,4 +1,4 @@
-"""The folders of a run of EleutherAI's delphi: a small JSON file for each latent.
+"""The folder of a run of EleutherAI's delphi: a small JSON file for each latent.
 
 RUN/explanations/<hookpoint>_latent<number>.txt         a text
 RUN/scores/<detection or fuzz>/<...>.txt                a list of judged windows
@@ -31,7 +31,7 @@ from nullsae.autointerp.imported.reading import (
 )
 
 NAME = re.compile(r"(.*)_latent(\d+)\.txt\Z", re.DOTALL)
-# What delphi writes in place of an explanation.
+# What delphi writes if it could not parse an explanation.
 NO_EXPLANATION = "Explanation could not be parsed."
 
 
@@ -43,7 +43,7 @@ class Delphi(Layout):
         for latent, file in latent_files(path / "explanations", about).items():
             text = json_file(file)
             if text is not None and not isinstance(text, str):
-                fail(file, "not the JSON text that delphi writes an explanation as")
+                fail(file, "not a JSON text, as delphi writes an explanation")
             found[latent] = Said(None if text == NO_EXPLANATION else text, None)
         return found
 
@@ -53,13 +53,13 @@ class Delphi(Layout):
         for latent, file in latent_files(folder, about).items():
             rows = json_file(file)
             if not isinstance(rows, list):
-                fail(file, "not the JSON list of judged windows that delphi writes")
+                fail(file, "not a JSON list of judged windows, as delphi writes")
             found[latent] = Scored(judged_windows(rows, file))
         return found
 
 
 def latent_files(folder: Path, about: About) -> dict[int, Path]:
-    """The file of each latent of the hookpoint that is asked for, the only one by default."""
+    """Return the file of each latent of the requested hookpoint, by default the only one."""
     if not folder.is_dir():
         fail(folder, "no such folder; delphi writes it in a run's folder")
     of_module: dict[str, dict[int, Path]] = {}
@@ -76,10 +76,10 @@ def latent_files(folder: Path, about: About) -> dict[int, Path]:
         fail(folder, "no file <hookpoint>_latent<number>.txt in it, as delphi writes")
     names = ", ".join(sorted(of_module))
     if about.source is not None:
-        # delphi replaces slashes in the names of files of scores.
+        # delphi replaces slashes in the file names of scores.
         wanted = (about.source, about.source.replace("/", "--"))
         if not (chosen := [of_module[name] for name in wanted if name in of_module]):
-            fail(folder, f"no latents of {about.source} in it, but of {names}; see `source`")
+            fail(folder, f"has no latents of {about.source}, only of {names}; see `source`")
         return chosen[0]
     if len(of_module) > 1:
         fail(folder, f"latents of several hookpoints ({names}); name one with `source`")
@@ -87,10 +87,10 @@ def latent_files(folder: Path, about: About) -> dict[int, Path]:
 
 
 def judged_windows(rows: list[Any], where: object) -> list[JudgedWindow]:
-    """The windows of delphi's `ClassifierOutput`, which Neuronpedia keeps as well.
+    """Read the windows of delphi's `ClassifierOutput`, which Neuronpedia stores as well.
 
-    The prediction counts, as 0 or 1, where probabilities are missing, or all alike while
-    predictions are not: some versions write 0 where they asked for none.
+    The prediction is used, as 0 or 1, if probabilities are missing, or all equal while predictions
+    are not: some versions write 0 if they requested none.
     """
     windows, labels = [], []
     for number, row in enumerate(rows, 1):
@@ -114,7 +114,7 @@ def judged_windows(rows: list[Any], where: object) -> list[JudgedWindow]:
 
 
 def _window(row: dict[str, Any], place: str) -> JudgedWindow:
-    """A window with its probability, NaN where there is none or no prediction came."""
+    """Return a window with its probability, NaN if that or the prediction is missing."""
     said = row.get("activating", row.get("ground_truth"))
     if said is None:
         fail(place, "activating is missing: whether the latent is active in the window")

@@ -1,4 +1,4 @@
-"""Which layout lies at a path."""
+"""Detects the layout at a path."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from nullsae.core.errors import UserError
 
 
 def layout_at(path: Path) -> Layout:
-    """Who reads what lies at a path.
+    """Return the reader for the files at a path.
 
     Raises:
-        UserError: it is nothing that is known, with what is.
+        UserError: the layout is unknown; lists the known ones.
     """
     if path.is_dir():
         if row_files(path):

@@ -1,7 +1,7 @@
-"""Rows of Neuronpedia: JSON lines of its exports, or the answers of its interface as JSON.
+"""Rows of Neuronpedia: JSON lines of its exports, or responses of its API as JSON.
 
-    SOURCE/explanations/batch-0.jsonl.gz    an explanation a row
-    features.jsonl                          a feature a row, with its list `explanations`
+    SOURCE/explanations/batch-0.jsonl.gz    one explanation per row
+    features.jsonl                          one feature per row, with its list `explanations`
 
 An explanation has `index`, `description`, `explanationModelName`, `layer` (the source) and perhaps
 `scores`, each with `value`, `explanationScoreTypeName`, `explanationScoreModelName` and, in
@@ -30,7 +30,7 @@ from nullsae.autointerp.imported.reading import (
 Row = dict[str, Any]
 WRITER = "explanationModelName"
 NAMES = ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz")
-OTHER_MODELS = "keep one, or say who wrote it with `model`"
+OTHER_MODELS = "keep one, or select by `model`"
 
 
 class Neuronpedia(Layout):
@@ -45,9 +45,7 @@ class Neuronpedia(Layout):
         return selection.of(found.found, path)
 
     def scores(self, path: Path, about: About) -> Mapping[int, Scored]:
-        found = OncePerLatent[Scored](
-            f"{OTHER_MODELS}, which with `scores`, and whose with `judge`"
-        )
+        found = OncePerLatent[Scored]("keep one, or select by `model`, `scores` and `judge`")
         selection = Selection(
             source=about.source, model=about.model, scores=about.scores, judge=about.judge
         )
@@ -72,19 +70,19 @@ def _scored(score: Row, judge: str | None, metric: str | None, where: str) -> Sc
     if metric is None:
         fail(
             where,
-            "a score without its windows; say what the number is with `metric`, such as "
+            "a score without its windows; set `metric` to what the number is, such as "
             "balanced_accuracy",
         )
     return Scored(metrics={metric: share_of(score.get("value"), "value", where)}, judge=judge)
 
 
 def _explanations(path: Path, about: About, selection: Selection) -> Iterator[tuple[str, int, Row]]:
-    """Each explanation of the source and model that are asked for: its place, latent and row."""
+    """Yield each explanation of the requested source and model: its place, latent and row."""
     sources: dict[str, None] = {}
     for where, row in _rows(path):
         nested = row.get("explanations")
         if nested is None and "description" not in row:
-            fail(where, "neither description nor explanations in it, which Neuronpedia's rows have")
+            fail(where, "has neither description nor explanations, unlike rows of Neuronpedia")
         if not isinstance(nested or [], list):
             fail(where, "explanations is not a list")
         for one in [row] if nested is None else nested:
@@ -115,12 +113,12 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
             rows = ((f"{file}, entry {n}", row) for n, row in enumerate(listed, 1))
         for where, row in rows:
             if not isinstance(row, dict):
-                fail(where, "not a JSON object, which each row is")
+                fail(where, "not a JSON object, as each row must be")
             yield where, row
 
 
 def row_files(path: Path) -> list[Path]:
-    """The files of rows at a path; of a source's folder, those below `explanations`."""
+    """Return the files of rows at a path; in a source's folder, those below `explanations`."""
     if not path.is_dir():
         return [path]
     inside = path / "explanations"

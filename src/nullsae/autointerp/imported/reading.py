@@ -1,4 +1,4 @@
-"""Files of others, read with limits: each mistake is a line that names the file and the row."""
+"""Reads foreign files with limits; each mistake is one line that names file and row."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from nullsae.autointerp.llm.messages import without_halves
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import read_small
 
-# Of a file, of a line or JSON text in it, and of the files of a folder. Neuronpedia's largest have
-# some ten megabytes of text; gzip makes a thousandth of what is written to fill a memory.
+# Limits for a file, for a line or JSON text in it, and for the number of files in a folder.
+# Neuronpedia's largest have about ten megabytes of text; gzip can expand a thousandfold.
 MOST_BYTES = 2 << 30
 MOST_LINE_BYTES = 64 << 20
 MOST_FILES = 1_000_000
-# Characters of a value that a message shows.
+# Characters of a value shown in a message.
 SHOWN_CHARACTERS = 60
 
 
 def fail(where: object, what: str) -> NoReturn:
-    """Raise the `UserError` of one row."""
+    """Raise a `UserError` about one row."""
     raise UserError(f"{where}: {what}")
 
 
 def shown(value: Any) -> str:
-    """A value of a file, short enough for a message."""
+    """Return a value of a file, short enough for a message."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file, unpacked if its name ends in `.gz`.
+    """Open a regular file, decompressed if its name ends in `.gz`.
 
     Raises:
-        UserError: it is missing, is no file, or is damaged.
+        UserError: it is missing, not a file, or damaged.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -55,7 +55,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Each line, and where it stands."""
+    """Yield the place and the content of each line."""
     n_bytes, number = 0, 0
     with opened(path) as stream:
         while line := stream.readline(MOST_LINE_BYTES + 1):
@@ -63,14 +63,14 @@ def lines(path: Path) -> Iterator[tuple[str, bytes]]:
             n_bytes += len(line)
             where = f"{path}, line {number}"
             if len(line) > MOST_LINE_BYTES:
-                fail(where, f"longer than {MOST_LINE_BYTES:,} bytes, which no row is")
+                fail(where, f"longer than {MOST_LINE_BYTES:,} bytes, too long for a row")
             if n_bytes > MOST_BYTES:
-                fail(where, f"the file holds more than {MOST_BYTES:,} bytes, which none does")
+                fail(where, f"the file has more than {MOST_BYTES:,} bytes, which is too large")
             yield where, line
 
 
 def json_file(path: Path) -> Any:
-    """What a file of JSON holds, unpacked if its name ends in `.gz`."""
+    """Read a JSON file, decompressed if its name ends in `.gz`."""
     if path.suffix == ".gz":
         with opened(path) as stream:
             data = stream.read(MOST_LINE_BYTES + 1)
@@ -84,7 +84,7 @@ def json_file(path: Path) -> Any:
 
 
 def json_value(data: bytes | str, where: object) -> Any:
-    """The value that JSON text holds; NaN and Infinity, which JSON does not have, are refused."""
+    """Parse JSON text; NaN and Infinity, which JSON does not have, are refused."""
     try:
         value = json.loads(data, parse_constant=_no_number)
         text = data if isinstance(data, str) else data.decode("latin-1")
@@ -98,21 +98,21 @@ def json_value(data: bytes | str, where: object) -> Any:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder whose names match, sorted by name."""
+    """Return the files of a folder whose names match, sorted by name."""
     found = []
     for path in folder.glob(pattern):
         found.append(path)
         if len(found) > MOST_FILES:
-            fail(folder, f"more than {MOST_FILES:,} files; one SAE has no more latents")
+            fail(folder, f"more than {MOST_FILES:,} files, more than an SAE has latents")
     return sorted(found)
 
 
 def latent_of(value: Any, n_latents: int, where: object) -> int:
-    """The number of a latent, written as a number or as text; tables may hold it as 12.0."""
+    """Parse the number of a latent, written as a number or as text, in tables perhaps as 12.0."""
     text = str(value).strip().removesuffix(".0")
     if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 18:
         fail(where, f"{shown(value)} is not the number of a latent, such as 12")
@@ -120,14 +120,14 @@ def latent_of(value: Any, n_latents: int, where: object) -> int:
     if latent >= n_latents:
         fail(
             where,
-            f"latent {latent}, and this SAE has {n_latents} (0 to {n_latents - 1}): is the file "
+            f"latent {latent}, but this SAE has {n_latents} (0 to {n_latents - 1}): is the file "
             f"about another one?",
         )
     return latent
 
 
 def share_of(value: Any, name: str, where: object) -> float:
-    """A probability or score from 0 to 1."""
+    """Parse a probability or score from 0 to 1."""
     try:
         number = float("nan" if isinstance(value, bool) else value)
     except (TypeError, ValueError, OverflowError):
@@ -138,7 +138,7 @@ def share_of(value: Any, name: str, where: object) -> float:
 
 
 def flag_of(value: Any, name: str, where: object) -> bool:
-    """A yes or no, written as a word or as a number."""
+    """Parse a yes or no, written as a word or as a number."""
     word = str(value).strip().lower()
     if word not in ("true", "false", "1", "0", "1.0", "0.0"):
         fail(where, f"{name} {shown(value)} is neither true nor false")
@@ -146,7 +146,7 @@ def flag_of(value: Any, name: str, where: object) -> bool:
 
 
 def list_of(value: Any, kind: type, name: str, where: object) -> list[Any]:
-    """A list of texts or of finite numbers; JSON text of one counts as well."""
+    """Parse a list of texts or of finite numbers, given as such or as JSON text."""
     found = json_value(value, where) if isinstance(value, str) else value
     if not isinstance(found, list):
         fail(where, f"{name} is not a list")

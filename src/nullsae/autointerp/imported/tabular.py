@@ -2,9 +2,9 @@
 
     latent, explanation                            and perhaps model
     latent, score                                  or auroc, auprc, f1, balanced_accuracy
-    latent, active, probability                    a window a row; perhaps tokens, activations
+    latent, active, probability                    one window per row; perhaps tokens, activations
 
-In a CSV file lists are JSON, and an empty field is no value.
+In a CSV file, lists are JSON, and an empty field is a missing value.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _scored(row: Row, metric: str | None, where: str) -> Scored:
         if metric is None:
             fail(
                 where,
-                f"a column score; say what its numbers are with `metric`, or name the column "
+                f"a column score; set `metric` to what its numbers are, or rename the column to "
                 f"{', '.join(METRICS)}",
             )
         named[metric] = "score"
@@ -108,7 +108,7 @@ def _scored(row: Row, metric: str | None, where: str) -> Scored:
 
 
 def rows_of(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, Row]]:
-    """Each row by the names of its columns, None for no value, and where it stands.
+    """Yield the place of each row, and its values by column name, None for missing ones.
 
     Raises:
         UserError: the file is damaged, too large, or lacks a needed column.
@@ -127,17 +127,17 @@ def rows_of(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, Row]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of a CSV file; a quoted field may hold line breaks."""
+    """Yield rows of a CSV file; a quoted field may contain line breaks."""
     csv.field_size_limit(MOST_LINE_BYTES)
     try:
         reader = csv.reader(_decoded(path), strict=True)
         names = [name.strip().lower() for name in next(reader, [])]
         if len(set(names)) < len(names):
-            fail(path, f"a column stands there twice: {', '.join(map(shown, names))}")
-        for values in filter(None, reader):  # blank lines are no rows
+            fail(path, f"a column name is repeated: {', '.join(map(shown, names))}")
+        for values in filter(None, reader):  # blank lines are not rows
             where = f"{path}, line {reader.line_num}"
             if len(values) != len(names):
-                fail(where, f"{len(values)} fields, and the header has {len(names)}")
+                fail(where, f"{len(values)} fields, but the header has {len(names)}")
             yield where, {n: v if v else None for n, v in zip(names, values, strict=True)}
     except csv.Error as error:
         fail(path, f"not a CSV file: line {reader.line_num}: {first_line(error)}")
@@ -160,7 +160,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
             file = pq.ParquetFile(stream)
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             if sum(group.total_byte_size for group in groups) > MOST_BYTES:
-                fail(path, f"more than {MOST_BYTES:,} bytes unpacked, which no such file has")
+                fail(path, f"more than {MOST_BYTES:,} bytes unpacked, which is too large")
             number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():

@@ -1,4 +1,4 @@
-"""Windows that were judged elsewhere, as examples that a formula of ours can judge, too."""
+"""Windows that were judged elsewhere, as examples that our formula can judge as well."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How such windows are named among silent ones.
+# The kind of these windows among silent ones.
 GIVEN = "given"
-# Tokens that the corpus' tokenizer does not have: from here on the text is of another one.
+# With more tokens unknown to the corpus' tokenizer, the text is from another one.
 MOST_UNKNOWN_SHARE = 0.5
 
 
@@ -32,30 +32,30 @@ class GivenWindows:
     """The windows of some latents, sorted by (latent, window)."""
 
     examples: Examples
-    """A token that the tokenizer does not have has the id behind its last one."""
+    """A token unknown to the tokenizer has the id after its last one."""
     probability: Floats
-    """What was said of each, [n_windows]; NaN where no answer came."""
+    """The probability given for each, [n_windows]; NaN without an answer."""
     is_label: Flags
-    """Whether that was yes or no."""
+    """Whether the answer was yes or no."""
     has_text: Flags
-    """Whether a formula may judge the window: its tokens are known, and no window of the other
-    truth has the same ones, as where only marks differ, which files do not keep."""
+    """Whether a formula may judge the window: its tokens are known, and no window with the other
+    truth has the same ones, as when only marks differ, which files do not store."""
 
 
 def given_windows(
     scores: Mapping[int, Scored], tokenizer: Tokenizer | None, source: str
 ) -> GivenWindows:
-    """The windows of a file.
+    """Convert the windows of a file.
 
-    Windows of one text count as one document: a file does not say which document they are of.
+    Windows with the same text count as one document, because a file does not name documents.
 
     Args:
         scores: as a layout reads them.
-        tokenizer: of the corpus; None where texts are not needed.
+        tokenizer: of the corpus; None if texts are not needed.
         source: the file, for messages.
 
     Raises:
-        UserError: most tokens are of another tokenizer.
+        UserError: most tokens are from another tokenizer.
     """
     ids = {} if tokenizer is None else token_ids(tokenizer)
     unknown = 0 if tokenizer is None else tokenizer.get_vocab_size()
@@ -79,7 +79,7 @@ def given_windows(
                     "token_ids": found or [unknown],
                     "activations": window.activations or [float(window.active)],
                     "skipped": [False] * max(1, len(found)),
-                    # No marks are put into these windows, which is all that frequencies are for.
+                    # Frequencies are only needed for marks, which these windows do not get.
                     "token_frequencies": [0.0] * max(1, len(found)),
                 }
             )
@@ -89,7 +89,7 @@ def given_windows(
         fail(
             source,
             f"{n_unknown} of {n_tokens} tokens of its windows are not in the corpus' tokenizer: is "
-            f"it of another model?",
+            f"it about another model?",
         )
     if tokenizer is not None and n_unknown:
         log.warning("%s: %d of %d tokens are not in the tokenizer", source, n_unknown, n_tokens)
@@ -101,7 +101,7 @@ def given_windows(
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of tokens by their text and by their name in the vocabulary, the smallest of each."""
+    """Return ids of tokens by text and by vocabulary name, the smallest id for each."""
     found: dict[str, int] = {}
     for token_id in range(tokenizer.get_vocab_size()):
         found.setdefault(token_text(tokenizer, token_id), token_id)

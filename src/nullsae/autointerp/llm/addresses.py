@@ -1,4 +1,4 @@
-"""Addresses of endpoints: their paths, and the way to them."""
+"""Addresses of endpoints: their paths and proxies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nullsae.config.addresses import is_local
 
 
 def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for an address; none for this machine's own."""
+    """Return the proxy for an address according to the environment; none for this machine."""
     parts = urlsplit(url)
     if is_local(url) or proxy_bypass(parts.hostname or ""):
         return None
@@ -18,14 +18,14 @@ def proxy_of(url: str) -> str | None:
 
 
 def with_path(url: str, path: str) -> str:
-    """An address with `path` at the end of its own path, which may hold it already; its query,
-    such as Azure's `api-version`, stays where it is.
+    """Return an address whose path ends in `path`, added unless it is there already; its query,
+    such as Azure's `api-version`, is kept.
     """
     parts = urlsplit(without_path(url, path))
     return urlunsplit(parts._replace(path=parts.path + path))
 
 
 def without_path(url: str, path: str) -> str:
-    """An address without `path` at the end of its own."""
+    """Return an address without `path` at the end of its own."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix(path)))

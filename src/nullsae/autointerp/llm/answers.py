@@ -1,4 +1,4 @@
-"""From what an endpoint sent back to a reply, a failed attempt, or what the user can mend."""
+"""Turns an endpoint's response into a reply, a failed attempt, or an error the user can fix."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from nullsae.core.errors import UserError
 
 CHAT = "/chat/completions"
 SHOWN_CHARACTERS = 300
-# Of the endpoint's own words about an error.
+# Kept of the endpoint's own text about an error.
 MOST_SAID = 4000
-# Of a reply by the tokens that it may have: more is cut off. Runs of spaces are the longest tokens.
+# The longest reply for a number of tokens; the rest is dropped. Runs of spaces are the longest
+# tokens.
 MOST_CHARACTERS_PER_TOKEN, SPARE_CHARACTERS = 64, 20_000
 # Alternatives of a token, and characters of one: no endpoint gives more.
 MOST_ALTERNATIVES, MOST_TOKEN_CHARACTERS = 32, 200
 FINISH_REASON = re.compile(r"[a-z][a-z_-]{0,39}")
-# A Retry-After beyond this is taken as this: a job that stands still for hours helps nobody.
+# A longer Retry-After is reduced to this: a job that waits for hours helps nobody.
 MAX_PAUSE_SECONDS = 600.0
 CONTEXT = re.compile(
     r"context.{0,9}(length|size|window)|maximum context|max_model_len|"
     r"(prompt|input|request).{0,20} too (long|large|many)|too many (input |prompt )?tokens",
     re.IGNORECASE,
 )
-# What gateways pass on from others than OpenAI: max_output_tokens, model_length, token_limit ...
+# Reasons that gateways forward from others than OpenAI: max_output_tokens, model_length, ...
 CUT = re.compile(r"length|max_|token_limit|truncated|incomplete|context_window", re.IGNORECASE)
 NO_MODEL = re.compile(
     r"model.{0,120}(not? (exist|found|available|a valid)|does not|unknown|invalid|unsupported)|"
     r"(unknown|invalid|no such|unsupported|not a valid) model",
     re.IGNORECASE,
 )
-# OpenAI's answer to a limit that was spent on reasoning.
+# OpenAI's answer when the limit was spent on reasoning.
 LIMIT_REACHED = re.compile(r"max_tokens or model output limit was reached", re.IGNORECASE)
-# Servers fail with a 500 where a chat template does not take the roles of the messages.
+# Servers fail with a 500 if a chat template does not accept the roles of the messages.
 TEMPLATE = re.compile(
     r"jinja|chat.?template|template.{0,9}error|system (role|message|prompt)|roles? must alternate|"
     r"raise_exception|(only|supported).{0,40} roles?\b",
@@ -53,7 +54,7 @@ OTHER_FIELD = re.compile(
 )
 LOGPROBS = re.compile(r"log.?prob", re.IGNORECASE)
 SCHEMA = re.compile(r"response.?format|json.?schema|structured.?output|guided_", re.IGNORECASE)
-# Fields of a message, and types of parts of its content, that hold reasoning.
+# Fields of a message, and types of parts of its content, that contain reasoning.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 FILTERED = re.compile(
@@ -63,27 +64,27 @@ FILTERED = re.compile(
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for a request, whatever its status."""
+    """The response to a request, whatever its status."""
 
     status: int
     retry_after: str | None
     content: bytes
-    """With the API key blanked out, should the endpoint repeat it."""
+    """With the API key blanked out, in case the endpoint repeats it."""
 
 
 @dataclass(frozen=True)
 class Valid:
-    """A reply with the tokens that the endpoint counted."""
+    """A reply with the token counts of the endpoint."""
 
     reply: Reply
     prompt_tokens: int | None
     completion_tokens: int | None
     is_free: bool = False
-    """Nothing was answered, and nothing is on the bill."""
+    """Nothing was answered, and nothing is billed."""
 
 
 class AttemptError(Exception):
-    """No valid reply this time; another attempt may bring one."""
+    """No valid reply this time; another attempt may succeed."""
 
     def __init__(
         self,
@@ -95,37 +96,37 @@ class AttemptError(Exception):
     ) -> None:
         super().__init__(text)
         self.may_be_billed = may_be_billed
-        """Whether the model may have answered all the same, and that be on the bill."""
+        """Whether the model may have answered anyway, and the answer be billed."""
         self.throttled = throttled
         self.pause = pause
-        """Seconds in which the endpoint wants no requests."""
+        """Seconds during which the endpoint wants no requests."""
 
 
 class RefusedError(UserError):
-    """The endpoint will not answer a request like this one, however often it is asked."""
+    """The endpoint refuses a request like this one, however often it is sent."""
 
     def __init__(self, text: str, *, status: int, said: str) -> None:
         super().__init__(text)
         self.status = status
         self.said = said
-        """The endpoint's own words, whole."""
+        """The endpoint's own text, complete."""
 
     @property
     def names_a_field(self) -> bool:
-        """Whether it is about log-probabilities or a schema, which one may do without."""
+        """Whether it is about log-probabilities or a schema, which are optional."""
         return bool(LOGPROBS.search(self.said) or SCHEMA.search(self.said))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Who was asked, for the texts of errors."""
+    """The endpoint, for error messages."""
 
     model: str
     address: str
     key_variable: str | None
     """The environment variables whose keys were sent; None if none was."""
     key_from: str = "api_key_env"
-    """The key of the config that names them."""
+    """The config key that names them."""
 
     def __str__(self) -> str:
         return f"{self.model} at {self.address}"
@@ -137,11 +138,11 @@ def read_answer(
     secrets: Secrets = NO_SECRETS,
     max_completion_tokens: int | None = None,
 ) -> Valid:
-    """The reply in what came back, without secrets, and no longer than that many tokens can be.
+    """Return the reply in a response, without secrets, cut to what the tokens allow.
 
     Raises:
-        AttemptError: a 408, 409, 425, 429 or 5xx, JSON that is cut, an answer without choices.
-        RefusedError: anything else that is no reply.
+        AttemptError: a 408, 409, 425, 429 or 5xx, truncated JSON, or a response without choices.
+        RefusedError: anything else that is not a reply.
     """
     try:
         value = parse_json(answer.content)
@@ -156,7 +157,7 @@ def read_answer(
             return _valid(choices[0], value.get("usage"), secrets, most)
     status, said = answer.status, secrets.blank(_said(value, answer.content))
     if status == 200:
-        # Some gateways wrap the error of whom they asked.
+        # Some gateways wrap the error of their upstream.
         error = value.get("error") if isinstance(value, dict) else None
         code = error.get("code") if isinstance(error, dict) else None
         if not (isinstance(code, int) and 400 <= code < 600):
@@ -170,9 +171,9 @@ def read_answer(
         raise AttemptError(f"429: {shortened(said)}", throttled=True, pause=pause)
     if status == 400 and LIMIT_REACHED.search(said):
         return Valid(Reply("", (), "length"), None, None)
-    # 501 says that the server cannot do what was asked, today or tomorrow.
+    # 501 means that the server will never be able to do this.
     if (status >= 500 and status != 501) or status in (408, 409, 425):
-        # A gateway's time-out: whom it asked may have answered.
+        # A gateway's timeout: its upstream may have answered.
         billed = status in (408, 504, 524)
         raise AttemptError(f"{status}: {shortened(said)}", pause=pause, may_be_billed=billed)
     if status in (400, 403, 422) and FILTERED.search(_codes(value) + " " + said):
@@ -181,7 +182,7 @@ def read_answer(
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """Seconds by a Retry-After header: a number or an HTTP date (RFC 9110, 10.2.3), or None."""
+    """Return the seconds in a Retry-After: a number or an HTTP date (RFC 9110, 10.2.3), or None."""
     if header is None:
         return None
     try:
@@ -200,32 +201,32 @@ def retry_after_seconds(header: str | None) -> float | None:
 
 
 def may_be_of_roles(refusal: RefusedError) -> bool:
-    """Whether a refusal may be of a template that does not take system messages.
+    """Return whether a refusal may come from a template without system messages.
 
-    Templates say so in words of their own: any refusal counts that names nothing else.
+    Templates phrase this differently, so every refusal counts that names nothing else.
     """
     other = CONTEXT.search(refusal.said) or OTHER_FIELD.search(refusal.said)
     return refusal.status in (400, 422) and (not other or TEMPLATE.search(refusal.said) is not None)
 
 
 def shortened(text: str) -> str:
-    """The first line of a text, cut where it gets long."""
+    """Return the first line of a text, shortened if it is long."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return line if len(line) <= SHOWN_CHARACTERS else line[:SHOWN_CHARACTERS] + " ..."
 
 
 def _mend(status: int, said: str, codes: str, asked: Asked) -> str:
-    """One line that says what the user can do."""
+    """Return one line that tells the user what to do."""
     text = shortened(said).rstrip(".") or "no text"
     for key, words in (("logprobs", LOGPROBS), ("structured_output", SCHEMA)):
         if words.search(said) and status != 402:
             return f"{key}: {asked} refuses them ({status}: {text}); set {key}: never"
     if status in (401, 403):
         if asked.key_variable is None:
-            return f"api_key_env: {asked} wants a key, and none was sent ({status}: {text})"
+            return f"api_key_env: {asked} wants a key, but none was sent ({status}: {text})"
         return (
             f"{asked.key_from}: {asked} refuses the key in {asked.key_variable} "
-            f"({status}: {text}); put one there that is valid and may use this model"
+            f"({status}: {text}); set it to a valid one that may use this model"
         )
     if status in (402, 429):
         return f"{asked}: the account has no credit left ({status}: {text})"
@@ -238,7 +239,7 @@ def _mend(status: int, said: str, codes: str, asked: Asked) -> str:
         )
     if "context_length" in codes or status == 413 or CONTEXT.search(said):
         return (
-            f"windows_per_prompt, shown_windows: a prompt is longer than {asked} takes "
+            f"windows_per_prompt, shown_windows: a prompt is longer than {asked} accepts "
             f"({status}: {text}); set the scorer's windows_per_prompt or the explainer's "
             f"shown_windows lower, or give the server a longer context"
         )
@@ -246,7 +247,7 @@ def _mend(status: int, said: str, codes: str, asked: Asked) -> str:
 
 
 def _said(value: Any, content: bytes) -> str:
-    """The endpoint's own words about an error, as far as anybody reads them."""
+    """Return the endpoint's own text about an error, shortened."""
     error = value.get("error", value) if isinstance(value, dict) else value
     if isinstance(error, dict):
         parts = [error.get("message") or error.get("detail") or error.get("msg")]
@@ -261,7 +262,7 @@ def _said(value: Any, content: bytes) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value of JSON as text; empty for numbers that have no end."""
+    """Return a JSON value as text; empty if it cannot be written, such as infinite numbers."""
     if isinstance(value, str):
         return without_halves(value)
     try:
@@ -277,7 +278,7 @@ def _codes(value: Any) -> str:
 
 
 def _valid(choice: dict[str, Any], usage: Any, secrets: Secrets, most: int | None) -> Valid:
-    """A reply, of at most so many characters."""
+    """Return a reply of at most `most` characters."""
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
     finish_reason = choice.get("finish_reason") or "stop"
@@ -297,7 +298,7 @@ def _valid(choice: dict[str, Any], usage: Any, secrets: Secrets, most: int | Non
         content = ""
     whole = content[:most]
     bare = secrets.blank(whole)
-    # Tokens make up what was said, which is not what is kept.
+    # Tokens spell the original text, which may differ from the stored one.
     tokens = () if bare != content else _tokens(choice.get("logprobs"), content, secrets)
     reply = Reply(without_halves(bare), tokens, secrets.blank(finish_reason))
     counts = usage if isinstance(usage, dict) else {}
@@ -310,9 +311,9 @@ def _valid(choice: dict[str, Any], usage: Any, secrets: Secrets, most: int | Non
 
 
 def _content(message: dict[str, Any]) -> str:
-    """What a message says, without the reasoning that the server has told from it.
+    """Return the content of a message, without the reasoning that the server has separated.
 
-    That comes in a field of its own or as parts of the content, and some servers repeat the field
+    Reasoning comes in its own field or as parts of the content, and some servers repeat the field
     at the beginning of the content.
     """
     content = message.get("content")
@@ -334,7 +335,7 @@ def _content(message: dict[str, Any]) -> str:
 
 
 def _tokens(logprobs: Any, content: str, secrets: Secrets) -> tuple[AnswerToken, ...]:
-    """The tokens of the content; none where those that came do not make it up."""
+    """Return the tokens of the content, or none if they do not spell it."""
     entries = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not content or not isinstance(entries, list) or not entries:
         return ()
@@ -343,8 +344,8 @@ def _tokens(logprobs: Any, content: str, secrets: Secrets) -> tuple[AnswerToken,
     texts = [entry["token"] for entry in entries]
     if content not in "".join(texts):
         texts = _decoded(entries)
-    # An end token may follow the content, and a space that was stripped precede it. Tokens of the
-    # reasoning come before, and the reasoning may hold a draft of the same words.
+    # An end token may follow the content, and a stripped space precede it. Tokens of the reasoning
+    # come first, and the reasoning may contain a draft of the same words.
     start = "".join(texts).rfind(content)
     if start < 0:
         return ()
@@ -359,7 +360,7 @@ def _tokens(logprobs: Any, content: str, secrets: Secrets) -> tuple[AnswerToken,
 
 
 def _decoded(entries: list[dict[str, Any]]) -> list[str]:
-    """Texts by the tokens' bytes: a character of several tokens belongs to the last of them."""
+    """Return texts by tokens' bytes; a character of several tokens belongs to the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     texts = []
     for entry in entries:
@@ -369,13 +370,13 @@ def _decoded(entries: list[dict[str, Any]]) -> list[str]:
         elif isinstance(raw, list) and all(type(b) is int and 0 <= b < 256 for b in raw):
             texts.append(decoder.decode(bytes(raw)))
         else:
-            # Not what bytes are: a number, for example, would be as many zeros.
+            # Not valid bytes: a number n, for example, would become n zeros.
             return [entry["token"] for entry in entries]
     return texts
 
 
 def _alternatives(entry: dict[str, Any], secrets: Secrets) -> tuple[tuple[str, float], ...]:
-    """The alternatives of a token whose log-probabilities can be some."""
+    """Return the alternatives of a token that have valid log-probabilities."""
     top = entry.get("top_logprobs")
     others = [other for other in (top if isinstance(top, list) else ()) if isinstance(other, dict)]
     pairs = [
@@ -392,5 +393,5 @@ def _alternatives(entry: dict[str, Any], secrets: Secrets) -> tuple[tuple[str, f
 
 def _alternative(text: str, secrets: Secrets) -> str:
     text = without_halves(text[:MOST_TOKEN_CHARACTERS])
-    # Most tokens are too short to hold a secret, and there are many.
+    # Most tokens are too short to contain a secret, and there are many.
     return text if len(text) < SHORTEST_SECRET else secrets.blank(text)

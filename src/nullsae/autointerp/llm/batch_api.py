@@ -1,6 +1,6 @@
-"""The batch interface of an OpenAI-compatible endpoint: files of requests in, of answers out.
+"""The batch API of an OpenAI-compatible endpoint: a file of requests in, a file of answers out.
 
-By the `openai` package's `files` and `batches`: https://platform.openai.com/docs/guides/batch
+Uses `files` and `batches` of the `openai` package: https://platform.openai.com/docs/guides/batch
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from nullsae.core.errors import UserError, first_line
 log = logging.getLogger(__name__)
 
 ENDED = ("completed", "failed", "expired", "cancelled")
-# Of the metadata of a batch: the name by which a killed job finds it again.
+# The key in a batch's metadata for the name by which a killed job finds it again.
 NAME = "nullsae"
-# Batches of an account that are looked through for one, the newest first.
+# How many of an account's batches are searched for one, newest first.
 MOST_LISTED = 2000
-# Times that a call other than the start of a batch is tried, with growing waits in between.
+# Attempts at any call except the start of a batch, with growing waits in between.
 MOST_TRIES = 5
-# How long a call and the download of a file of answers may take in all, drip or not.
+# Time limits for a call and for the download of a file of answers, even if it trickles.
 CALL_SECONDS, DOWNLOAD_SECONDS = 600.0, 3600.0
-# Lines of a file beyond those that were asked for.
+# Lines allowed in a file beyond those expected.
 SPARE_LINES = 1000
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 
@@ -54,18 +54,18 @@ T = TypeVar("T")
 
 
 class BatchApi:
-    """Starts batches, looks at them and reads what they brought."""
+    """Starts batches, checks their state and reads their answers."""
 
     def __init__(self, url: str, secrets: Secrets, asked: Asked, timeout_seconds: float) -> None:
-        """The headers of `secrets` are sent, and their values blanked out of all that is shown."""
+        """Send the headers of `secrets`, and blank out their values in everything shown."""
         self._asked, self._secrets = asked, secrets
         parts = urlsplit(url)
         self._client = AsyncOpenAI(
-            # The package never sees a key, so that none of its errors or logs can hold it.
+            # The package never sees a key, so that none of its errors or logs can contain it.
             api_key="none",
             base_url=without_path(parts._replace(query="").geturl(), CHAT),
             default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
-            # A file of requests is long, and an upload is no attempt at an answer.
+            # A file of requests is long, so an upload needs more time than a request.
             timeout=max(timeout_seconds, CALL_SECONDS),
             max_retries=0,
             http_client=bounded_client(url, secrets, ssl_context(parts.scheme)),
@@ -76,7 +76,7 @@ class BatchApi:
         await self._client.close()
 
     async def upload(self, lines: bytes) -> str:
-        """The id of a new file of requests."""
+        """Upload a file of requests; return its id."""
         file = ("requests.jsonl", lines, "application/jsonl")
 
         async def uploaded() -> str:
@@ -85,10 +85,10 @@ class BatchApi:
         return await self._patiently(uploaded)
 
     async def start(self, file: str, name: str) -> str:
-        """The id of a new batch of a file's requests.
+        """Start a batch of a file's requests; return its id.
 
-        Where no answer comes, the batch may have been made all the same, and would be paid twice
-        if it were made again: it is looked for first.
+        If no answer comes, the batch may exist anyway, and a second one would be paid twice: so it
+        is searched for before it is started again.
         """
 
         async def created() -> str:
@@ -112,7 +112,7 @@ class BatchApi:
         raise AssertionError
 
     async def find(self, name: str) -> str | None:
-        """The id of the batch of this name; None where there is none, or no list of batches."""
+        """Return the id of the batch with this name; None if not found or batches not listed."""
 
         async def among() -> str | None:
             n = 0
@@ -133,7 +133,7 @@ class BatchApi:
             return None
 
     async def look(self, batch: str) -> Batch | None:
-        """How a batch stands; None if the endpoint does not know it.
+        """Return the state of a batch; None if the endpoint does not know it.
 
         Raises:
             AttemptError: the endpoint does not answer at present.
@@ -151,9 +151,9 @@ class BatchApi:
         limits: Iterable[int],
         take: Callable[[str, Answer | AttemptError], None],
     ) -> None:
-        """Hand over what came for each request, by its `custom_id`; some may be missing.
+        """Pass on the answer to each request, by its `custom_id`; some may be missing.
 
-        `limits` are the most tokens of each request. A line may come more than once.
+        `limits` are the token limits of the requests. A line may come more than once.
         """
         limits = [*limits]
         most, most_lines = most_bytes(max(limits, default=0)), 2 * len(limits) + SPARE_LINES
@@ -171,7 +171,7 @@ class BatchApi:
             await self._patiently(read, DOWNLOAD_SECONDS)
 
     async def delete(self, *files: str | None) -> None:
-        """Have the endpoint delete files, if it will: they are of no more use."""
+        """Ask the endpoint to delete files that are no longer needed."""
 
         async def deleted(file: str) -> None:
             await self._client.files.delete(file)
@@ -191,18 +191,18 @@ class BatchApi:
         raise AssertionError
 
     def _id_of(self, made: Any) -> str:
-        """The id of what the endpoint made, which becomes part of addresses, files and logs."""
+        """Return the id of a created object, which becomes part of addresses, files and logs."""
         found = getattr(made, "id", None)
         if not is_id(found) or self._secrets.is_in(found):
             raise ValueError("without an id")
         return found
 
     async def _once(self, call: Callable[[], Awaitable[T]], seconds: float | None = None) -> T:
-        """What a call of the package returns.
+        """Return the result of a call of the package.
 
         Raises:
             AttemptError: it may be tried again.
-            RefusedError: it may not; its line begins with the key to change.
+            RefusedError: it may not; the message starts with the key to change.
         """
         try:
             async with asyncio.timeout(seconds or self._call_seconds):
@@ -218,34 +218,34 @@ class BatchApi:
             raise AttemptError(shortened(said)) from None
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             said = shortened(self._secrets.blank(first_line(error)))
-            raise AttemptError(f"an answer that is none: {said}") from None
+            raise AttemptError(f"an invalid answer: {said}") from None
         try:
             read_answer(answer, self._asked, self._secrets)
         except RefusedError as error:
             if error.status in (404, 405) or error.status == 501:
                 text = (
-                    f"llm.batch: {self._asked} knows no such batch or file, or has no batch "
-                    f"interface ({error.status}: {shortened(error.said)}); set llm.batch: false "
-                    f"if it has none"
+                    f"llm.batch: {self._asked} does not know the batch or file, or has no batch "
+                    f"interface ({error.status}: {shortened(error.said)}); in the latter case set "
+                    f"llm.batch: false"
                 )
                 raise RefusedError(text, status=error.status, said=error.said) from None
             raise
-        raise AttemptError(f"{answer.status}: an answer that is none")
+        raise AttemptError(f"{answer.status}: an invalid answer")
 
 
 def request_line(name: str, body: bytes) -> bytes:
-    """The line of a request in a file, with a line's end; `name` is its `custom_id`."""
+    """Return a request's line in a file, with line end; `name` is its `custom_id`."""
     head = json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions"})
     return head[:-1].encode() + b', "body": ' + body + b"}\n"
 
 
 def is_id(value: object) -> TypeGuard[str]:
-    """Whether a value can be an endpoint's id of a file or of a batch."""
+    """Return whether a value is a possible id of a file or batch."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def read_line(line: bytes) -> tuple[str, Answer | AttemptError] | None:
-    """A line of a file of answers: the request's `custom_id` and what came for it; None if none."""
+    """Parse a line of a file of answers: `custom_id` and answer; None if invalid."""
     if not line.strip():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What is known about a batch on its way: a file, so that a job that was killed finds it again."""
+"""The record of a batch in progress: a file by which a later job finds the batch after a kill."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Asked:
 
 @dataclass
 class BatchRecord:
-    """A batch, from before it is started until all that it brought is in the cache.
+    """A batch, from before it is started until all of its replies are in the cache.
 
     One process at a time holds it, by a lock that ends with the process.
     """
 
     path: Path
     address: str
-    """Whom it was sent to, as `Endpoint.address`."""
+    """The endpoint, as `Endpoint.address`."""
     requests: dict[str, Asked]
     """By their `custom_id`, which is the key of the reply in hexadecimal digits."""
     worst_usd: float
@@ -52,20 +52,20 @@ class BatchRecord:
     def new(
         cls, folder: Path, address: str, requests: Mapping[str, Asked], worst_usd: float
     ) -> Self:
-        """A record that this process holds; not written yet."""
+        """Create a record that this process holds; it is not written yet."""
         path = folder / f"{uuid.uuid4().hex}.json"
         made = cls(path, address, dict(requests), worst_usd)
         made.hold()
         return made
 
     def write(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         requests = {n: [r.n_bytes, r.max_completion_tokens] for n, r in self.requests.items()}
         own = {"address": self.address, "worst_usd": self.worst_usd}
         write_json(self.path, own | {"batch": self.batch, "file": self.file, "requests": requests})
 
     def hold(self) -> bool:
-        """Keep other processes out; False if one holds it. Check that it still exists then."""
+        """Lock it; return False if another process holds it. It may have been removed meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = self.path.with_suffix(".lock").open("w")
         try:
@@ -77,20 +77,20 @@ class BatchRecord:
         return True
 
     def let_go(self) -> None:
-        """Let another process hold it."""
+        """Unlock it."""
         if self.lock is not None:
             self.lock.close()
             self.lock = None
 
     def remove(self) -> None:
-        """Forget it: nothing of it is on its way any more."""
+        """Delete it: its batch is no longer in progress."""
         self.path.unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)
         self.let_go()
 
 
 def records(folder: Path, address: str) -> Iterator[BatchRecord]:
-    """The records of an endpoint in a folder, whoever holds them; a `UserError` names a bad one."""
+    """Yield an endpoint's records in a folder, held or not; a `UserError` names a bad one."""
     for path in sorted(folder.glob("*.json")):
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

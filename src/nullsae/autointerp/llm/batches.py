@@ -1,8 +1,8 @@
-"""Requests that are sent many at once by the endpoint's batch interface, at its lower price.
+"""Sends many requests at once through the endpoint's batch API, at its lower price.
 
-All that is asked before anything must be answered goes into one batch. A record of it is on the
-disk before the endpoint hears of it, and its money is set aside until what it brought is in the
-cache, so that a job that is killed at any moment pays nothing twice: it finds the batch again.
+All questions that do not need earlier answers go into one batch. Before the batch is started, its
+record is written and its money is reserved, until all replies are in the cache. So a job that is
+killed at any moment pays nothing twice: the next one finds the batch.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# So long after the last request a batch is sent: whoever asks waits for answers by then.
+# A batch is sent this long after the last request: by then, all tasks are waiting for answers.
 QUIET_SECONDS = 0.2
-# OpenAI takes files of up to 200 MB.
+# OpenAI accepts files of up to 200 MB.
 MOST_BYTES = 190_000_000
-# Batches without a single reply, one after another, after which a job gives up.
+# Consecutive batches without a single reply after which a job gives up.
 MOST_IN_VAIN = 3
 
 
 @dataclass
 class _Line:
-    """A request that waits for its answer."""
+    """A request waiting for its answer."""
 
     body: bytes
     asked: Asked
@@ -48,7 +48,7 @@ class _Line:
 
 
 class Batches:
-    """Gets replies into the cache by batches, until one error stops it all."""
+    """Gets replies into the cache by batches, until one error stops everything."""
 
     def __init__(
         self, sending: Sending, settings: Llm, cache: ReplyCache, address: str, root: Path
@@ -63,7 +63,7 @@ class Batches:
         self._task: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        """Look at no batch any more; they go on, and another run finds them."""
+        """Stop waiting for batches; they continue, and another run finds them."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -73,7 +73,7 @@ class Batches:
             await self._api.close()
 
     async def persist(self, key: bytes, body: bytes, max_completion_tokens: int) -> Kept | None:
-        """As `Sending.persist`, in as many batches as there may be attempts."""
+        """Do as `Sending.persist`, in at most `max_attempts` batches."""
         loop = asyncio.get_running_loop()
         for _ in range(self._settings.max_attempts):
             line = _Line(body, Asked(len(body), max_completion_tokens), loop.create_future())
@@ -87,7 +87,7 @@ class Batches:
         return None
 
     async def _run(self) -> None:
-        """Send and receive until nobody waits."""
+        """Send and receive until no task is waiting."""
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
@@ -97,7 +97,7 @@ class Batches:
                 started = await self._start_all()
                 await _all(self._finish(record) for record in started)
         except Exception as error:
-            # Nobody awaits this task: whoever waits for an answer gets the error.
+            # Nobody awaits this task, so the tasks waiting for answers get the error.
             self._sending.stop(error)
             waiting, self._waiting = self._waiting, {}
             for line in waiting.values():
@@ -105,12 +105,12 @@ class Batches:
                     line.answer.set_exception(error)
 
     async def _adopt(self) -> None:
-        """Take over batches that have what is waited for: of killed jobs, or of one at work."""
+        """Take over batches with wanted requests, from killed jobs or from a running one."""
         for record in records(self._folder, self._address):
             if not self._waiting.keys() & record.requests.keys():
                 continue
             while not record.hold():
-                # Another job waits for this batch; what it brings will be in the cache.
+                # Another job waits for this batch; its replies will be in the cache.
                 await asyncio.sleep(min(self._settings.batch_poll_seconds, 5.0))
             try:
                 if not record.path.exists():
@@ -128,7 +128,7 @@ class Batches:
                     self._answered(name, kept)
 
     async def _is_started(self, record: BatchRecord) -> bool:
-        """Whether the endpoint works on a batch; its record may be from before that was known."""
+        """Return whether the endpoint has the batch, which the record may not know yet."""
         if record.batch is None:
             record.batch = await (await self._opened()).find(record.name)
             if record.batch is not None:
@@ -136,7 +136,7 @@ class Batches:
         return record.batch is not None
 
     async def _start_all(self) -> list[BatchRecord]:
-        """Start batches of what is waited for; of as much as the money is enough for."""
+        """Start batches of the waiting requests, as many as the budget allows."""
         for ended in self._held:
             ended.let_go()
         started = self._held = []
@@ -159,16 +159,16 @@ class Batches:
         return started
 
     def _within_budget(self, names: list[str], *, alone: bool) -> BatchRecord | None:
-        """A record of the first of these requests, as many as the money is enough for, if any.
+        """Record as many of these requests as the budget allows; None if none.
 
-        A `UserError` if it is enough for none, and none is on its way (`alone`).
+        Raises a `UserError` if it allows none and no batch is in progress (`alone`).
         """
         limit = self._settings.max_cost_usd
         while True:
             requests = {name: self._waiting[name].asked for name in names}
             worst = sum(map(self._worst_usd, requests.values()))
             record = BatchRecord.new(self._folder, self._address, requests, worst)
-            # Before its money, so that there is none set aside for a batch that nobody knows.
+            # Before the reservation, so that no money is reserved for an unknown batch.
             record.write()
             if limit is None or not worst:
                 return record
@@ -199,7 +199,7 @@ class Batches:
         log.info("batch %s has %d requests", record.batch, len(record.requests))
 
     async def _finish(self, record: BatchRecord) -> None:
-        """Wait until a batch ends, and keep what it brought."""
+        """Wait until a batch ends, and keep its replies."""
         from nullsae.autointerp.llm.batch_api import ENDED
 
         api = await self._opened()
@@ -237,7 +237,7 @@ class Batches:
         await self._take_in(batch, record)
 
     async def _take_in(self, batch: Batch, record: BatchRecord) -> None:
-        """Keep the replies of a batch that has ended; hand them, and errors, to who waits."""
+        """Keep the replies of a finished batch; pass them, and errors, to the waiting tasks."""
         api = await self._opened()
         connection, share = self._sending.connection, self._sending.batch_share
         found: dict[str, Kept | Exception] = {}
@@ -261,7 +261,7 @@ class Batches:
         await api.take_answers(batch, limits, take)
         self._cache.settle(record.name)
         record.remove()
-        # They hold prompts and replies, and are read once.
+        # The files contain prompts and replies, and are read only once.
         await api.delete(record.file, batch.output_file_id, batch.error_file_id)
         n_replies = sum(isinstance(one, Kept) for one in found.values())
         log.info("batch %s %s: %d replies", record.batch, batch.status, n_replies)
@@ -270,7 +270,7 @@ class Batches:
         self._check(batch, str(record.batch), n_replies)
 
     def _check(self, batch: Batch, name: str, n_replies: int) -> None:
-        """A `UserError` if it makes no sense to send further batches."""
+        """Raise a `UserError` if it makes no sense to send further batches."""
         asked = self._sending.connection.asked
         if batch.status in ("failed", "cancelled"):
             data = getattr(batch.errors, "data", None)
@@ -317,7 +317,7 @@ class Batches:
 
 
 async def _all(coroutines: object) -> None:
-    """Run coroutines side by side; the first error ends the others and is raised."""
+    """Run coroutines concurrently; the first error cancels the others and is raised."""
     tasks = [asyncio.ensure_future(one) for one in coroutines]  # type: ignore[attr-defined]
     if not tasks:
         return

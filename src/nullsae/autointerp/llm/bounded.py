@@ -1,4 +1,4 @@
-"""The HTTP client of the batch interface: bounded answers, and headers for one host alone."""
+"""The HTTP client of the batch API: limited responses, and secret headers for one host only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from nullsae.autointerp.llm.addresses import proxy_of
 from nullsae.autointerp.llm.pieces import ENCODINGS, SPARE_BYTES, Pieces
 from nullsae.autointerp.llm.secrets import Secrets
 
-# A file of answers is read line by line, and each line has a limit of its own.
+# Files of answers are read line by line, with a limit for each line.
 MOST_OF_FILE = 1 << 40
 
 
 def bounded_client(url: str, secrets: Secrets, verify: object) -> httpx2.AsyncClient:
-    """A client whose answers are no longer than they may be, and whose secrets stay with `url`."""
+    """Create a client with limited responses whose secrets are only sent to `url`."""
     inner = httpx2.AsyncHTTPTransport(
         verify=verify,  # type: ignore[arg-type]
         proxy=proxy_of(url),
@@ -30,7 +30,7 @@ def bounded_client(url: str, secrets: Secrets, verify: object) -> httpx2.AsyncCl
 
 
 class _Headers(httpx2.Auth):
-    """Puts in what the package does not see; not where a redirect leads to another host."""
+    """Adds headers that the package must not see, but not after a redirect to another host."""
 
     def __init__(self, url: str, secrets: Secrets) -> None:
         self._origin, self._headers = _origin(httpx2.URL(url)), secrets.headers
@@ -48,7 +48,7 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 class _Bounded(httpx2.AsyncBaseTransport):
-    """Unpacks answers itself, so that what comes out is counted."""
+    """Decompresses responses itself, so that their true size is counted."""
 
     def __init__(self, inner: httpx2.AsyncHTTPTransport) -> None:
         self._inner = inner
@@ -87,7 +87,7 @@ class _Unpacked(httpx2.AsyncByteStream):
 async def lines_of(
     pieces: AsyncIterator[bytes], most: int, most_lines: int
 ) -> AsyncIterator[bytes]:
-    """The first lines of what comes in pieces, without those that are longer than `most` bytes."""
+    """Yield the first lines of a stream of pieces, skipping those longer than `most` bytes."""
     held, n, is_skipping = b"", 0, False
     async for piece in pieces:
         held += piece

@@ -1,4 +1,4 @@
-"""All replies that were ever paid for: one SQLite file that many processes share."""
+"""All replies that were ever paid for, in one SQLite file shared by many processes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from nullsae.core.files import PRIVATE_FILE, PRIVATE_FOLDER
 
 log = logging.getLogger(__name__)
 
-# Both stand in the header of the file: whose it is, and which layout it has.
+# The file's header identifies its owner and its layout.
 APPLICATION_ID = 0x6E73_6165
 VERSION = 1
 BUSY_SECONDS = 60.0
-# A transaction takes as long for one reply as for ten, so that the thread lets some gather; a
-# kill loses more in flight than in this time.
+# A transaction takes as long for one reply as for ten, so the thread lets some gather; a kill loses
+# more in flight than in this time.
 GATHER_SECONDS = 0.01
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
@@ -45,20 +45,20 @@ INSERT OR IGNORE INTO spending VALUES (0, 0.0);
 
 
 def reply_key(address: str, body: bytes) -> bytes:
-    """What a reply is kept under: a hash of the endpoint's name and of the request, 16 bytes."""
+    """Return a reply's key: a hash of the endpoint's name and of the request, 16 bytes."""
     return blake2b(address.encode() + b"\0" + body, digest_size=16).digest()
 
 
 class ReplyCache:
     """Replies, abilities of endpoints, and the money spent and reserved.
 
-    A thread of its own writes, so that a busy file holds up no request: whatever has arrived
-    since it last looked goes into one transaction. Reading is for one thread. Each method raises
-    a `UserError` that names the file if it is damaged or could not be read or written.
+    A separate thread writes, so that a busy file delays no request: everything that has arrived
+    since its last turn goes into one transaction. Reading is for one thread. Each method raises a
+    `UserError` that names the file if it is damaged or cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, which must be a cache of this version; make it where there is none."""
+        """Open the file, which must be a cache of this version; create it if missing."""
         self.path = path
         self._owner = uuid.uuid4().hex, socket.gethostname(), os.getpid()
         self._error: UserError | None = None
@@ -88,15 +88,15 @@ class ReplyCache:
         try:
             return unpacked(rows[0])
         except ValueError as error:
-            # Of an older version, or damaged: it is asked again, as if it had never come.
+            # From an older version, or damaged: it is requested again as if it had never come.
             log.warning("%s: a reply cannot be read (%s) and is requested again", self.path, error)
             self._rows("DELETE FROM replies WHERE key = ?", key)
             return None
 
     def put(self, key: bytes, kept: Kept, *, reserved_usd: float = 0.0) -> None:
-        """Keep a reply; its money is spent, and what was reserved for it no longer is.
+        """Keep a reply; its cost is spent and its reservation released.
 
-        A reply that cannot be kept is forgotten with this process, and its money is spent.
+        If writing fails, the reply is lost with this process, but its money is spent.
         """
         if self._error is not None:
             raise self._error
@@ -104,17 +104,17 @@ class ReplyCache:
         self._tasks.put((key, kept, reserved_usd, _money(kept.cost_usd)))
 
     def count(self) -> int:
-        """How many replies the file holds, those of other processes among them."""
+        """Return how many replies the file contains, including those of other processes."""
         self.flush()
         return int(self._rows("SELECT count(*) FROM replies")[0][0])
 
     def total_cost_usd(self) -> float:
-        """What all replies that ever came into this file have cost."""
+        """Return the cost of all replies that were ever added to this file."""
         self.flush()
         return float(self._rows("SELECT max(cost_usd, 0) FROM spending")[0][0])
 
     def abilities(self, key: bytes) -> dict[str, Any] | None:
-        """What was found out about an endpoint."""
+        """Return the recorded abilities of an endpoint, if any."""
         rows = self._rows("SELECT value FROM abilities WHERE key = ?", key)
         try:
             found = json.loads(rows[0][0]) if rows else None
@@ -127,16 +127,16 @@ class ReplyCache:
 
     @contextmanager
     def alone(self, key: bytes) -> Iterator[None]:
-        """Keep other processes out that want the same key; waits for one that is in."""
+        """Keep other processes with the same key out, waiting for one that is in."""
         lock = self.path.with_name(f"{self.path.name}-{key.hex()[:8]}.lock")
         with open(lock, "w", opener=lambda name, flags: os.open(name, flags, PRIVATE_FILE)) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def reserve(self, usd: float, limit_usd: float, *, batch: str | None = None) -> float | None:
-        """Set money aside for a request; if the limit does not allow it, what is spent, in USD.
+        """Reserve money for a request; return None, or what is spent (USD) if over the limit.
 
-        That of a `batch`, by its name, stays set aside whatever ends this process, until `settle`.
+        The reservation of a `batch`, by its name, survives this process until `settle`.
         """
         owner = self._owner if batch is None else (batch, "", 0)
         self._rows("BEGIN IMMEDIATE")
@@ -155,17 +155,17 @@ class ReplyCache:
             self._rows("COMMIT")
 
     def settle(self, batch: str) -> None:
-        """Set nothing aside any more for a batch: all that it brought is in the file."""
+        """Release a batch's reservation: all of its replies are in the file."""
         self.flush()
         self._rows("DELETE FROM reservations WHERE owner = ?", batch)
 
     def release(self, usd: float, *, spent_usd: float = 0.0) -> None:
-        """No longer reserve money for a request without a reply, which may have cost some."""
+        """Release the reservation of a request without a reply, which may have cost something."""
         if usd or spent_usd:
             self._tasks.put((None, None, usd, _money(spent_usd)))
 
     def flush(self) -> None:
-        """Wait until all that was put is in the file."""
+        """Wait until everything is written to the file."""
         done = threading.Event()
         self._tasks.put((done, None, 0.0, 0.0))
         done.wait()
@@ -173,7 +173,7 @@ class ReplyCache:
             raise self._error
 
     def close(self) -> None:
-        """Write what is left and let go of the file."""
+        """Write what is left and close the file."""
         self._tasks.put(None)
         self._thread.join()
         self._rows("DELETE FROM reservations WHERE owner = ?", self._owner[0])
@@ -186,8 +186,8 @@ class ReplyCache:
             return self._reader.execute(statement, values).fetchall()
 
     def _spend_for_the_dead(self) -> None:
-        """Count what killed processes of this machine had reserved as spent: their requests were
-        on the way, and may be on the bill.
+        """Count the reservations of killed processes on this machine as spent: their requests were
+        in flight and may be billed.
         """
         self._rows("BEGIN IMMEDIATE")
         try:
@@ -220,7 +220,7 @@ class ReplyCache:
                     self._write(connection, [task for task in batch if any(task[1:])])
                 except UserError as error:
                     self._error = error
-                except Exception as error:  # whoever waits for this thread must hear of it
+                except Exception as error:  # tasks waiting for this thread must get it
                     self._error = UserError(
                         f"{self.path}: cannot be written, by a bug in nullsae: {error!r}"
                     )
@@ -244,10 +244,10 @@ class ReplyCache:
         # Leaving the inner block commits or, on an error, rolls back.
         with _damage_named(self.path), connection:
             connection.execute("BEGIN IMMEDIATE")
-            # Another process may have paid for the same reply meanwhile: its money is spent too.
+            # Another process may have paid for the same reply meanwhile: that money is spent too.
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows)
             if spent:
-                # Never less than nothing, which an older version may have left.
+                # Never negative, as an older version may have left it.
                 connection.execute("UPDATE spending SET cost_usd = max(cost_usd, 0) + ?", (spent,))
             if reserved:
                 _reserve_more(connection, self._owner, -reserved)
@@ -264,12 +264,12 @@ def _reserve_more(connection: sqlite3.Connection, owner: tuple[str, str, int], u
 
 
 def _money(usd: float) -> float:
-    """An amount that can be spent: finite, and not below 0."""
+    """Return an amount that can be spent: finite, and not below 0."""
     return usd if math.isfinite(usd) and usd > 0 else 0.0
 
 
 def _keep_private(path: Path) -> None:
-    """Make the file if it is not there, and let nobody else read it; its journals do the same."""
+    """Create the file if missing, readable by its owner alone; its journals inherit this."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
     stat = path.stat()
     if stat.st_uid == os.getuid() and stat.st_mode & 0o077:
@@ -277,22 +277,22 @@ def _keep_private(path: Path) -> None:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """A connection in WAL mode to a file of this version; the tables are made in a new file."""
-    # Lazy: it takes longer to import than all else here.
+    """Open a file of this version in WAL mode; create the tables in a new file."""
+    # Imported here because it takes longer than everything else in this module.
     from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
     with _damage_named(path):
         connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-        # One statement: another process may be making the tables right now.
+        # In one statement, because another process may be creating the tables.
         application, version, tables = connection.execute(
             "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master) "
             "FROM pragma_application_id, pragma_user_version"
         ).fetchone()
         if tables and application != APPLICATION_ID:
             connection.close()
-            raise UserError(f"{path}: not a cache of replies; llm.cache needs a file of its own")
+            raise UserError(f"{path}: not a cache of replies; llm.cache needs its own file")
         if tables and version != VERSION:
             connection.close()
             raise UserError(
@@ -307,10 +307,10 @@ def _opened(path: Path) -> sqlite3.Connection:
             reraise=True,
         )
         patient(connection.execute, "PRAGMA journal_mode = WAL")
-        # With WAL, a reply survives the end of the process at once and a power cut within seconds.
+        # With WAL, a reply survives the end of the process at once, and a power cut after seconds.
         connection.execute("PRAGMA synchronous = NORMAL")
         if not tables:
-            # Whoever comes second finds the tables made and writes the same header again.
+            # A process that comes second finds the tables and writes the same header again.
             connection.executescript(
                 f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; "
                 f"PRAGMA user_version = {VERSION}; {SCHEMA} COMMIT;"
@@ -320,7 +320,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite into a `UserError`."""
+    """Convert errors of SQLite to a `UserError`."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -329,8 +329,8 @@ def _damage_named(path: Path) -> Iterator[None]:
         ) from None
     except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise UserError(
-            f"{path}: the cache of replies is damaged ({error}); move it away, or mend it with "
-            f"sqlite3's .recover: without it all replies are asked and paid for again"
+            f"{path}: the cache of replies is damaged ({error}); move it away, or repair it with "
+            f"sqlite3's .recover: without it all replies are requested and paid for again"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A language model behind an endpoint: each request answered once, kept, and never paid twice."""
+"""A language model behind an endpoint: each request is answered once, kept, and paid once."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
-# Coroutines at work per request in flight: some of them are between two requests.
+# Coroutines per request in flight, because some are between two requests.
 WIDTH = 4
-# Statuses by which endpoints say that they do not know a field, or what it asks for: 403 of a
-# key that may ask plain questions ("You are not allowed to request logprobs").
+# Statuses by which endpoints reject a field or its value: 403 for a key that may only ask plain
+# questions ("You are not allowed to request logprobs").
 NOT_SUPPORTED = (400, 403, 404, 405, 415, 422)
-# A cut answer is asked for again with so many times the tokens.
+# A truncated answer is requested again with this many times the tokens.
 MORE_TOKENS = 4
 
 
 class LanguageModel:
     """Answers requests from the cache or the endpoint; an async context manager.
 
-    The endpoint is asked what it can do, and a server of the job's own started, when the first
-    request needs it: replies that are all kept cost no more than reading them.
+    The endpoint's abilities are probed, and a job's own server is started, only when the first
+    request needs it: cached replies cost no more than reading them.
     """
 
     def __init__(self, endpoint: Endpoint, settings: Llm, *, root: Path = Path()) -> None:
-        """Nothing is opened yet; the cache and a server's program are relative to `root`."""
+        """Open nothing yet; the cache and a server's program are relative to `root`."""
         self.usage = Usage()
         self._endpoint, self._settings, self._root = endpoint, settings, root
         self._abilities: Abilities | None = None
@@ -75,11 +75,11 @@ class LanguageModel:
             await self.sending.drain()
 
     async def ask(self, request: Request) -> Reply | None:
-        """The reply to a request, from the cache where it has one; None if no attempt brought one,
-        or none that was not cut.
+        """Return the reply to a request, from the cache if possible; None if no attempt brought
+        one, or only truncated ones.
 
-        A `UserError` says why no request can be answered any more: wrong key, unknown model,
-        endpoint down, budget spent, damaged cache, most answers cut or empty ... All later
+        A `UserError` explains why no request can be answered any more: wrong key, unknown model,
+        endpoint down, budget spent, damaged cache, most answers truncated or empty ... All later
         requests get the same error.
         """
         try:
@@ -102,7 +102,7 @@ class LanguageModel:
         return None if kept is None else kept.reply
 
     def check_answers(self, least: int = 1) -> None:
-        """A `UserError` if at least so many were answered, and most are cut or empty."""
+        """Raise a `UserError` if at least `least` were answered, and most are cut or empty."""
         if (problem := self._answers.problem(least)) is not None:
             raise UserError(f"{problem}; {self.sending.kept_so_far()}")
 
@@ -113,7 +113,7 @@ class LanguageModel:
             key = abilities_key(self._endpoint, longest_answer(request, self._endpoint))
             known = abilities_of(self._cache.abilities(key))
             if known is None:
-                # Jobs start side by side: one finds out, the others read what it found.
+                # Concurrent jobs start together: one probes, the others read its result.
                 with ExitStack() as held:
                     await asyncio.to_thread(held.enter_context, self._cache.alone(key))
                     known = abilities_of(self._cache.abilities(key))
@@ -134,7 +134,7 @@ class LanguageModel:
     async def _whole_reply_to(
         self, request: Request, abilities: Abilities, *, probes: bool = False
     ) -> Kept | None:
-        """A reply that is not cut; else the longest cut one, or None if no attempt brought any."""
+        """Return a complete reply, else the longest truncated one; None if no attempt succeeds."""
         longest = longest_answer(request, self._endpoint)
         n_tokens, cut = request.max_completion_tokens, None
         while True:
@@ -144,13 +144,13 @@ class LanguageModel:
             except RefusedError as error:
                 if cut is None or error.status not in NOT_SUPPORTED:
                     raise
-                # As many tokens are more than the model gives, or its context has room for.
+                # More tokens than the model allows, or than its context has room for.
                 self._too_long = n_tokens
                 return cut
             if kept is None:
                 return None
             if not kept.reply.content and kept.completion_tokens >= n_tokens:
-                # Some servers say "stop" where the limit was spent on reasoning.
+                # Some servers report "stop" when the limit was spent on reasoning.
                 kept = replace(kept, reply=replace(kept.reply, finish_reason="length"))
             if request.may_be_cut or not kept.reply.is_cut or n_tokens >= longest:
                 return kept
@@ -162,7 +162,7 @@ class LanguageModel:
     async def _reply_to(
         self, request: Request, abilities: Abilities, *, probes: bool
     ) -> Kept | None:
-        """What the cache has, what the same request in flight gets, or what the endpoint says."""
+        """Return the reply from the cache, from an identical request in flight, or a new one."""
         body = request_body(request, self._endpoint, abilities)
         key = reply_key(self._endpoint.address, body)
         kept = self._cache.get(key)
@@ -170,7 +170,7 @@ class LanguageModel:
             future = asyncio.get_running_loop().create_future()
             self._asking[key] = future
             try:
-                # What an endpoint can do must be known before there are questions for a batch.
+                # The endpoint's abilities must be known before questions go into a batch.
                 ways = self.sending if self._batches is None or probes else self._batches
                 kept = await ways.persist(key, body, request.max_completion_tokens)
                 future.set_result(kept)
@@ -182,7 +182,7 @@ class LanguageModel:
             try:
                 kept = await self._asking[key]
             except asyncio.CancelledError:
-                # Either this task was cancelled or the one that had asked; that one stopped.
+                # Either this task was cancelled, or the one that sent the request has stopped.
                 if self.sending.error is not None:
                     raise self.sending.error from None
                 raise
@@ -197,18 +197,17 @@ Work: TypeAlias = Callable[[LanguageModel], Iterable[Coroutine[Any, Any, Any]]]
 def ask_all(
     endpoint: Endpoint, settings: Llm, work: Work, *, root: Path
 ) -> tuple[list[Any], Usage]:
-    """Run coroutines that ask a language model, in an event loop of their own.
+    """Run coroutines that ask a language model, in their own event loop.
 
-    They start in order, a few times `concurrency` of them at once, so that a generator need not
-    hold all prompts at the same time. None may wait for one that comes after it. Returns what the
-    coroutines returned, in order, and what it cost; raises as `LanguageModel.ask`, and what had
-    been received is kept.
+    They start in order, a few times `concurrency` at once, so that a generator need not keep all
+    prompts in memory. None may wait for a later one. Returns the coroutines' results, in order, and
+    the usage; raises as `LanguageModel.ask`, keeping the replies received so far.
     """
     model = LanguageModel(endpoint, settings, root=root)
-    # A batch is sent when all that can be asked by then has been.
+    # A batch is sent when everything that can be asked by then has been.
     width = settings.max_requests_per_batch if settings.batch else WIDTH * settings.concurrency
-    # What a job has loaded is many objects, through which the collector of cyclic garbage would go
-    # again and again while thousands of requests come and go.
+    # A job has loaded many objects, which the garbage collector would traverse repeatedly while
+    # thousands of requests come and go.
     gc.freeze()
     try:
         return asyncio.run(_answers(model, work, width)), model.usage

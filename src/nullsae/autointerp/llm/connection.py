@@ -1,4 +1,4 @@
-"""The way to an endpoint: address, key, and the job's own server, as soon as one is needed."""
+"""The connection to an endpoint: address, key, and the job's own server, opened on demand."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Connection:
         self._opening = asyncio.Lock()
         self._answered = False
         self.secrets = NO_SECRETS
-        """What is sent to it; known when it is opened."""
+        """The secret headers, known once it is opened."""
         address = endpoint.base_url or OPENAI_URL
         if endpoint.server is not None:
             address = f"the server {endpoint.server.command[0]!r}"
         self.asked = Asked(endpoint.model, shown_address(address.rstrip("/")), None)
 
     async def send(self, body: bytes, max_completion_tokens: int) -> Valid:
-        """Send a request, read the answer; an `AttemptError` where it may be tried again."""
-        # Lazy, as in `_open`: a run that finds all replies in the cache imports no HTTP client.
+        """Send a request and read the answer; an `AttemptError` means it may be tried again."""
+        # As in `_open`, imported here so that a fully cached run loads no HTTP client.
         from nullsae.autointerp.llm.transport import NoAnswerError
 
         if self._transport is None:
@@ -69,11 +69,11 @@ class Connection:
         return valid
 
     def read(self, answer: Answer, max_completion_tokens: int) -> Valid:
-        """The reply in what came back; raises as `read_answer`."""
+        """Return the reply in a response; raises as `read_answer`."""
         return read_answer(answer, self.asked, self.secrets, max_completion_tokens)
 
     async def batch_api(self) -> BatchApi:
-        """The endpoint's batch interface; closing it is for the caller."""
+        """Create the endpoint's batch API; the caller must close it."""
         from nullsae.autointerp.llm.batch_api import BatchApi
 
         headers = secret_headers(self._endpoint, self._settings.insecure_hosts)
@@ -83,7 +83,7 @@ class Connection:
         return BatchApi(url, self.secrets, asked, self._settings.timeout_seconds)
 
     async def close(self) -> None:
-        """Close connections; end the job's own server."""
+        """Close connections; stop the job's own server."""
         try:
             if self._transport is not None:
                 await self._transport.close()
@@ -109,7 +109,7 @@ class Connection:
         return Transport(url, self.secrets, self._settings.timeout_seconds, check)
 
     def _in_vain(self, trouble: str, text: str) -> UserError | None:
-        """What the user can mend, where asking again cannot help."""
+        """Return an error the user can fix, if trying again cannot help."""
         if self._server is not None and self._server.problem is not None:
             return UserError(self._server.problem)
         if self._server is not None and self._server.ended:
@@ -132,12 +132,12 @@ class Connection:
 
 
 def secret_headers(endpoint: Endpoint, insecure_hosts: Collection[str] = ()) -> dict[str, str]:
-    """The headers whose values the environment holds.
+    """Return the headers whose values come from the environment.
 
     Raises:
-        UserError: a variable is not set, though another machine's endpoint needs it, or holds what
-            no header can; or keys would go without encryption to a host that is neither this
-            machine nor one of `insecure_hosts`.
+        UserError: a variable that a remote endpoint needs is not set, or contains what no header
+            can; or keys would be sent unencrypted to a host that is neither this machine nor one of
+            `insecure_hosts`.
     """
     if (problem := endpoint.sent_in_clear(insecure_hosts)) is not None:
         raise UserError(problem)
@@ -160,7 +160,7 @@ def secret_headers(endpoint: Endpoint, insecure_hosts: Collection[str] = ()) -> 
 
 
 def asked_with(asked: Asked, endpoint: Endpoint, secrets: Mapping[str, str]) -> Asked:
-    """Who was asked, with where the keys that are sent come from."""
+    """Return `asked` with the source of the keys that are sent."""
     if endpoint.headers_env:
         variables = ", ".join(endpoint.headers_env.values())
         return replace(asked, key_variable=variables, key_from="headers_env")

@@ -1,4 +1,4 @@
-"""Tokens that an endpoint says it has counted: believed as far as they can be true."""
+"""The token counts of an endpoint, accepted as far as they can be true."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from nullsae.autointerp.llm.answers import Valid
 
-# An estimate, of the tokens of a text that an endpoint does not count. No token has less than a
-# byte, so that a request has at most as many as its JSON has bytes: what is set aside for it.
+# To estimate the tokens of a text if the endpoint does not count them. No token has less than one
+# byte, so a request has at most as many tokens as its JSON has bytes: the amount reserved for it.
 BYTES_PER_TOKEN = 3
-# No text of more than a few words has fewer tokens than a token per so many bytes.
+# A text of more than a few words has at least one token per this many bytes.
 MOST_BYTES_PER_TOKEN = 64
-# Servers pass over limits that they do not know, and templates add to a prompt. Beyond so many
-# times what was asked for, and some, a count is none.
+# Servers ignore limits they do not know, and templates lengthen a prompt. A count above this many
+# times what was requested, plus some, is not accepted.
 MOST_TIMES, SPARE_TOKENS = 4, 1024
 
 
@@ -23,14 +23,14 @@ class Counts:
     prompt_tokens: int
     completion_tokens: int
     are_counted: bool
-    """By the endpoint; else one or both are estimates."""
+    """By the endpoint; otherwise at least one is an estimate."""
 
 
 def counts(valid: Valid, n_bytes: int, max_completion_tokens: int) -> Counts:
-    """The tokens of a request of so many bytes and of its reply, estimated where no count is true.
+    """Return the tokens of a request of `n_bytes` and of its reply, estimating implausible counts.
 
-    A count is not believed that is negative or no whole number, or far beyond what was asked for
-    or below what was sent.
+    A count is implausible if it is negative or not a whole number, far above what was requested, or
+    below what was sent.
     """
     if valid.is_free:
         return Counts(0, 0, are_counted=True)

@@ -1,4 +1,4 @@
-"""What an endpoint can do, found out by a few tiny requests, and requests written for it."""
+"""Finds out what an endpoint can do with a few tiny requests, and writes requests for it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from nullsae.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Alternatives per token: what OpenAI gives at most, and what Fireworks and others do.
+# Alternatives per token: the maximum at OpenAI, and at Fireworks and others.
 TOP_LOGPROBS = (20, 5)
-# Stands before the first question, so that a template without system messages, or a server that
-# passes them over, shows itself. Nobody says this word of the sky.
+# Precedes the first question, to detect a template without system messages, or a server that drops
+# them. No model says this word about the sky.
 SIGN = "copper"
 INSTRUCTION = f"Whatever you are asked, answer with the word {SIGN} and nothing else."
 LONG_TASK = "Count from 1 to 200 in digits, separated by spaces."
-# Fewer than the task needs. A model that reasons gets no further than that, which is no harm.
+# Fewer than the task needs. A model that reasons gets no further, which does no harm.
 LONG_TASK_TOKENS = 64
 QUESTION = "Is the sky above a desert blue by day?"
 # A model that reasons spends tokens before it answers.
@@ -37,23 +37,23 @@ QUESTION_SCHEMA = object_schema({"answer": [0, 1]})
 
 @dataclass(frozen=True)
 class Abilities:
-    """What an endpoint takes and gives."""
+    """What an endpoint supports."""
 
     json_schema: bool = False
     """A schema is accepted and obeyed."""
     top_logprobs: int = 0
-    """Alternatives per token that come back; 0 where no log-probabilities do."""
+    """Alternatives per token that are returned; 0 without log-probabilities."""
     schema_with_logprobs: bool = False
-    """Both at once; else a request that wants both gets log-probabilities."""
+    """Both at once; otherwise a request that wants both gets log-probabilities."""
     temperature: bool = True
     token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     """The field that limits the length of an answer."""
     system_role: bool = True
-    """System messages reach the model; else what they say opens the first message of the user."""
+    """System messages reach the model; otherwise their text is put before the user's first."""
 
 
 def abilities_of(kept: Mapping[str, Any] | None) -> Abilities | None:
-    """The abilities that were kept as a dictionary; None where that is none, or not whole."""
+    """Return abilities that were stored as a dictionary; None if it is missing or incomplete."""
     usual = {field.name: field.default for field in fields(Abilities)}
     if kept is None or {name: type(value) for name, value in kept.items()} != {
         name: type(value) for name, value in usual.items()
@@ -63,33 +63,33 @@ def abilities_of(kept: Mapping[str, Any] | None) -> Abilities | None:
     return found if 0 <= found.top_logprobs <= max(TOP_LOGPROBS) else None
 
 
-# What comes back for a request that finds out something: a reply, or why there is none.
+# The result of a probe: a reply, or why there is none.
 Found: TypeAlias = Kept | RefusedError | AttemptError
 Send: TypeAlias = Callable[[Request, Abilities], Awaitable[Found]]
 
 
 def abilities_key(endpoint: Endpoint, longest: int) -> bytes:
-    """What abilities are kept under: all settings of the endpoint that they depend on.
+    """Return the key for abilities: all settings of the endpoint that they depend on.
 
-    `longest` is the most tokens that an answer may get (`longest_answer`): where they are too few,
-    a model that reasons shows no ability.
+    `longest` is the most tokens that an answer may get (`longest_answer`): if they are too few, a
+    model that reasons shows no ability.
     """
     settings = endpoint.model_dump(
         include={"model", "structured_output", "logprobs", "temperature", "extra_body"}
     )
-    # What was found out before there was a further ability does not say whether there is that one.
+    # Abilities stored by a version that knew fewer of them are not complete.
     known = [field.name for field in fields(Abilities)]
     text = json.dumps([endpoint.address, settings, longest, known], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).digest()
 
 
 def longest_answer(request: Request, endpoint: Endpoint) -> int:
-    """The most tokens that the answer to a request may get, after it was cut at fewer."""
+    """Return the most tokens for an answer to a request, after truncation at fewer."""
     return max(request.max_completion_tokens, endpoint.completion_tokens_cap)
 
 
 def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> bytes:
-    """A request as it is sent: JSON with sorted keys, the same bytes for the same request."""
+    """Return a request as JSON with sorted keys: equal requests have equal bytes."""
     logprobs = request.logprobs and abilities.top_logprobs > 0
     body: dict[str, Any] = {
         "model": endpoint.model,
@@ -111,12 +111,12 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
         }
     body.update(endpoint.extra_body)
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    # Text cut within a character may hold half a surrogate pair, which no UTF-8 can.
+    # Text cut within a character may contain half a surrogate pair, which UTF-8 cannot encode.
     return text.encode(errors="replace")
 
 
 def folded(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Messages without system messages: these open the next message of the user instead."""
+    """Merge system messages into the user's next message."""
     found: list[dict[str, str]] = []
     system: list[str] = []
     for message in messages:
@@ -133,11 +133,11 @@ def folded(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 async def find_out(endpoint: Endpoint, send: Send) -> Abilities:
-    """Ask an endpoint what it can do: a plain question first, a schema, log-probabilities.
+    """Probe an endpoint: first a plain question, then a schema and log-probabilities.
 
     What is refused, or never answered validly, counts as not supported; what the endpoint's
-    settings rule out is not asked for. `send` sends a request as those abilities allow. A
-    `UserError` says that a plain question is refused (wrong key, unknown model), or never answered.
+    settings exclude is not probed. `send` sends a request as the given abilities allow. Raises a
+    `UserError` if a plain question is refused (wrong key, unknown model) or never answered.
     """
     abilities = await _plain(endpoint, send)
     abilities, limit = await asyncio.gather(
@@ -147,7 +147,7 @@ async def find_out(endpoint: Endpoint, send: Send) -> Abilities:
 
 
 async def _formats(abilities: Abilities, endpoint: Endpoint, send: Send) -> Abilities:
-    """The abilities with a schema and log-probabilities, as far as they are wanted and work."""
+    """Return the abilities with a schema and log-probabilities, if wanted and working."""
     wants_logprobs = endpoint.logprobs != "never"
     if endpoint.structured_output == "never":
         return await _with_logprobs(abilities, send) if wants_logprobs else abilities
@@ -155,7 +155,7 @@ async def _formats(abilities: Abilities, endpoint: Endpoint, send: Send) -> Abil
     if not wants_logprobs:
         found = await send(_question(schema=True), with_schema)
         return with_schema if _obeys(found) else abilities
-    # Most endpoints can do either both or neither, so that both are asked for at once.
+    # Most endpoints support either both or neither, so both are probed at once.
     with_both = replace(with_schema, top_logprobs=TOP_LOGPROBS[0], schema_with_logprobs=True)
     alone, together = await asyncio.gather(
         send(_question(schema=True), with_schema),
@@ -169,9 +169,9 @@ async def _formats(abilities: Abilities, endpoint: Endpoint, send: Send) -> Abil
 
 
 async def _with_logprobs(abilities: Abilities, send: Send) -> Abilities:
-    """The abilities with as many alternatives per token as come back, if any do."""
+    """Return the abilities with the alternatives per token that are returned, if any."""
     most, fewer = TOP_LOGPROBS
-    # The most of them together with a schema has been asked for where there is one.
+    # The maximum together with a schema has been probed already, if there is a schema.
     tries = [(most, False), *([(fewer, True)] if abilities.json_schema else []), (fewer, False)]
     for top, schema in tries:
         tried = replace(abilities, top_logprobs=top, schema_with_logprobs=schema)
@@ -179,12 +179,12 @@ async def _with_logprobs(abilities: Abilities, send: Send) -> Abilities:
         if _gives_logprobs(found):
             return tried
         if isinstance(found, Kept) and not schema:
-            return abilities  # taken and passed over: fewer would be, too
+            return abilities  # accepted but ignored, so fewer would be ignored as well
     return abilities
 
 
 async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
-    """How a plain question has to be put."""
+    """Find out how to ask a plain question."""
     abilities = Abilities()
     first: RefusedError | None = None
     while True:
@@ -199,11 +199,11 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
             abilities, why = await _with_system_role(found, abilities, send)
             if not abilities.system_role:
                 log.info(
-                    "%s %s: their text opens the first message of the user instead",
+                    "%s %s: their text is put before the user's first message instead",
                     *(endpoint.model, why),
                 )
             return abilities
-        # Go without what the refusal names. If that does not help, the first one says most.
+        # Leave out what the refusal names. If that does not help, the first one is most telling.
         first = first or found
         limits_newly = abilities.token_limit == "max_completion_tokens"
         sends_temperature = abilities.temperature and endpoint.temperature is not None
@@ -212,22 +212,22 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
         elif "temperature" in found.said and sends_temperature:
             abilities = replace(abilities, temperature=False)
         elif abilities.system_role and may_be_of_roles(found):
-            # Templates refuse system messages in words of their own.
+            # Templates phrase the refusal of system messages in many ways.
             abilities = replace(abilities, system_role=False)
         else:
             raise first
 
 
 async def _with_system_role(first: Kept, abilities: Abilities, send: Send) -> tuple[Abilities, str]:
-    """Whether system messages reach the model, by its reply to the first question; and why not.
+    """Find out whether system messages reach the model, by its first reply; return why not.
 
-    A server may drop them without a word. A model that does as it is told by the user alone never
-    saw them; one that does it in neither case is weak, which says nothing of its server.
+    A server may drop them silently. A model that obeys only the user's message never saw them; one
+    that obeys neither is weak, which tells nothing about its server.
     """
     if not abilities.system_role:
         return abilities, "takes no system messages"
     said, folds = answer_alone(first.reply.content), replace(abilities, system_role=False)
-    # What was cut or says nothing shows neither.
+    # A truncated or empty reply shows neither.
     if first.reply.is_cut or not said.strip() or SIGN in said.lower():
         return abilities, ""
     found = await send(_question(system=True), folds)
@@ -239,7 +239,7 @@ async def _with_system_role(first: Kept, abilities: Abilities, send: Send) -> tu
 async def _token_limit(
     abilities: Abilities, send: Send
 ) -> Literal["max_completion_tokens", "max_tokens"]:
-    """Which field limits an answer: older servers pass over the one that they do not know."""
+    """Find out which field limits an answer: older servers ignore the newer one."""
     if abilities.token_limit == "max_tokens":
         return "max_tokens"
     request = Request(({"role": "user", "content": LONG_TASK},), LONG_TASK_TOKENS)
@@ -256,7 +256,7 @@ def _question(*, schema: bool = False, logprobs: bool = False, system: bool = Fa
 
 
 def _obeys(found: Found) -> bool:
-    """Whether an answer follows the schema, of which the question says nothing."""
+    """Return whether an answer follows the schema, which the question does not mention."""
     try:
         said = answer_alone(found.reply.content) if isinstance(found, Kept) else "null"
         value = parse_json(said)

@@ -1,4 +1,4 @@
-"""A reply with what it cost, as a row of the cache and back."""
+"""A reply with its cost, converted to a row of the cache and back."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from nullsae.autointerp.llm.messages import AnswerToken, Reply, logprob, parse_json, without_halves
 
-# Shorter replies do not shrink enough to pay for the time.
+# Shorter replies do not shrink enough to be worth the time.
 COMPRESS_FROM_BYTES = 512
-# No reply is longer; a row that says so is none.
+# No reply is longer; a longer row is invalid.
 MOST_BYTES = 1 << 28
 MOST_INTEGER = 1 << 62
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A reply with what it cost."""
+    """A reply with its cost."""
 
     reply: Reply
     model: str
@@ -29,10 +29,10 @@ class Kept:
 
 
 def packed(kept: Kept) -> tuple[bytes | str, str, int, int, float]:
-    """The columns of a reply behind its key.
+    """Return the columns of a reply after its key.
 
     Raises:
-        ValueError: it could not be read back.
+        ValueError: the reply could not be read back.
     """
     check(kept)
     reply = kept.reply
@@ -43,10 +43,10 @@ def packed(kept: Kept) -> tuple[bytes | str, str, int, int, float]:
 
 
 def unpacked(row: tuple[Any, ...]) -> Kept:
-    """The reply of such columns.
+    """Parse a reply from such columns.
 
     Raises:
-        ValueError: they hold none.
+        ValueError: they are invalid.
     """
     own, *others = row
     try:
@@ -55,7 +55,7 @@ def unpacked(row: tuple[Any, ...]) -> Kept:
         made = tuple(
             AnswerToken(
                 without_halves(text),
-                # Older versions kept whatever came.
+                # Older versions kept anything.
                 tuple((without_halves(o), p) for o, p in others if logprob(p) is not None),
             )
             for text, others in tokens
@@ -68,7 +68,7 @@ def unpacked(row: tuple[Any, ...]) -> Kept:
 
 
 def check(kept: Kept) -> None:
-    """Raise a ValueError where a reply holds what no reply holds."""
+    """Raise a ValueError if a reply has impossible values."""
     reply = kept.reply
     texts = [reply.content, reply.finish_reason, kept.model, *(t.text for t in reply.tokens)]
     alternatives = [pair for token in reply.tokens for pair in token.alternatives]

@@ -1,19 +1,19 @@
-"""How many requests may be in flight: fewer after an endpoint said 429, more as it answers."""
+"""Limits the requests in flight: fewer after a 429, more while the endpoint answers."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 
-# Of the limit, that it grows by in the time that so many requests take; at least one request.
+# Growth of the limit, as a share, in the time of `limit` requests; at least one request.
 GROWTH = 0.1
 
 
 class Limiter:
-    """Additive increase, multiplicative decrease, and pauses of the whole endpoint.
+    """Additive increase, multiplicative decrease, and pauses for the whole endpoint.
 
-    Waiting requests start in the order they came, so that those with the same prefix stay
-    together; those that failed before go first.
+    Waiting requests start in order of arrival, so that those with the same prefix stay together;
+    repeated ones go first.
     """
 
     def __init__(self, most: int) -> None:
@@ -27,7 +27,7 @@ class Limiter:
         self._error: Exception | None = None
 
     async def acquire(self, *, again: bool = False) -> None:
-        """Wait for a place, first in line if sent `again`; raises what `stop` was called with."""
+        """Wait for a slot, first in line if sent `again`; raises what `stop` was called with."""
         if self._error is not None:
             raise self._error
         if not self._waiting and self._free():
@@ -44,18 +44,18 @@ class Limiter:
             raise
 
     def release(self) -> None:
-        """Give a place back."""
+        """Free a slot."""
         self.in_flight -= 1
         self._wake()
 
     def succeeded(self) -> None:
-        """A request was answered: the limit grows, by `GROWTH` in the time of `limit` requests."""
+        """Grow the limit after an answer, by `GROWTH` in the time of `limit` requests."""
         self.limit = min(self.most, self.limit + max(1 / self.limit, GROWTH))
 
     def throttled(self, sent_at: float) -> bool:
-        """A request sent at that time of the loop got a 429: whether it is the first of its wave.
+        """Handle a 429 for a request sent at a loop time; return whether it starts a new wave.
 
-        That one halves the limit. Requests in flight by then say nothing about the new limit.
+        Only then is the limit halved. Requests already in flight tell nothing about the new limit.
         """
         if sent_at <= self._decreased_at:
             return False
@@ -64,11 +64,11 @@ class Limiter:
         return True
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for so long."""
+        """Send nothing for this long."""
         self._resume_at = max(self._resume_at, asyncio.get_running_loop().time() + seconds)
 
     def stop(self, error: Exception) -> None:
-        """Let no request start any more; those that wait get the error."""
+        """Let no request start any more; waiting ones get the error."""
         self._error = error
         if self._timer is not None:
             self._timer.cancel()

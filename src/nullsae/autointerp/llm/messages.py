@@ -1,4 +1,4 @@
-"""What a language model is asked, what it replies, and what that has cost."""
+"""Questions to a language model, its replies, and their cost."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Request:
     """Each with `role` and `content`."""
     max_completion_tokens: int
     schema: Mapping[str, Any] | None = None
-    """JSON schema of the answer; sent where the endpoint supports it."""
+    """JSON schema of the answer; sent if the endpoint supports it."""
     logprobs: bool = False
-    """Whether log-probabilities are wanted; asked for where the endpoint gives them."""
+    """Whether log-probabilities are wanted; requested if the endpoint supports them."""
     may_be_cut: bool = False
-    """Whether a cut answer will do: it is not asked for again with more tokens."""
+    """Whether a truncated answer is enough, so that it is not requested again with more tokens."""
 
 
 @dataclass(frozen=True)
 class AnswerToken:
-    """One token of an answer and what the model might have said in its place."""
+    """One token of an answer, and the model's alternatives."""
 
     text: str
     alternatives: tuple[tuple[str, float], ...]
@@ -43,49 +43,49 @@ class AnswerToken:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said."""
+    """A model's answer."""
 
     content: str
-    """Empty where it said nothing, refusals among it."""
+    """Empty if it said nothing or refused."""
     tokens: tuple[AnswerToken, ...]
-    """Empty without log-probabilities; their texts joined are the content."""
+    """Empty without log-probabilities; otherwise their joined texts are the content."""
     finish_reason: str
 
     @property
     def is_cut(self) -> bool:
-        """Whether it ended where no more tokens were allowed."""
+        """Whether it was truncated by the token limit."""
         return self.finish_reason == "length"
 
 
 @dataclass
 class Usage:
-    """Counts of one run, probes included."""
+    """Counts of one run, including probes."""
 
     calls: int = 0
-    """Answered, and paid by this run: so are the tokens and `cost_usd`."""
+    """Answered and paid by this run, as are the tokens and `cost_usd`."""
     cached_calls: int = 0
     """Answered by the cache, or by the same request of this run."""
     attempts_failed: int = 0
-    """Attempts that brought no valid reply, whether tried again or given up."""
+    """Attempts without a valid reply, whether repeated or given up."""
     failed: int = 0
-    """Requests that never got a valid reply, or only cut ones."""
+    """Requests that never got a valid reply, or only truncated ones."""
     estimated: int = 0
-    """Calls whose tokens the endpoint did not count, or not as can be true."""
+    """Calls whose tokens the endpoint did not count, or not plausibly."""
     cut: int = 0
-    """Replies that were cut where no more tokens were allowed, and asked for again with more."""
+    """Replies that were truncated by the token limit, and requested again with more."""
     empty: int = 0
-    """Requests whose reply says nothing."""
+    """Requests with an empty reply."""
     lost_usd: float = 0.0
-    """What attempts without a reply may cost at most: those that timed out, above all."""
+    """The most that attempts without a reply may cost, above all those that timed out."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
     cached_cost_usd: float = 0.0
-    """What the replies of `cached_calls` cost when they were paid."""
+    """The cost of the replies of `cached_calls` when they were paid."""
 
 
 def object_schema(values: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """JSON schema of an object that has all these keys, each with one of its whole numbers."""
+    """Return the JSON schema of an object with these keys, each with one of its whole numbers."""
     return {
         "type": "object",
         "properties": {key: {"type": "integer", "enum": [*some]} for key, some in values.items()},
@@ -95,7 +95,7 @@ def object_schema(values: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def cost_usd(price: Price | None, prompt_tokens: float, completion_tokens: float) -> float:
-    """Money for that many tokens; nothing for a model without a price."""
+    """Return the cost of this many tokens; 0 for a model without a price."""
     if price is None:
         return 0.0
     return (
@@ -105,9 +105,9 @@ def cost_usd(price: Price | None, prompt_tokens: float, completion_tokens: float
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value of JSON text; a ValueError if it is none, or deeper than anybody nests.
+    """Parse JSON text; raise a ValueError if it is invalid or nested too deeply.
 
-    By pydantic's parser: with log-probabilities, reading is most of what a reply costs, and this
+    Uses pydantic's parser: with log-probabilities, parsing is most of the work per reply, and this
     takes a half to a third of the standard library's time.
     """
     try:
@@ -115,21 +115,21 @@ def parse_json(text: bytes | str) -> Any:
     except ValueError:
         pass
     try:
-        # The other parser also takes halves of surrogate pairs, which some servers write.
+        # The standard parser also accepts halves of surrogate pairs, which some servers write.
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def without_halves(text: str) -> str:
-    """A text with each half of a surrogate pair, which no file can hold, replaced by U+FFFD."""
+    """Replace halves of surrogate pairs, which no file can contain, by U+FFFD."""
     return text if text.isascii() else _HALF.sub("\ufffd", text)
 
 
 def logprob(value: Any) -> float | None:
-    """A natural log probability as a finite float <= 0; None for what is none.
+    """Return a natural log probability as a finite float <= 0; None if invalid.
 
-    Servers that round may give a little more than 0.
+    Servers that round may give slightly more than 0.
     """
     if type(value) not in (int, float) or not -MOST_LOGPROB < value < ROUNDING:
         return None

@@ -1,4 +1,4 @@
-"""Whose server it is that listens at a port of this machine."""
+"""Finds out whose server listens at a port of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 # Where a connection to 127.0.0.1 can end.
 LOOPBACK = ("127.0.0.1", "::ffff:127.0.0.1")
 EVERY = ("0.0.0.0", "::")
-# After so many, a socket without an owner is one that another user's process holds.
+# After this many looks, a socket without a known owner belongs to another user's process.
 LOOKS = 3
 
 
@@ -20,19 +20,19 @@ class Listeners:
     """The sockets that connections to one port of 127.0.0.1 may reach."""
 
     own: tuple[str, ...]
-    """Addresses at which the processes in question listen."""
+    """Addresses at which the process group in question listens."""
     foreign: tuple[str, ...]
-    """Processes of others that listen: `process 12`, or `a process of another user`."""
+    """Other processes that listen: `process 12`, or `a process of another user`."""
 
 
 def listeners(port: int, group: int) -> Listeners:
-    """Who listens at a port of 127.0.0.1: processes of one process group, or others."""
+    """Return who listens at a port of 127.0.0.1: processes of one process group, or others."""
     own, foreign = set(), set()
     found = _listening(port, group)
     for _ in range(LOOKS - 1):
         if all(pid is not None for pid, _ in found):
             break
-        # A socket that was made while its owner was looked for has one at the next look.
+        # A socket created while its owner was being looked up has one at the next look.
         found = _listening(port, group)
     for pid, address in found:
         if _group(pid) == group:
@@ -43,18 +43,18 @@ def listeners(port: int, group: int) -> Listeners:
 
 
 def _group(pid: int | None) -> int | None:
-    """The process group of a process; None where there is none any more."""
+    """Return the process group of a process, or None if it has ended."""
     with contextlib.suppress(OSError):
         return None if pid is None else os.getpgid(pid)
     return None
 
 
 def _listening(port: int, group: int) -> list[tuple[int | None, str]]:
-    """Process, as far as it can be known, and address of each socket that listens at a port."""
+    """Return the process, if known, and address of each socket that listens at a port."""
     try:
         found = [(one.pid, one) for one in psutil.net_connections("tcp")]
     except (psutil.AccessDenied, PermissionError):
-        # macOS shows nobody but root the sockets of others.
+        # macOS shows the sockets of others only to root.
         found = []
         for pid in psutil.pids():
             if _group(pid) == group:

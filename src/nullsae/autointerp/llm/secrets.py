@@ -11,12 +11,12 @@ from html import unescape
 from html.entities import html5
 from urllib.parse import unquote
 
-# The value of a header such as `X-Tenant: 1` is no secret, and stands in many an answer.
+# A header value such as `X-Tenant: 1` is not secret, and occurs in many answers.
 SHORTEST_SECRET = 8
 BLANK = "***"
-# Texts are decoded so many times: a key may be encoded within what is encoded.
+# Rounds of decoding, because a key may be encoded more than once.
 ROUNDS = 4
-# What may stand between two characters of a key without being seen.
+# Invisible characters that may occur between two characters of a key.
 _UNSEEN = re.compile(r"[\s\x00-\x1f\x7f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+")
 _ESCAPE = re.compile(
     r"\\+(?:u\{0*([0-9a-f]{1,5})\}|(?-i:U000)([0-9a-f]{5})|u([0-9a-f]{4})|x([0-9a-f]{2})|"
@@ -26,26 +26,27 @@ _ESCAPE = re.compile(
 
 
 class Secrets:
-    """The values of secret headers, found in a text in whatever way they are written there."""
+    """The values of secret headers, found in a text in any spelling."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self.headers = dict(headers)
-        # "Bearer KEY": the key alone is the secret.
+        # "Bearer KEY": only the key is secret.
         found = {value.rpartition(" ")[2] for value in headers.values()}
         self._values = sorted((v for v in found if len(v) >= SHORTEST_SECRET), key=len)[::-1]
 
     def blank_bytes(self, content: bytes) -> bytes:
-        """What an endpoint sent, without the values as they were sent."""
+        """Remove the values from a response, as they were sent."""
         for value in self._values:
             if value.encode() in content:
                 content = content.replace(value.encode(), BLANK.encode())
         return content
 
     def blank(self, text: str) -> str:
-        """A text without the values.
+        """Remove the values from a text.
 
-        They are found in any case, with escapes of JSON, percent signs, entities of HTML, those
-        within each other, base64, hexadecimal digits, and with what is not seen in between. Where
+        They are found in any case, with JSON escapes, percent encoding, HTML entities, any nesting
+        of these, base64, hexadecimal digits, and with invisible characters in between. If their
+        position is unclear, the whole text is blanked.
         no place can be told, the text is blanked as a whole.
         """
         if not self.is_in(text):
@@ -54,14 +55,14 @@ class Secrets:
         return BLANK if self.is_in(blanked) else blanked
 
     def is_in(self, text: str) -> bool:
-        """Whether a text holds one of the values, in whatever way it is written."""
+        """Return whether a text contains one of the values, in any spelling."""
         if not self._values:
             return False
         return any(needle in form for form in _forms(text) for needle in self._needles)
 
     @cached_property
     def _needles(self) -> tuple[str, ...]:
-        """What to look for in a text whose forms are `_plain`."""
+        """What to look for in the `_plain` forms of a text."""
         every = {form for value in self._values for form in (value, *_encoded(value))}
         return tuple(_plain(form) for form in every)
 
@@ -77,7 +78,7 @@ NO_SECRETS = Secrets({})
 
 
 def _forms(text: str) -> Iterator[str]:
-    """A text, and what it says after each round of decoding, all `_plain`."""
+    """Yield a text, and the result of each round of decoding, all `_plain`."""
     for _ in range(ROUNDS):
         yield _plain(text)
         decoded = unescape(unquote(_ESCAPE.sub(_unescaped, text)))
@@ -101,18 +102,18 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def _encoded(value: str) -> Iterator[str]:
-    """Base64, wherever in its groups of three bytes the value begins, and hexadecimal digits."""
+    """Yield base64, for each offset in its groups of three bytes, and hexadecimal digits."""
     data = value.encode()
     yield data.hex()
     for before in range(3):
-        # Only what the value alone decides.
+        # Only the characters that depend on the value alone.
         first, last = -(-before * 8 // 6), (before + len(data)) * 8 // 6
         for signs in (b"+/", b"-_"):
             yield b64encode(b"\0" * before + data, altchars=signs).decode()[first:last]
 
 
 def _written(character: str) -> str:
-    """A pattern of the ways in which a character may be written."""
+    """Return a pattern for all spellings of a character."""
     codes = {ord(c) for c in (character, character.lower(), character.upper()) if len(c) == 1}
     names = [name for name, value in html5.items() if value == character]
     ways = [rf"\\*{re.escape(character)}", *(f"&{re.escape(name)}" for name in names)]

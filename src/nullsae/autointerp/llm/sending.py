@@ -1,4 +1,4 @@
-"""Sending requests within the limits on their number, their money and their failures."""
+"""Sends requests within the limits on their number, their cost and their failures."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 # Waits are drawn from 0 to this, doubled with each attempt ("full jitter").
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 60.0
-# How long requests in flight may still arrive after something has stopped the run.
+# How long replies in flight may still arrive after something has stopped the run.
 GRACE_SECONDS = 5.0
-# A request that waited so long may have been answered to another process meanwhile.
+# After such a wait, another process may have received the reply.
 LOOK_AGAIN_SECONDS = 0.5
-# The endpoint counts as down only if some request failed so many times itself: many requests in
-# flight fail at once when a connection breaks.
+# The endpoint counts as down only if a single request failed this often: many requests in flight
+# fail at once when a connection breaks.
 ATTEMPTS_OF_ONE = 3
 
 
 class Sending:
-    """Gets replies from an endpoint into the cache, until one error stops it all."""
+    """Gets replies from an endpoint into the cache, until one error stops everything."""
 
     def __init__(
         self, endpoint: Endpoint, settings: Llm, cache: ReplyCache, usage: Usage, root: Path
@@ -56,7 +56,7 @@ class Sending:
         self._excess = 1.0
 
     def stop(self, error: Exception) -> None:
-        """Send nothing more; what is in flight may still arrive. The first error is kept."""
+        """Send nothing more; replies in flight may still arrive. The first error is kept."""
         if self.error is None:
             self.error = error
             self._drain_until = asyncio.get_running_loop().time() + GRACE_SECONDS
@@ -65,7 +65,7 @@ class Sending:
             self._limiter.stop(error)
 
     async def drain(self) -> None:
-        """Wait for what was in flight at `stop`, a few seconds from then at most."""
+        """Wait for what was in flight at `stop`, for a few seconds at most."""
         loop = asyncio.get_running_loop()
         while self._sending and (left := self._drain_until - loop.time()) > 0:
             self._sent.clear()
@@ -78,15 +78,15 @@ class Sending:
         self._usage.cached_cost_usd += kept.cost_usd
 
     def count_failure(self, error: AttemptError) -> None:
-        """Count an attempt that brought no reply."""
+        """Count an attempt without a reply."""
         self._usage.attempts_failed += 1
         self.last_failure = str(error)
 
     async def persist(self, key: bytes, body: bytes, max_completion_tokens: int) -> Kept | None:
-        """Send a request, as JSON, until a valid reply comes, and keep that under `key`.
+        """Send a request, as JSON, until a valid reply comes, and keep it under `key`.
 
-        The budget allows for an answer of `max_completion_tokens`. None if no attempt brought one;
-        a `UserError` if nothing more can be answered.
+        The budget allows for an answer of `max_completion_tokens`. None if no attempt succeeded; a
+        `UserError` if nothing more can be answered.
         """
         for attempt in range(1, self._settings.max_attempts + 1):
             if attempt > 1:
@@ -101,16 +101,16 @@ class Sending:
         return None
 
     def worst_usd(self, n_bytes: int, max_completion_tokens: int) -> float:
-        """The most that a request of so many bytes can cost, by what others have cost."""
+        """Return the most that a request of `n_bytes` can cost, judging by earlier ones."""
         return self._excess * cost_usd(self._price, n_bytes, max_completion_tokens)
 
     @property
     def batch_share(self) -> float:
-        """What tokens cost in a batch, as a share of their price."""
+        """The price of tokens in a batch, as a share of the usual price."""
         return self._price.batch_share if self._price is not None else 1.0
 
     async def _attempt(self, key: bytes, body: bytes, max_tokens: int, number: int) -> Kept:
-        """Send once, within the limits, and keep what comes; raises as `Connection.send`."""
+        """Send once, within the limits, and keep the reply; raises as `Connection.send`."""
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         await self._limiter.acquire(again=number > 1)
@@ -127,7 +127,7 @@ class Sending:
                 await self._reserve(worst, self._settings.max_cost_usd)
                 reserved = worst
                 sent_at = loop.time()
-            # Until it is known to have cost less, also where this is cancelled.
+            # Until it is known to have cost less, even if this is cancelled.
             lost = worst
             self._sending += 1
             try:
@@ -138,7 +138,7 @@ class Sending:
             kept = self.paid(valid, len(body), max_tokens)
             self._cache.put(key, kept, reserved_usd=reserved)
             if kept.cost_usd > worst:
-                # Before the next request sets aside what is left.
+                # Before the next request reserves money.
                 self._cache.flush()
             reserved = lost = 0.0
             self._limiter.succeeded()
@@ -159,10 +159,10 @@ class Sending:
             self._limiter.release()
 
     def paid(self, valid: Valid, n_bytes: int, max_tokens: int, share: float = 1.0) -> Kept:
-        """A reply with its costs, which are this run's: the `share` of the price of its tokens.
+        """Return a reply with its cost, charged to this run: `share` of the price of its tokens.
 
-        `n_bytes` are the request's, which allowed for `max_tokens`. It costs the most that it can
-        where the endpoint does not count its tokens, or not as can be true.
+        `n_bytes` is the size of the request, which allowed for `max_tokens`. If the endpoint's
+        token counts are missing or implausible, it costs the most that it can.
         """
         found = counts(valid, n_bytes, max_tokens)
         worst = share * self.worst_usd(n_bytes, max_tokens)
@@ -177,7 +177,7 @@ class Sending:
                     self.connection.asked,
                 )
         elif worst and cost > worst:
-            # It passes over limits: what is set aside for the next request allows for that.
+            # The endpoint ignores limits, so later reservations allow for that.
             self._excess *= cost / worst
         self._usage.calls += 1
         self._usage.prompt_tokens += found.prompt_tokens
@@ -192,7 +192,7 @@ class Sending:
             self._limiter.pause(error.pause)
         new_wave = self._limiter.throttled(sent_at) if error.throttled else True
         if error.pause is None and new_wave:
-            # An endpoint that says when to come back is not down, and a wave of 429 is one event.
+            # An endpoint that announces a pause is not down, and a wave of 429s is one event.
             self._failures_in_a_row += 1
         most = self._settings.max_failures_in_a_row
         enough = number >= min(ATTEMPTS_OF_ONE, self._settings.max_attempts)
@@ -203,7 +203,7 @@ class Sending:
             )
 
     async def _reserve(self, worst: float, limit: float) -> None:
-        """Set money aside; wait for requests in flight, which may cost less than they might."""
+        """Reserve money; wait for requests in flight, which may cost less than reserved."""
         while self.error is None:
             spent = self._cache.reserve(worst, limit)
             if spent is not None and not self._sending:
@@ -218,7 +218,7 @@ class Sending:
         raise self.error
 
     def no_money(self, spent: float, worst: float) -> UserError:
-        """Why a request that may cost so much is not sent."""
+        """Return the error for a request that may exceed the budget."""
         limit = self._settings.max_cost_usd
         return UserError(
             f"llm.max_cost_usd: {spent:.6g} of {limit:g} USD are spent, and the next "
@@ -226,6 +226,6 @@ class Sending:
         )
 
     def kept_so_far(self) -> str:
-        """What is not lost, and how to go on, as the end of an error's line."""
+        """Return the end of an error message: what is kept, and how to resume."""
         n, path = self._cache.count(), self._cache.path
-        return f"{n} replies are kept in {path}, and running again goes on from there"
+        return f"{n} replies are kept in {path}, and running again resumes from there"

@@ -1,4 +1,4 @@
-"""llama.cpp's own server for a GGUF file, from the package xllamacpp: no endpoint needs a key."""
+"""Serves a GGUF file with llama.cpp, from the package xllamacpp: no API key is needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 QUANTIZATIONS = ("none", "q4_0", "q8_0")
 XLLAMACPP = "xllamacpp==2026.10.11549"
 HOST = "127.0.0.1"
-# As for llama.cpp's own server. A command line would show it to all users of the machine.
+# As for llama.cpp's own server. On the command line, all users of the machine could see it.
 KEY_VARIABLE = "LLAMA_API_KEY"
 
 
@@ -41,12 +41,12 @@ def serve_gguf(
 ) -> NoReturn:
     """Answer OpenAI-compatible requests at a port of 127.0.0.1 until SIGTERM or SIGINT.
 
-    Requests must carry the key of the environment variable `LLAMA_API_KEY`, if that is set;
-    `GET /health` answers anybody with 200 as soon as the model is loaded. Weights are requantized
-    to `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and
-    answer of one request, `slots` the requests answered at the same time, `threads` those of the
-    CPU. A `UserError` says that a package is missing, `quantize` is unknown, the port is taken, or
-    the file cannot be read.
+    Requests must carry the key in the environment variable `LLAMA_API_KEY`, if that is set;
+    `GET /health` returns 200 to everyone once the model is loaded. If `quantize` is not `none`,
+    weights are first requantized into the folder `work`. `context_tokens` covers the prompt and
+    answer of one request, `slots` is the number of concurrent requests, `threads` that of CPU
+    threads. Raises a `UserError` if a package is missing, `quantize` is unknown, the port is taken,
+    or the file cannot be read.
     """
     if quantize not in QUANTIZATIONS:
         raise UserError(f"--quantize: {quantize!r} is not one of {', '.join(QUANTIZATIONS)}")
@@ -61,7 +61,7 @@ def serve_gguf(
             raise UserError(f"--port: {port} cannot be listened on: {first_line(error)}") from None
     if quantize != "none":
         file = requantized(file, quantize, work)
-    # As in a shell program: the server ends at once, whatever it is doing.
+    # Default handling: the server stops at once, whatever it is doing.
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.SIG_DFL)
     server = _start(file, port, context_tokens, slots, threads)
@@ -78,24 +78,24 @@ def _start(file: Path, port: int, context_tokens: int, slots: int, threads: int)
     params.port = port
     if key := os.environ.get(KEY_VARIABLE):
         params.api_keys = [key]
-    params.n_ctx = context_tokens * slots  # llama.cpp divides it among them
+    params.n_ctx = context_tokens * slots  # llama.cpp divides it among the slots
     params.n_parallel = slots
     params.cpuparams.n_threads = threads
     params.cpuparams_batch.n_threads = threads
     params.warmup = False
     try:
         return xllamacpp.Server(params)
-    except Exception as error:  # what the C++ side throws has no type of its own
+    except Exception as error:  # the C++ side throws no specific type
         raise UserError(f"{file}: llama.cpp cannot serve it: {first_line(error)}") from None
 
 
 def requantized(file: Path, quantize: str, work: Path) -> Path:
-    """A copy of a GGUF file with other blocks, made once and found again by the file's bytes.
+    """Requantize a GGUF file once, into a copy that is found again by the file's checksum.
 
-    On CPUs llama.cpp reads prompts faster from blocks without an offset. Matrices whose rows are
-    whole blocks of 32 are rewritten. With `q4_0`, token embeddings and the head, which cost a
-    prompt nothing, are `q8_0`. Both formats hold 4 or 8 bits per weight and one scale per block. A
-    `UserError` says that the package gguf is missing, or cannot read the file.
+    On CPUs, llama.cpp reads prompts faster from blocks without an offset. Matrices whose rows
+    consist of whole blocks of 32 are rewritten. With `q4_0`, token embeddings and the head, which
+    cost a prompt nothing, are `q8_0`. Both formats have 4 or 8 bits per weight and one scale per
+    block. Raises a `UserError` if the package gguf is missing, or cannot read the file.
     """
     if find_spec("gguf") is None:
         raise UserError(f"requantizing a GGUF file needs gguf (pip install {GGUF_PACKAGES})")
@@ -109,7 +109,7 @@ def requantized(file: Path, quantize: str, work: Path) -> Path:
 
 @contextmanager
 def _ended_by_exception() -> Iterator[None]:
-    """SIGTERM raises `SystemExit` meanwhile, so that half-written files are removed."""
+    """Raise `SystemExit` on SIGTERM, so that half-written files are removed."""
 
     def end(number: int, _frame: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -133,7 +133,7 @@ def _requantize(file: Path, quantize: str, output: Path) -> None:
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(output, arch=architecture)
     for name, field in reader.fields.items():
-        # The writer states these itself.
+        # The writer adds these itself.
         if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
             continue
         inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None

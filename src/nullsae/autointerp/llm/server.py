@@ -1,7 +1,7 @@
-"""A server that a job starts for itself, that nobody else speaks for, and that never outlives it.
+"""A server that a job starts for itself, that nobody can impersonate, and that ends with the job.
 
-Any user of a machine can listen at any port of it. So each run has a random key, and nothing is
-sent before the server itself, or a process of its own, is seen to listen at its port.
+Any user of a machine can listen at any of its ports. So each run has a random key, and nothing is
+sent before the server itself, or a child process of it, is seen listening at its port.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from nullsae.core.errors import UserError
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
-# Where servers look for the key that they ask for: llama.cpp, vLLM, and scripts around others.
-# The environment of a process is shown to its user alone, its command line to all.
+# Variables in which servers look for their key: llama.cpp, vLLM, and scripts around others. Only
+# the user can see the environment of a process; everyone can see its command line.
 KEY_VARIABLES = ("LLAMA_API_KEY", "VLLM_API_KEY", "NULLSAE_SERVER_KEY")
 
 
 class NotOurServerError(OSError):
-    """Something else may listen at the port, and so nothing is sent there."""
+    """Something else may be listening at the port, so nothing is sent there."""
 
 
 class RunningServer:
     """A started server; `stop` ends it with its whole process group.
 
-    A guard process holds a pipe from this one and ends the group when the pipe closes, so that
-    the server ends with this process whatever ends that: SIGKILL leaves no chance to do it here.
+    A guard process has a pipe from this one and stops the group when the pipe closes, so that the
+    server always ends with this process: after SIGKILL, this process could not stop it itself.
     """
 
     def __init__(self, settings: ManagedServer, root: Path, key: str | None = None) -> None:
-        """`key` is what it is to ask for; by default a random one."""
+        """`key` is what it must ask for; by default a random one."""
         self._settings, self._root = settings, root
         self.key = key or secrets.token_urlsafe(32)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until `stop`
         self._guard: asyncio.subprocess.Process | None = None
         self._group: int | None = None
         self.address = ""
-        """Without a path; known as soon as it starts."""
+        """Without a path; known once it starts."""
         self.problem: str | None = None
         """Why nothing more is sent to it."""
         self._port, self._warned = 0, False
@@ -65,7 +65,7 @@ class RunningServer:
         return self._guard is not None and self._guard.returncode is not None
 
     def last_line(self) -> str:
-        """What it printed last, as ` (...)`; empty if it printed nothing."""
+        """Return the last line it printed, as ` (...)`; empty if it printed nothing."""
         size = self._output.seek(0, os.SEEK_END)
         self._output.seek(max(0, size - 4096))
         text = self._output.read().decode(errors="replace").replace(self.key, "***")
@@ -73,7 +73,7 @@ class RunningServer:
         return f" ({shortened(lines[-1])})" if lines else ""
 
     async def start(self) -> None:
-        """Start it and wait until it is ready; a `UserError` where it never gets ready."""
+        """Start it and wait until it is ready; a `UserError` if it never is."""
         with socket.socket() as probe:  # a free port
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -81,7 +81,7 @@ class RunningServer:
         words = [word.replace("{port}", str(self._port)) for word in self._settings.command]
         if shutil.which(words[0]) is None and not (self._root / words[0]).is_file():
             raise UserError(
-                f"server.command: no program {words[0]!r}; install it, or write its whole path"
+                f"server.command: no program {words[0]!r}; install it, or give its full path"
             )
         try:
             await self._launch(words)
@@ -91,7 +91,7 @@ class RunningServer:
             raise
 
     async def stop(self) -> None:
-        """End its process group and wait for that."""
+        """Stop its process group and wait for that."""
         if self._guard is None:
             return
         assert self._guard.stdin is not None
@@ -101,7 +101,7 @@ class RunningServer:
         except TimeoutError:
             self._guard.kill()
         if self._guard.returncode == -signal.SIGKILL and self._group is not None:
-            # Someone killed the guard, and so its work falls to this process.
+            # Someone killed the guard, so its work falls to this process.
             await asyncio.to_thread(guard.end_group, self._group)
         self._output.close()
 
@@ -145,14 +145,14 @@ class RunningServer:
                 await asyncio.sleep(POLL_SECONDS)
         raise UserError(
             f"server.ready_seconds: {program!r} did not answer {self._settings.health} with 200 "
-            f"within {seconds:g} s{self.last_line()}; give it longer, or mend server.health"
+            f"within {seconds:g} s{self.last_line()}; allow more, or correct server.health"
         )
 
     async def check(self) -> None:
         """Raise a `NotOurServerError` unless the server listens at its port, and nobody else does.
 
-        For each new connection, before anything is sent through it: whoever listens now is who it
-        was made to, since a port that is listened at cannot be taken.
+        Call it for each new connection before sending anything: the current listener is the one
+        that accepted it, because a port in use cannot be taken over.
         """
         try:
             listens = await self._listens()
@@ -163,7 +163,7 @@ class RunningServer:
             raise NotOurServerError(f"{self._settings.command[0]!r} does not listen any more")
 
     async def _listens(self) -> bool:
-        """Whether it listens; a `UserError` if somebody else does."""
+        """Return whether it listens; a `UserError` if somebody else does."""
         assert self._group is not None
         found = await asyncio.to_thread(listeners, self._port, self._group)
         program = self._settings.command[0]

@@ -1,4 +1,4 @@
-"""Asking endpoints from inside a job: settings in, answers and their cost out."""
+"""Asks endpoints from inside a job: settings in, answers and their cost out."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Session:
     """How a job asks endpoints, and what it has asked so far."""
 
     settings: Callable[[], Llm] = Llm
-    """Called when something is asked: most jobs of a study ask nobody."""
+    """Called when something is asked, because most jobs of a study ask nothing."""
     root: Path = Path()
     """The folder of the study: the cache's path is relative to it."""
     progress: Callable[[int, int, str], None] | None = None
-    """Called with (questions done, questions in all, calls, tokens, money and failures so far)."""
+    """Called with (questions done, in total; calls, tokens, money and failures so far)."""
     costs: Path | None = None
-    """Where to write what it cost: the columns of the table `costs` that say what was asked."""
+    """Where to write the cost: the columns of the table `costs` about what was asked."""
 
     def all(
         self,
@@ -41,14 +41,14 @@ class Session:
         work: Callable[[LanguageModel], Sequence[Coroutine[Any, Any, T]]],
         n_questions: int,
     ) -> list[T]:
-        """Results of the `n_questions` coroutines that `work` makes, in order; writes their cost.
+        """Return results of the `n_questions` coroutines of `work`, in order; write their cost.
 
-        A `UserError` says that the endpoint cannot be used, that the budget is spent, or that
-        another process has been asking the same for a minute.
+        Raises a `UserError` if the endpoint cannot be used, the budget is spent, or another process
+        has been asking the same for a minute.
         """
         if not n_questions:
             return []
-        # Lazy: most jobs ask nobody.
+        # Imported here because most jobs ask nothing.
         from nullsae.autointerp.llm.client import ask_all
 
         done = 0
@@ -61,7 +61,7 @@ class Session:
                 self.progress(done, n_questions, describe(model.usage))
             return result
 
-        # The same questions from two processes at once are paid for twice.
+        # Two processes with the same questions at once would pay twice.
         locks = [] if self.costs is None else [self.costs.with_name(f".{self.costs.name}.lock")]
         with alone_at(locks):
             results, usage = ask_all(
@@ -72,7 +72,7 @@ class Session:
             )
         if usage.cut:
             log.warning(
-                "%d answers were cut and asked for again with more tokens; a larger "
+                "%d answers were cut and requested again with more tokens; a larger "
                 "max_completion_tokens would have paid for them once",
                 usage.cut,
             )
@@ -90,7 +90,7 @@ class Session:
 
 
 def describe(usage: Usage) -> str:
-    """What was asked so far, in a few words."""
+    """Describe what was asked so far, in a few words."""
     tokens = usage.prompt_tokens + usage.completion_tokens
     text = f"{usage.calls:,} calls, {usage.cached_calls:,} cached, {tokens:,} tokens"
     if paid := usage.cost_usd + usage.lost_usd:

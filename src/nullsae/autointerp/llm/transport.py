@@ -1,9 +1,9 @@
-"""The cheap road through the `openai` package: its client, without what 2,000 requests repeat.
+"""A cheap way through the `openai` package: its client, without work repeated per request.
 
 `chat.completions.create` takes more than ten times the CPU of an HTTP client alone: it checks and
-copies the parameters, parses the URL several times, sends by a slow client and builds typed objects
-of the answer. Here `AsyncOpenAI.post` sends bytes that are JSON already and gives back bytes; its
-HTTP client is one that shares URL and headers among all requests and sends by aiohttp.
+copies the parameters, parses the URL several times, sends through a slow client and builds typed
+objects from the answer. Here `AsyncOpenAI.post` sends JSON bytes and returns bytes; its HTTP client
+shares URL and headers among all requests and sends with aiohttp.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from nullsae.autointerp.llm.secrets import Secrets
 from nullsae.core.errors import first_line
 
 NO_HEADERS = httpx2.Headers()
-# How long an answer may be: the package hands nothing of its own through to the HTTP client.
+# The limit for a response, because the package passes no options through to the HTTP client.
 _MOST_BYTES: ContextVar[int] = ContextVar("most_bytes")
 Check = Callable[[], Awaitable[None]]
 Trouble = Literal["timeout", "dropped", "unusable", "refused", "unknown host", "certificate"]
 
 
 class NoAnswerError(Exception):
-    """Nothing came back."""
+    """No response came."""
 
     def __init__(self, trouble: Trouble, text: str) -> None:
         super().__init__(text)
@@ -50,12 +50,11 @@ class Transport:
         timeout_seconds: float,
         check: Check | None = None,
     ) -> None:
-        """The headers of `secrets` are sent, and their values blanked out of answers. `check` is
-        called on each new connection before anything is sent, and raises an `OSError` if nothing
-        may be.
+        """Send the headers of `secrets`, and blank out their values in answers. `check` is called
+        on each new connection before anything is sent, and raises an `OSError` if nothing may be.
         """
         self._url = with_path(base_url, CHAT)
-        # The package never sees a key, so that none of its errors or logs can hold it.
+        # The package never sees a key, so that none of its errors or logs can contain it.
         self._client = AsyncOpenAI(
             api_key="none",
             base_url=base_url,
@@ -67,9 +66,9 @@ class Transport:
         await self._client.close()
 
     async def post(self, body: bytes, most_bytes: int) -> Answer:
-        """Send a request that is JSON already, once.
+        """Send a JSON request once.
 
-        A `NoAnswerError` where nothing came back, or more than `most_bytes`.
+        Raises a `NoAnswerError` if no response came, or one above `most_bytes`.
         """
         _MOST_BYTES.set(most_bytes)
         try:
@@ -77,7 +76,7 @@ class Transport:
                 self._url,
                 cast_to=httpx2.Response,
                 content=body,
-                options={"idempotency_key": "none"},  # spares drawing one that is not sent
+                options={"idempotency_key": "none"},  # saves drawing one that is not sent
             )
         except APIStatusError as error:
             response = error.response
@@ -90,7 +89,7 @@ class Transport:
 
 
 class _Sender(httpx2.AsyncClient):
-    """The HTTP client below the package: same URL and headers each time, aiohttp's connections."""
+    """The HTTP client below the package: constant URL and headers, aiohttp's connections."""
 
     def __init__(
         self, url: str, secrets: Secrets, timeout_seconds: float, check: Check | None
@@ -108,7 +107,7 @@ class _Sender(httpx2.AsyncClient):
     def build_request(self, method: str, url: Any, **fields: Any) -> httpx2.Request:
         if self._pattern is None:
             self._pattern = httpx2.Request(method, url, headers=fields["headers"])
-            # Those of `x-stainless` are statistics that the package adds.
+            # `x-stainless` headers are statistics that the package adds.
             taken = ("host", "content-length", "authorization", "accept-encoding", "x-stainless-")
             headers = self._pattern.headers.items()
             self._sent_headers = {n: v for n, v in headers if not n.lower().startswith(taken)}
@@ -119,7 +118,7 @@ class _Sender(httpx2.AsyncClient):
         assert isinstance(request, _Posted)
         if self._session is None:
             connector = _Connector(self._check, ssl_context(self._target.scheme))
-            # Unpacking is done here, where what comes out of it is counted.
+            # Decompression happens here, where its output is counted.
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         try:
             async with self._session.post(
@@ -143,7 +142,7 @@ class _Sender(httpx2.AsyncClient):
         content = self._secrets.blank_bytes(content)
         if response.status == 200:
             return _Answered(request, content)
-        # aiohttp has unpacked the content already, so only this header is passed on.
+        # aiohttp has decoded the content already, so only this header is passed on.
         wait = response.headers.get("Retry-After")
         headers = None if wait is None else {"Retry-After": wait}
         return httpx2.Response(response.status, headers=headers, content=content, request=request)
@@ -154,7 +153,7 @@ class _Sender(httpx2.AsyncClient):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Connections that are looked at before they are used."""
+    """Connections that are checked before they are used."""
 
     def __init__(self, check: Check | None, trusted: ssl.SSLContext | bool) -> None:
         super().__init__(limit=0, ssl=trusted)
@@ -172,16 +171,16 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class _Posted(httpx2.Request):
-    """A request that shares all but its body with the first one."""
+    """A request that shares everything except its body with the first one."""
 
     def __init__(self, pattern: httpx2.Request, body: bytes) -> None:
-        # Not the parent's, which parses the URL and copies the headers: most of what it costs.
+        # Not the parent's, which parses the URL and copies the headers: most of its cost.
         self.method, self.url, self.body = pattern.method, pattern.url, body
         self.headers, self.extensions = pattern.headers, pattern.extensions
 
 
 class _Answered(httpx2.Response):
-    """A good answer: its body, without what the parent does to read one piece by piece."""
+    """A successful response: its body, without the parent's machinery for streaming."""
 
     def __init__(self, request: httpx2.Request, body: bytes) -> None:
         self.status_code, self.headers = 200, NO_HEADERS
@@ -196,7 +195,7 @@ class _Answered(httpx2.Response):
 
 
 def ssl_context(scheme: str) -> ssl.SSLContext | bool:
-    """Whom to trust for addresses of a scheme; an `SSLError` where that cannot be read."""
+    """Return whom to trust for addresses of a scheme; an `SSLError` if it cannot be read."""
     if scheme != "https":
         return True
     try:
@@ -207,7 +206,7 @@ def ssl_context(scheme: str) -> ssl.SSLContext | bool:
 
 
 def _no_answer(error: APIConnectionError) -> NoAnswerError:
-    """What was in the way, by the error of aiohttp below those of the package."""
+    """Classify the failure, by aiohttp's error below those of the package."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""Whether the answers of a job can be used: one whose answers are mostly cut or empty ends."""
+"""Checks whether a job's answers are usable: it ends if most are truncated or empty."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from nullsae.autointerp.llm.messages import Reply
 from nullsae.config.addresses import shown_address
 from nullsae.config.endpoints import Endpoint
 
-# A job ends before its last question only after this many answers. It is also how many must be
-# there before empty ones count: a few latents about which a model says nothing end no study.
+# A job ends before its last question only after this many answers. Below this number, empty answers
+# do not count: a few latents about which a model says nothing must not end a study.
 MANY_ANSWERS = 20
 REFUSED = ("refusal", "content_filter")
 
 
 class Answers:
-    """Counts answers that are cut where no more tokens are allowed, empty, or refused."""
+    """Counts answers that are truncated by the token limit, empty, or refused."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._n = self._n_cut = self._n_empty = self._n_refused = 0
 
     def count(self, reply: Reply) -> None:
-        """Count the last reply to a request."""
+        """Count the final reply to a request."""
         self._n += 1
         if reply.is_cut:
             self._n_cut += 1
@@ -30,7 +30,7 @@ class Answers:
             self._n_empty += 1
 
     def problem(self, least: int) -> str | None:
-        """What is wrong with most of at least so many answers, with the key to change; or None."""
+        """Return what is wrong with most of at least `least` answers, with the key to change."""
         counts = self._n >= MANY_ANSWERS
         n_empty, n_refused = (self._n_empty, self._n_refused) if counts else (0, 0)
         n_bad = self._n_cut + n_empty + n_refused
@@ -43,7 +43,7 @@ class Answers:
             return (
                 f"completion_tokens_cap, max_completion_tokens: {self._n_cut} {of} are cut at the "
                 f"most tokens allowed (completion_tokens_cap: {endpoint.completion_tokens_cap}, or "
-                f"what the endpoint has room for); raise it, or have the model reason less by "
+                f"what the endpoint has room for); raise it, or have the model reason less through "
                 f"extra_body"
             )
         if n_empty >= n_refused:

@@ -1,1 +1,1 @@
-"""Scorers: one class in one file each. `Scorer` says what a class can answer."""
+"""Scorers, one class per file. `Scorer` documents what a class may define."""

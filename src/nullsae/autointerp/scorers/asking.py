@@ -1,4 +1,4 @@
-"""What scorers share that ask a language model about windows, and how it is asked."""
+"""What scorers share that ask a language model about windows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Answer = Judgement | None
 
 
 class AskingScorer(Scorer):
-    """What scorers that ask a language model share."""
+    """Base of scorers that ask a language model."""
 
     judge: Endpoint | None = None
     """The model that judges explanations that are text; by default the one that wrote them.
@@ -49,7 +49,8 @@ class AskingScorer(Scorer):
     """Windows in one question to a language model. More are cheaper; `docs/judges.md` says by how
     much."""
     max_completion_tokens: PositiveInt | None = None
-    """Length of an answer, by default what the windows need; a model that reasons needs more."""
+    """Maximum length of an answer, by default what the windows need; a model that reasons needs
+    more."""
     prompt: str | None = None
     """File that replaces nullsae's own prompt in `autointerp/prompts`."""
 
@@ -58,7 +59,7 @@ class AskingScorer(Scorer):
         return self.judge
 
     def judges(self, explainer: str, writer: Explainer) -> bool:
-        # What was made elsewhere brings its scores along, and nobody to ask.
+        # Explanations made elsewhere have their own scores, and no model to ask.
         return super().judges(explainer, writer) and bool(self.judge or not writer.made_elsewhere)
 
     def asked(self, writer: Explainer | None) -> Endpoint | None:
@@ -68,15 +69,15 @@ class AskingScorer(Scorer):
         judge = self.judge or writer.judge
         if judge is None:
             raise ValueError(
-                f"judge: missing; explanations of kind {writer.name} are text that a language "
-                f"model judges, and none wrote them"
+                f"judge: missing; explanations of kind {writer.name} are text, which a language "
+                f"model must judge, and no model wrote them"
             )
         return judge
 
     def for_job(self, writer: Explainer | None) -> Self:
         if self.asked(writer) is not None:
             return self.model_copy(update={"judge": None})
-        # Token statistics are judged by a formula: how a model is asked is no business of it.
+        # A formula judges token statistics, so settings for asking a model do not matter.
         default = {
             name: field.get_default()
             for name, field in AskingScorer.model_fields.items()
@@ -97,7 +98,7 @@ class AskingScorer(Scorer):
             return self._ask(job, job.params.judge)
         if job.explained["base_probability"].null_count:
             raise UserError(
-                "--params: judge: missing; these explanations are text, which needs one"
+                "--params: judge: missing; these explanations are text, which needs a judge"
             )
         if not len(job.examples.latent):
             return Judged(np.empty(0), [])
@@ -107,11 +108,11 @@ class AskingScorer(Scorer):
         return Judged(probability, ["statistics"] * len(probability))
 
     def _ask(self, job: ScoreJob, judge: Endpoint) -> Judged:
-        """Ask of each window whether the explanation fits it, several windows in one question.
+        """Ask for each window whether the explanation fits it, several windows per question.
 
-        The windows of a latent come in a random order, the same for every explainer, and never
-        share a question with another latent's. Latents that have no explanation are not asked
-        about. Those that others wrote stand in quotes, as JSON does it, which they cannot close.
+        The windows of a latent come in a random order, the same for every explainer, and latents
+        never share a question. Latents without an explanation are skipped. Explanations written
+        elsewhere are quoted as JSON, so that they cannot escape.
         """
         examples, tokenizer = job.examples, job.tokenizer
         prompt = load_prompt(self.name, self.prompt)
@@ -147,14 +148,14 @@ class AskingScorer(Scorer):
 def questions_about_windows(
     calls: int, n_shown: int, counts: WindowCounts, answer_tokens: int, kind: str, path: str | None
 ) -> Questions:
-    """What questions amount to that show so many windows in all, by the prompt of a kind."""
+    """Estimate questions that show `n_shown` windows in total, with the prompt of a kind."""
     fixed = prompting.prompt_tokens(kind, path) + prompting.EXPLANATION_TOKENS
     each = counts.window_tokens + prompting.TOKENS_AROUND_WINDOW
     return Questions(calls, calls * fixed + n_shown * each, calls * answer_tokens)
 
 
 def judged_by_answers(answers: list[Answer], judge: Endpoint, prompt: Prompt) -> Judged:
-    """What a language model said of each example."""
+    """Convert a language model's answers, one per example."""
     probability = np.array([np.nan if a is None else a.probability for a in answers], np.float64)
     evidence = [None if a is None else "label" if a.is_label else "logprobs" for a in answers]
     return Judged(probability, evidence, judge.model, prompt.hash)
@@ -186,18 +187,18 @@ async def _ask_labels(
         unanswered = [row for i, row in enumerate(unanswered, 1) if i not in said]
         if not unanswered:
             break
-        # Fewer windows are another question; the same ones need other words, or the same model
-        # says the same again.
+        # With fewer windows, the question differs; with the same ones, it needs other words, or
+        # the same model answers the same.
         attempt = attempt + 1 if len(unanswered) == n else 1
     return answers
 
 
 def judge_by_tokens(examples: Examples, explained: pa.Table, shown: Flags) -> Floats:
-    """The largest probability of firing over the positions shown of each window.
+    """Return the largest probability of firing over the shown positions of each window.
 
     A position has the probability of its pair (the token before it in the window, marked or not,
-    and its own token), else that of its token, else the explanation's base probability: whatever
-    the explanation knows first. `explained` is sorted by latent and has every latent of the
+    and its own token), else that of its token, else the explanation's base probability: the first
+    one that the explanation knows. `explained` is sorted by latent and has every latent of the
     examples; at least one position per window is `shown`. Returns float64 [n_examples].
     """
     at = np.flatnonzero(shown)
@@ -210,11 +211,11 @@ def judge_by_tokens(examples: Examples, explained: pa.Table, shown: Flags) -> Fl
     row_of_pair, second, p_pair = _entries(explained, "pair_token_ids", "pair_probabilities")
     first = explained["pair_previous_ids"].combine_chunks().flatten().to_numpy()
 
-    # A key holds a row or a place and one id, never two ids: int64 is enough for any vocabulary.
+    # A key combines a row or an index with one id, never two ids: int64 is always enough.
     stride = 1 + max(int(ids.max(initial=0)) for ids in (examples.tokens, known, first, second))
     known_key, pair_head = row_of_known * stride + known, row_of_pair * stride + second
     heads = np.unique(np.concatenate([known_key, pair_head]))
-    # In float32 like the statistics: a base rate and a token at that rate must tie.
+    # In float32 like the statistics, so that a base rate ties with a token at that rate.
     base = explained["base_probability"].to_numpy().astype(np.float32)
     of_head = base[heads // stride]
     of_head[_find(heads, known_key)] = p_token
@@ -222,7 +223,7 @@ def judge_by_tokens(examples: Examples, explained: pa.Table, shown: Flags) -> Fl
     probability = np.where(head >= 0, np.append(of_head, np.float32(0))[head], base[row])
 
     pair_key = _find(heads, pair_head) * stride + first
-    order = np.argsort(pair_key, kind="stable")  # linear where they ascend, as they do by custom
+    order = np.argsort(pair_key, kind="stable")  # linear if they ascend, as they usually do
     pair = _find(pair_key[order], np.where(previous < 0, -1, head * stride + previous))
     probability = np.where(pair >= 0, np.append(p_pair[order], np.float32(0))[pair], probability)
 
@@ -232,7 +233,7 @@ def judge_by_tokens(examples: Examples, explained: pa.Table, shown: Flags) -> Fl
 
 
 def _entries(explained: pa.Table, ids: str, values: str) -> tuple[Ints, Ints, NDArray[np.float32]]:
-    """Row, id and value of each entry of two columns of lists, end to end."""
+    """Return row, id and value of each entry of two list columns, concatenated."""
     lists = explained[ids].combine_chunks()
     row = np.repeat(np.arange(explained.num_rows), lists.value_lengths().to_numpy())
     numbers = explained[values].combine_chunks().flatten().to_numpy()
@@ -240,7 +241,7 @@ def _entries(explained: pa.Table, ids: str, values: str) -> tuple[Ints, Ints, ND
 
 
 def _find(keys: Ints, wanted: Ints) -> Ints:
-    """The place of each wanted key among ascending keys >= 0; -1 where it is not among them."""
+    """Return the index of each wanted key among ascending keys >= 0; -1 if missing."""
     place = np.searchsorted(keys, wanted)
     closed = np.append(keys, np.iinfo(np.int64).min)  # a search past the end finds nothing
     return np.where(closed[place] == wanted, place, -1)

@@ -1,4 +1,4 @@
-"""Do the tokens come next that the latent promotes?"""
+"""Do the tokens that the latent promotes come next?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nullsae.config.scorers import Scorer
 
 
 class ContinuationScorer(Scorer):
-    """Which window goes on as the latent promotes? A formula judges, without a model."""
+    """Which window continues as the latent promotes? A formula judges, without a model."""
 
     name: ClassVar[str] = "continuation"
     position: ClassVar[int] = 4
@@ -25,7 +25,7 @@ class ContinuationScorer(Scorer):
     kind: Literal["continuation"]
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """The tokens after those that are active above this share of their window's maximum are judged.
-    In silent windows, as many as in an active window, after tokens that are about as frequent."""
+    In silent windows, as many as in an active window, after tokens of similar frequency."""
     negatives: SilentKind | Literal["misplaced"] = "random"
     """The silent windows to tell from active ones, one of `latents.silent_windows`; or, with
     `misplaced`, the active windows themselves, after tokens where the latent is silent."""
@@ -42,10 +42,9 @@ class ContinuationScorer(Scorer):
         )
 
     def predict(self, job: ScoreJob) -> Judged:
-        """The largest probability among the tokens that follow marks.
+        """Judge windows by the largest probability among the tokens that follow marks.
 
-        Windows in which nothing follows a mark are left out, and so are latents that are not
-        explained.
+        Windows in which nothing follows a mark are left out, and so are unexplained latents.
         """
         examples, explained = job.examples, job.explained
         known = explained["latent"].to_numpy()[explained["base_probability"].is_valid().to_numpy()]
@@ -59,14 +58,14 @@ class ContinuationScorer(Scorer):
 
 
 def after_marks(examples: Examples) -> Flags:
-    """Tokens that stand right behind a marked one in their window: bool [n_positions]."""
+    """Return which tokens directly follow a marked one in their window: bool [n_positions]."""
     behind = np.roll(examples.marked, 1)
     behind[examples.starts[:-1]] = False
     return behind
 
 
 def _any(examples: Examples, flags: Flags) -> Flags:
-    """Windows with a flag, bool [n_examples]."""
+    """Return which windows have a flag, bool [n_examples]."""
     if not len(examples.latent):
         return np.empty(0, dtype=bool)
     return np.logical_or.reduceat(flags, examples.starts[:-1])

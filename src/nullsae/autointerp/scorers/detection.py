@@ -13,7 +13,7 @@ class DetectionScorer(AskingScorer):
 
     name: ClassVar[str] = "detection"
     position: ClassVar[int] = 0
-    # Fuzzing marks tokens, and so leans on their identity.
+    # Fuzzing marks tokens, and so depends more on their identity.
     shown_first: ClassVar[bool] = True
 
     kind: Literal["detection"]

@@ -18,10 +18,10 @@ class FuzzingScorer(AskingScorer):
 
     kind: Literal["fuzzing"]
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum."""
+    """A token is marked if it is active above this share of its window's maximum."""
     negatives: SilentKind | Literal["misplaced"] = "random"
-    """What wrong marks stand in: silent windows (one of `latents.silent_windows`), or, `misplaced`,
-    the active windows themselves, at tokens where the latent is silent."""
+    """Where wrong marks are: in silent windows (one of `latents.silent_windows`), or, `misplaced`,
+    in the active windows themselves, at tokens where the latent is silent."""
 
     @property
     def marks_above(self) -> float:

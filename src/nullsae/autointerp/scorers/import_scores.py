@@ -18,7 +18,7 @@ from nullsae.config.scorers import Scorer
 
 
 class ImportScorer(Imported, Scorer):
-    """Scores from files; a formula judges their windows by token statistics beside them."""
+    """Scores from files; in addition, a formula judges their windows by token statistics."""
 
     name: ClassVar[str] = "import"
     position: ClassVar[int] = 5
@@ -33,7 +33,7 @@ class ImportScorer(Imported, Scorer):
     judge: str | None = None
     """Read only scores by this language model, by its name in Neuronpedia's rows."""
     metric: Literal["auroc", "auprc", "f1", "balanced_accuracy"] | None = None
-    """The metric of a score that is one number for a latent, without windows."""
+    """The metric of a score that is one number per latent, without windows."""
     negatives: Literal["given"] = "given"
     """The silent windows are those of the file."""
 
@@ -45,11 +45,11 @@ class ImportScorer(Imported, Scorer):
     def text(self) -> str:
         return (
             f"Judged elsewhere, read from {self.path}. Token statistics, and those of another "
-            f"latent, are judged on the same windows where the file has them."
+            f"latent, are judged on the same windows if the file has them."
         )
 
     def judges(self, explainer: str, writer: Explainer) -> bool:
-        # What nobody judged elsewhere needs a formula here.
+        # Explanations that were not judged elsewhere need a formula here.
         own = explainer == self.of or writer.has_statistics
         return own and super().judges(explainer, writer)
 
@@ -64,9 +64,9 @@ class ImportScorer(Imported, Scorer):
         return (str(path),)
 
     def predict(self, job: ScoreJob) -> Judged:
-        """What the file says of its windows, or what a formula says of them.
+        """Return the file's judgements of its windows, or those of a formula.
 
-        Explanations with token statistics are judged here, all others were judged elsewhere.
+        Explanations with token statistics are judged here; all others were judged elsewhere.
         """
         keys = {key: str(value) for key, value in job.params.keys.model_dump().items()}
         path = self.found(keys)
@@ -93,7 +93,7 @@ class ImportScorer(Imported, Scorer):
 
 
 def _by_formula(job: ScoreJob, windows: GivenWindows) -> Judged:
-    """Windows judged by token statistics; those without text are left out."""
+    """Judge windows by token statistics; leave out those without text."""
     rows = np.flatnonzero(windows.has_text)
     examples = windows.examples.take(rows)
     if not len(rows):

@@ -23,7 +23,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.autointerp import ScoreLatentsParams
 
-# The frequency judge tells two windows apart whose marked tokens differ by a factor of two.
+# The frequency judge distinguishes windows if their marked tokens differ by a factor of two.
 TOLD_OCTAVES = 1.0
 
 
@@ -42,16 +42,17 @@ class IntruderScorer(Scorer):
     judge: Endpoint
     """The model to ask."""
     n_tasks: PositiveInt = 25
-    """Questions per latent, at most: each quantile holds so many active windows."""
+    """Questions per latent, at most: each quantile has this many active windows."""
     active_per_task: Annotated[int, Field(ge=2)] = 4
-    """Active windows of one quantile beside the one silent window."""
+    """Active windows of one quantile, in addition to the silent window."""
     negatives: SilentKind = "random"
     """The silent windows to draw intruders from; one of `latents.silent_windows`."""
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum. The
-    intruder's marks stand on as many tokens as those of an active window, about as frequent."""
+    """A token is marked if it is active above this share of its window's maximum. The intruder has
+    as many marks as an active window, on tokens of similar frequency."""
     max_completion_tokens: PositiveInt | None = None
-    """Length of an answer, by default what the windows need; a model that reasons needs more."""
+    """Maximum length of an answer, by default what the windows need; a model that reasons needs
+    more."""
     prompt: str | None = None
     """File that replaces nullsae's own prompt in `autointerp/prompts`."""
 
@@ -85,14 +86,14 @@ class IntruderScorer(Scorer):
         """Ask which of a few windows does not belong to a latent.
 
         A question shows `active_per_task` active windows of one quantile and one silent window, at
-        a random place, marked like another active window of the quantile (`wrong_marks`). Each
+        a random position, marked like another active window of the quantile (`wrong_marks`). Each
         window is shown at most once, so a latent with few windows gets fewer questions. The answer
-        says of each window how likely it is active, so that chance is an AUROC of 1/2 as in the
-        other scorers. The placebo is what `frequency_judge` says of the same questions.
+        gives each window's probability of being active, so that chance is an AUROC of 1/2 as in the
+        other scorers. The placebo is `frequency_judge`'s answer to the same questions.
         """
         judge = job.params.judge
         if judge is None:
-            raise UserError("--params: judge: missing; a scorer of kind intruder asks one")
+            raise UserError("--params: judge: missing; a scorer of kind intruder needs one")
         prompt = load_prompt("intruder", self.prompt)
         prompt.check(windows=[""])
         tasks, examples = marked_tasks(job.params, self, job.examples)
@@ -139,23 +140,23 @@ class Task:
     intruder: int
     """The silent one among them."""
     like: Ints
-    """Whose marks the intruder's imitate, one of these: active windows of the same quantile that
-    are not shown, or those that are if there are no others."""
+    """The intruder's marks imitate one of these: active windows of the same quantile that are not
+    shown, or the shown ones if there are no others."""
 
 
 def marked_tasks(
     params: ScoreLatentsParams, scorer: IntruderScorer, examples: Examples
 ) -> tuple[list[Task], Examples]:
-    """The questions about all latents, and the examples with true marks and those of intruders.
+    """Return the questions about all latents, and the examples with true and intruders' marks.
 
-    `examples` are marked as by `with_marks`; its marks in silent windows are taken away.
+    `examples` are marked as by `with_marks`; marks in silent windows are removed.
     """
     latents = np.unique(examples.latent).tolist()
     tasks = [task for n in latents for task in intruder_tasks(params, scorer, examples, n)]
     intruders = np.array([task.intruder for task in tasks], dtype=np.int64)
     like, keys = [task.like for task in tasks], params.keys.parts()
     wrong = wrong_marks(examples, intruders, like, params.seed, "intruder_marks", *keys)
-    # True marks alone stand where a latent fires.
+    # Only true marks are on tokens where a latent fires.
     true = examples.marked & (examples.activations > 0)
     return tasks, replace(examples, marked=true | wrong)
 
@@ -163,7 +164,7 @@ def marked_tasks(
 def intruder_tasks(
     params: ScoreLatentsParams, scorer: IntruderScorer, examples: Examples, latent: int
 ) -> list[Task]:
-    """The questions about one latent."""
+    """Return the questions about one latent."""
     mine = np.flatnonzero(examples.latent == latent)
     generator = numpy_generator(params.seed, "intruder_tasks", *params.keys.parts(), latent)
     silent = generator.permutation(mine[~examples.active[mine]])
@@ -183,9 +184,9 @@ def intruder_tasks(
 
 
 def marked_octaves(examples: Examples, rows: Ints) -> Floats:
-    """Mean binary logarithm of the marked tokens' frequency, by window: float64 [n_rows].
+    """Return each window's mean binary log frequency of marked tokens: float64 [n_rows].
 
-    0, which no token has, for a window without marks.
+    A window without marks has 0, which no token has.
     """
     shown = examples.take(rows)
     total: Floats = np.add.reduceat(np.where(shown.marked, shown.octaves, 0), shown.starts[:-1])
@@ -193,11 +194,10 @@ def marked_octaves(examples: Examples, rows: Ints) -> Floats:
 
 
 def frequency_judge(octaves: Floats) -> Floats:
-    """What a judge says of a question who knows only how frequent the marked tokens are.
+    """Answer a question as a judge who knows only the frequencies of the marked tokens.
 
-    It names the window furthest from the mean of the others. Distances below `TOLD_OCTAVES` are as
-    good as none, since a frequency that is known exactly is the token's name. Of windows that are
-    equally far it names one at random.
+    It names the window furthest from the mean of the others. Distances below `TOLD_OCTAVES` do not
+    count, because an exactly known frequency would identify the token. Ties are broken at random.
 
     Args:
         octaves: of each window, as from `marked_octaves`, [n_windows].

@@ -16,7 +16,7 @@ from nullsae.config.scorers import Scorer
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 
-# About how many tokens of instruction and explanation stand before each window.
+# Approximate number of tokens of instruction and explanation before each window.
 PROMPT_TOKENS = 60
 
 
@@ -28,15 +28,15 @@ class LikelihoodScorer(Scorer):
 
     kind: Literal["likelihood"]
     model: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")]
-    """Any causal language model; of 100 million parameters and more it is better than chance."""
+    """Any causal language model; from about 100 million parameters on, it beats chance."""
     form: Literal["detection", "fuzzing"] = "detection"
-    """`detection` weighs all tokens of a window, `fuzzing` the marked ones only."""
+    """`detection` weighs all tokens of a window, `fuzzing` only the marked ones."""
     negatives: SilentKind | Literal["misplaced"] = "random"
     """As in the scorer of that form."""
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum."""
+    """A token is marked if it is active above this share of its window's maximum."""
     batch_windows: PositiveInt = 16
-    """Windows in one forward pass."""
+    """Windows per forward pass."""
     prompt: str | None = None
     """File that replaces nullsae's own prompt in `autointerp/prompts`."""
 
@@ -63,15 +63,15 @@ class LikelihoodScorer(Scorer):
         )
 
     def tokens_read(self, window_tokens: int) -> tuple[int, int]:
-        # With the explanation and with the neutral text.
+        # With the explanation, and with the neutral text.
         return 2 * window_tokens + 2 * PROMPT_TOKENS, window_tokens + PROMPT_TOKENS
 
     def predict(self, job: ScoreJob) -> Judged:
-        """The probability of each window by Bayes' rule, from even odds."""
+        """Return the probability of each window by Bayes' rule, from even odds."""
         tokenizer = job.tokenizer
         if job.model is None:
             raise UserError("--judge: missing; a scorer of kind likelihood runs a model itself")
-        # Lazy: what follows loads torch.
+        # Imported here because these load torch.
         import torch
 
         from nullsae.autointerp.local_model import load_judge

@@ -1,4 +1,4 @@
-"""The files to export of one SAE: those in its folder below `results/latents`."""
+"""The files to export for one SAE: those in its folder below `results/latents`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nullsae.tables.cells import CELL_KEYS
 
 @dataclass(frozen=True)
 class LatentFolder:
-    """One SAE's tables, and its keys, which stand in the folder's path."""
+    """One SAE's tables, and its keys from the folder's path."""
 
     folder: Path
     keys: dict[str, str]
@@ -30,9 +30,9 @@ class LatentFolder:
 
     @classmethod
     def open(cls, folder: Path) -> LatentFolder:
-        """Read what lies in `results/latents/subject=.../seed=...`.
+        """Read the folder `results/latents/subject=.../seed=...`.
 
-        A `UserError` says that it is no such folder, or which file is missing or damaged.
+        Raises a `UserError` if it is not such a folder, or a file is missing or damaged.
         """
         keys = paths.partition_keys(folder.absolute() / "latents.parquet")
         wanted = [key for key, _ in CELL_KEYS]
@@ -49,9 +49,9 @@ class LatentFolder:
 def model_place(cell: LatentFolder, split: Split) -> str:
     """Return the folder of a cell's tokenizer and, if it has one, model, for transformers.
 
-    The name of a subject means nothing to other programs or, as an id of the hub, something else.
-    Activations without a model, and variants without weights of their own, have the tokenizer of
-    the corpus alone.
+    The name of a subject means nothing to other programs, or something else as a hub id.
+    Activations without a model, and variants without weights of their own, have only the tokenizer
+    of the corpus.
 
     Returns:
         An absolute path; empty if there is neither.
@@ -68,8 +68,8 @@ def model_place(cell: LatentFolder, split: Split) -> str:
 def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
     """Find the `eval` manifest and the tokenizer of the corpus of all cells.
 
-    Looked up in the study's `results/run_config.yaml`. A `UserError` says that the cells lie in no
-    study or in several, or that their corpora differ.
+    They are looked up in the study's `results/run_config.yaml`. Raises a `UserError` if the cells
+    are in no study or in several, or their corpora differ.
     """
     found = set()
     for cell in cells:
@@ -81,11 +81,11 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
             found.add((root, config["subjects"][cell.keys["subject"]]["corpus"]))
         except (UserError, KeyError, TypeError) as error:
             raise UserError(
-                f"{file}: does not say which corpus {cell.folder} is of ({error!r}); give --tokens "
+                f"{file}: does not name the corpus of {cell.folder} ({error!r}); give --tokens "
                 f"and, for neuronpedia, --tokenizer"
             ) from None
     if len(found) > 1:
-        raise UserError("--latents: folders of different studies or corpora; export each apart")
+        raise UserError("--latents: different studies or corpora; export each separately")
     ((root, corpus),) = found
     manifest = paths.CORPUS_MANIFEST.format(corpus=corpus, split="eval")
     return root / manifest, root / paths.TOKENIZER_FILE.format(corpus=corpus)
@@ -93,10 +93,10 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
 
 @contextmanager
 def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> Iterator[Path]:
-    """Give a folder to write the cells to, which becomes `output` if all goes well.
+    """Provide a folder to write the cells to, which becomes `output` on success.
 
-    A `UserError` says that the cells are of another number of tokens than the split, that there is
-    something at `output`, or that the disk is full.
+    Raises a `UserError` if the cells have another number of tokens than the split, `output` exists,
+    or the disk is full.
     """
     for cell in cells:
         covered = tables.read_table(
@@ -109,7 +109,7 @@ def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> I
                 f"{split.n_tokens}"
             )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output: {output} exists already; name a new folder")
+        raise UserError(f"--output: {output} already exists; name a new folder")
     with empty_folder(output.with_name(f".{output.name}.partial")) as folder:
         try:
             yield folder

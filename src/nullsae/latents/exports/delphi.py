@@ -1,16 +1,17 @@
 """The latent cache of EleutherAI's delphi 0.1.3, which its `LatentDataset` reads.
 
-    OUTPUT/<subject>_<variant>_<draw>_<sae>_<seed>/latents/<site>/<first>_<last>.safetensors
-                                                                  config.json
+   OUTPUT/<subject>_<variant>_<draw>_<sae>_<seed>/latents/<site>/<first>_<last>.safetensors
+                                                                 config.json
 
 with the keys `locations` [n, 3] (context, offset in it, latent - first), `activations` [n] and
-`tokens` [n_contexts, context_tokens]. The files of a site hold ranges of latents in a row. Only the
-sampled latents have firings in them. Activations stay float32 where delphi's own cache rounds them
-to float16, which its reader takes as it is. `model_name`, which delphi loads the tokenizer from, is
-the folder of the variant below `results/models`, or of the corpus' tokenizer where there is none.
+`tokens` [n_contexts, context_tokens]. The files of a site contain consecutive ranges of latents.
+Only the sampled latents have firings in them. Activations stay float32, which delphi's reader
+accepts, while its own cache rounds them to float16. `model_name`, from which delphi loads the
+tokenizer, is the folder of the variant below `results/models`, or of the corpus' tokenizer if there
+is none.
 
 With an explainer, a run has `explanations/<site>_latent<n>.txt` and, for each scorer,
-`scores/<scorer>/<site>_latent<n>.txt`, as delphi leaves them.
+`scores/<scorer>/<site>_latent<n>.txt`, as delphi writes them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nullsae.latents.exports.explained import Explained
 from nullsae.latents.split import Split
 from nullsae.latents.store import offsets_of, ranges
 
-# Firings in a file. A reader holds them all.
+# Firings per file; a reader loads all of them.
 FILE_FIRINGS = 2**23
 
 
@@ -42,9 +43,9 @@ def export_delphi(
 
     `explained` are the explanations of each cell; none by default.
 
-    Cells that differ in their site alone share a folder. `split` are the tokens on which they were
-    collected. A `UserError` says that the latents are not of these tokens, or that the output
-    cannot be written.
+    Cells that differ only in their site share a folder. `split` is the split on which they were
+    collected. Raises a `UserError` if the latents are not of its tokens, or the output cannot be
+    written.
     """
     with whole_folder(output, cells, split) as folder:
         for cell in cells:

@@ -22,7 +22,7 @@ class Judged:
     """The windows of a latent that a scorer judged, and the scores."""
 
     windows: list[Row]
-    """With the fields of delphi's `ClassifierOutput`."""
+    """Rows with the fields of delphi's `ClassifierOutput`."""
     balanced_accuracy: float | None
     judge: str | None
 
@@ -34,9 +34,9 @@ class Explained:
     explainer: str
     texts: dict[int, str]
     model: dict[int, str | None]
-    """Who wrote it."""
+    """The author of each explanation."""
     judged: dict[str, dict[int, Judged]] = field(default_factory=dict)
-    """By scorer, by latent."""
+    """By scorer, then by latent."""
 
 
 def explained_by(cell: LatentFolder, explainer: str, tokenizer: Tokenizer) -> Explained:
@@ -51,8 +51,8 @@ def explained_by(cell: LatentFolder, explainer: str, tokenizer: Tokenizer) -> Ex
     if not file.parent.is_dir():
         there = sorted(f.name.partition("=")[2] for f in file.parents[1].glob("explainer=*"))
         raise UserError(
-            f"--explainer: {explainer!r} explained nothing of {cell.folder}; "
-            f"{', '.join(there) or 'no explainer'} did"
+            f"--explainer: {explainer!r} explained nothing in {cell.folder}; "
+            f"explainers that did: {', '.join(there) or 'none'}"
         )
     table = tables.read_table(file, tables.cell_schema("explanations"))
     rows = table.filter(pc.is_valid(table["explanation"])).to_pylist()
@@ -68,7 +68,7 @@ def explained_by(cell: LatentFolder, explainer: str, tokenizer: Tokenizer) -> Ex
         said = tables.read_table(folder / "predictions.parquet", tables.cell_schema("predictions"))
         own: dict[int, list[Row]] = {}
         for row in said.to_pylist():
-            # Windows that were judged elsewhere are not among ours.
+            # Windows that were judged elsewhere are not in this table.
             if (window := windows.get((row["latent"], row["window"]))) is not None:
                 own.setdefault(row["latent"], []).append(_as_delphi(row, window, tokenizer))
         found.judged[folder.name.removeprefix("scorer=")] = {

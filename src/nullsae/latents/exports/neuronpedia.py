@@ -1,13 +1,13 @@
-"""JSON lines as Neuronpedia's bulk import takes them.
+"""JSON lines for Neuronpedia's bulk import.
 
-    OUTPUT/<model>/<source>/release.jsonl  model.jsonl  sourceset.jsonl  source.jsonl
-                            features/batch-0.jsonl.gz  activations/batch-0.jsonl.gz
-                            explanations/batch-0.jsonl.gz, with an explainer
+   OUTPUT/<model>/<source>/release.jsonl  model.jsonl  sourceset.jsonl  source.jsonl
+                           features/batch-0.jsonl.gz  activations/batch-0.jsonl.gz
+                           explanations/batch-0.jsonl.gz, with an explainer
 
-One object a line, with the field names of its database (https://www.neuronpedia.org; written as by
-SAEDashboard's `neuronpedia_export.py`). The features are the sampled latents. Their activations are
-the strongest windows, whose `binContains` is null, and the scoring windows, whose bins are
-quantiles. What is not known here, such as logits, is empty.
+One object per line, with the field names of its database (https://www.neuronpedia.org; written as
+by SAEDashboard's `neuronpedia_export.py`). The features are the sampled latents. Their activations
+are the strongest windows, whose `binContains` is null, and the scoring windows, whose bins are
+quantiles. Fields that nullsae does not compute, such as logits, are empty.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nullsae.latents.exports.explained import Explained
 from nullsae.latents.split import Split
 
 HISTOGRAM_BARS = 50
-# Features in a file, as Neuronpedia's own exporter has it.
+# Features per file, as in Neuronpedia's own exporter.
 BATCH_FEATURES = 128
 Row = dict[str, Any]
 
@@ -46,12 +46,12 @@ def export_neuronpedia(
     output: Path,
     explained: Sequence[Explained] = (),
 ) -> None:
-    """Write the sampled latents of each cell, a source each, into a new folder `output`.
+    """Write the sampled latents of each cell, one source each, into a new folder `output`.
 
-    `text` is the tokenizer of the corpus, `split` the tokens on which the cells were collected,
+    `text` is the tokenizer of the corpus, `split` the split on which the cells were collected,
     `creator` the id of the Neuronpedia account that will own the rows, `explained` the explanations
-    of each cell, none by default. A `UserError` says that a table is missing or damaged, that the
-    latents are not of these tokens, or that the output cannot be written.
+    of each cell, none by default. Raises a `UserError` if a table is missing or damaged, the
+    latents are not of these tokens, or the output cannot be written.
     """
     with whole_folder(output, cells, split) as folder:
         for number, cell in enumerate(cells):
@@ -77,7 +77,7 @@ class Source:
     def __init__(self, cell: LatentFolder, creator: str) -> None:
         keys = cell.keys
         self._cell, self._creator = cell, creator
-        # The embedding is what the first block reads.
+        # The embedding is the first block's input.
         kind, layer = "resid_pre", 0
         if keys["site"] != "embed":
             kind, layer = site_kind(keys["site"]), site_layer(keys["site"])
@@ -93,7 +93,7 @@ class Source:
         self._made = {"creatorId": creator, "createdAt": written.strftime("%Y-%m-%dT%H:%M:%S")}
 
     def about(self, split: Split) -> dict[str, Row]:
-        """The one row of each of the four files that describe the source."""
+        """Return the single row of each of the four files that describe the source."""
         made, release = self._made, f"nullsae-{self.model}"
         described = ", ".join(f"{key} {value}" for key, value in self._cell.keys.items())
         return {
@@ -132,7 +132,7 @@ class Source:
         }
 
     def feature(self, row: Row, text: Tokenizer) -> Row:
-        """The row of one latent, from its row in the table `latents`."""
+        """Convert a row of the table `latents`."""
         _, value = self._cell.firings.of(row["latent"])
         logits: Row = {}
         for name, end in (("pos", "promoted"), ("neg", "suppressed")):
@@ -158,7 +158,7 @@ class Source:
         return found
 
     def explanations(self, said: Explained) -> Iterable[Row]:
-        """The rows of explanations, each with its scores, as a feature's answer has them."""
+        """Yield rows of explanations, each with its scores, as a feature's answer has them."""
         for latent, text in said.texts.items():
             yield {
                 **{"id": f"{self.id}-{latent}", "modelId": self.model, "layer": self.id},
@@ -176,7 +176,7 @@ class Source:
             }
 
     def activations(self, latents: Sequence[Row], text: Tokenizer) -> Iterable[Row]:
-        """The rows of some latents' windows: the strongest, then the scoring ones by quantile."""
+        """Yield rows of some latents' windows: the strongest, then the scoring ones by quantile."""
         file = self._cell.folder / "windows.parquet"
         table = tables.read_table(file, tables.cell_schema("windows"))
         wanted = pa.array([row["latent"] for row in latents], pa.int64())
@@ -213,5 +213,5 @@ def _write_lines(path: Path, rows: Iterable[Row]) -> None:
     path.parent.mkdir(exist_ok=True)
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     text = "".join(lines).encode()
-    # Without the time, which would make each file another one.
+    # Without the time, which would make each file different.
     path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)

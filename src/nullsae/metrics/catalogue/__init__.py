@@ -1,1 +1,1 @@
-"""The metrics that variants are compared by, one file for each close family."""
+"""The metrics by which variants are compared, one file per family."""

@@ -1,4 +1,4 @@
-"""Scores of a judge that tells active windows from silent ones by an explanation."""
+"""Scores of a judge that uses an explanation to tell active windows from silent ones."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Auroc(_OfScores):
     chance = 0.5
     formula = "P(judge ranks an active window above a silent one), ties ½"
     definition = (
-        "Chance that the judge, given the explanation, ranks an active window above a silent one. "
-        + _SCORE
+        "Probability that the judge, given the explanation, ranks an active window above a silent "
+        "one. " + _SCORE
     )
     reading = (
-        "Explanations help where the score is above 0.5; the metric sees what training made only "
-        "where trained scores above the nulls."
+        "Explanations help if the score is above 0.5. It reflects training only if trained scores "
+        "above the nulls."
     )
     is_usual = True
     along_training = 2
@@ -52,12 +52,10 @@ class F1(_OfScores):
     name, position = "f1", 130
     title = "F1"
     columns = ("f1",)
-    floor, floor_is = 0.5, 'a coin; "always yes" has ⅔ where half of the windows are active'
+    floor, floor_is = 0.5, 'a coin flip; "always yes" gets ⅔ if half of the windows are active'
     formula = "2 TP / (2 TP + FP + FN) at probability ≥ 0.5"
-    definition = "Harmonic mean of precision and recall of the judge's yes or no. " + _SCORE
-    reading = (
-        "A judge that always says yes already scores high where half of the windows are active."
-    )
+    definition = "Harmonic mean of precision and recall of the judge's yes/no answers. " + _SCORE
+    reading = "A judge that always says yes already scores high if half of the windows are active."
 
 
 class BalancedAccuracy(_OfScores):
@@ -69,6 +67,6 @@ class BalancedAccuracy(_OfScores):
     chance = 0.5
     formula = "mean of TPR and TNR at ≥ 0.5"
     definition = (
-        "Mean of the shares of active and of silent windows that the judge gets right. " + _SCORE
+        "Mean of the shares of active and silent windows that the judge gets right. " + _SCORE
     )
-    reading = "Explanations help where the score is above 0.5."
+    reading = "Explanations help if the score is above 0.5."

@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 else:
     np = lazy("numpy")
 
-# Divergences below it are rounding, or none: a direction that nothing reads counts as this.
+# Smaller divergences are rounding or zero; a direction that nothing reads counts as this.
 RESOLUTION_NATS = 1e-10
 
 
-# Whose direction stands in the place of the latent's own.
+# Whose direction replaces the latent's own.
 FOREIGN, RANDOM = "foreign_direction", "random_direction"
 
 
 def _with_placebos(*columns: str) -> dict[str, tuple[str, ...]]:
-    """A metric's columns where the first is that of another direction."""
+    """Return the columns of each placebo: the first one is that of another direction."""
     first, *rest = columns
     return {FOREIGN: (f"{first}_swapped", *rest), RANDOM: (f"{first}_random", *rest)}
 
 
 class _OfPassingLatents(Metric):
-    """A mean over all latents that pass the filter: no judge is asked."""
+    """A mean over all latents that pass the filter, without a judge."""
 
     section, chance = "effects", 0.5
     values = "[0, 1]"
 
 
 class NextTokenAuroc(_OfPassingLatents):
-    """Whether a latent raises the logit of what comes next, against all next tokens."""
+    """Whether a latent raises the logit of the next token above those of other next tokens."""
 
     name, position = "next_token_auroc", 1
-    title = "AUROC of the next token by direct effect"
+    title = "Next-token AUROC by direct effect"
     columns = ("next_token_auroc",)
     placebos = _with_placebos(*columns)
     formula = (
@@ -48,33 +48,34 @@ class NextTokenAuroc(_OfPassingLatents):
         "e(v) = the decoder row through the final norm's gain and centring and the unembedding"
     )
     definition = (
-        "How often a latent's decoder row raises the logit of the token that follows a firing more "
-        "than that of another token of the text, drawn as often as it comes next."
+        "How often a latent's decoder row raises the logit of the token after a firing more than "
+        "that of a random token, drawn in proportion to how often it comes next in the text."
     )
     reading = (
-        "0.5 says nothing of the next token; so do other latents' rows, which stand beside it in "
-        "the table `latents`. Trained above 0.5 and a null at 0.5 tell a model that uses its "
-        "directions from one that does not. It sees the direct path alone: less in early blocks."
+        "0.5 means that the latent does not predict the next token; other latents' rows, given in "
+        "the table `latents`, score 0.5 too. If trained is above 0.5 and a null at 0.5, only "
+        "trained uses its directions. Only the direct path to the logits counts, so early blocks "
+        "score lower."
     )
 
 
 class NextTokenAurocBigram(_OfPassingLatents):
-    """The same against the tokens that follow the same token."""
+    """The same among the tokens that follow the same token."""
 
     name, position = "next_token_auroc_bigram", 2
-    title = "AUROC of the next token among those that follow the same token"
+    title = "Next-token AUROC given the current token"
     columns = ("next_token_auroc_bigram",)
     placebos = _with_placebos(*columns)
     formula = "the same, v ~ the tokens of `eval` that follow the token x_t"
     definition = (
-        "The same against the tokens that follow the same current token in the text: what a "
-        "latent says of the next token beyond the current one."
+        "The same, but compared with tokens that follow the same current token in the text: what a "
+        "latent predicts beyond the current token."
     )
-    reading = "0.5 is what a latent reaches that only names the current token."
+    reading = "A latent that only identifies the current token scores 0.5."
 
 
 class _OfSampledLatents(Metric):
-    """A mean over sampled latents, by passes of the subject; 0 where the direction is any other."""
+    """A mean over sampled latents from runs of the subject; 0 if any direction does as well."""
 
     section = "effects"
     among: Among = "sampled"
@@ -85,7 +86,7 @@ class AblationKlLogRatio(_OfSampledLatents):
     """How much more a latent's own direction matters than another one of the same size."""
 
     name, position = "ablation_kl_log_ratio", 3
-    title = "Log ratio of KL, own over another latent's direction taken away"
+    title = "Ablation KL, log ratio to another latent's direction"
     columns = ("ablation_kl_nats", "ablation_kl_nats_swapped")
     placebos = _with_placebos(*columns)
     formula = (
@@ -94,13 +95,13 @@ class AblationKlLogRatio(_OfSampledLatents):
         "sampled latent's of equal norm"
     )
     definition = (
-        "How much more the prediction of the next token changes when a latent's contribution is "
-        "taken away at its firings than when as much of another latent's direction is: logarithm "
-        "of the ratio of the two mean KL divergences."
+        "How much more the next-token prediction changes when a latent's contribution is ablated "
+        "at its firings than when the same amount of another latent's direction is: the log ratio "
+        "of the two mean KL divergences."
     )
     reading = (
-        "0: any direction does as well, so the model does not read this one. A model that uses "
-        "its directions lies above. It counts all paths to the logits, at the price of passes."
+        "0 means that any direction has the same effect, so the model does not read this one. A "
+        "model that uses its directions is above 0. All paths to the logits count."
     )
     values = "(-∞, ∞)"
 
@@ -110,20 +111,21 @@ class AblationKlLogRatio(_OfSampledLatents):
 
 
 class AblationCeGain(_OfSampledLatents):
-    """How much of the next token is lost with a latent's own direction."""
+    """How much a latent's own direction contributes to the prediction of the true next token."""
 
     name, position = "ablation_ce_gain_nats", 4
-    title = "Loss by a latent's own direction taken away, over another's (nats)"
+    title = "Ablation loss, excess over another latent's direction (nats)"
     columns = ("ablation_ce_nats", "ablation_ce_nats_swapped")
     placebos = _with_placebos(*columns)
-    formula = "mean over firings of loss(own direction taken away) - loss(foreign), as above"
+    formula = "mean over firings of loss(own direction ablated) - loss(foreign), as above"
     definition = (
-        "What a latent's contribution is worth for the token that really follows its firings: "
-        "loss without it minus loss without as much of another latent's direction."
+        "How much a latent's contribution helps to predict the token that really follows its "
+        "firings: loss with it ablated minus loss with the same amount of another latent's "
+        "direction ablated."
     )
     reading = (
-        "0 where the contribution helps no more than any other. Trained needs many firings to lie "
-        "clearly above: true tokens are noisy."
+        "0 means that the contribution helps no more than any other. True tokens are noisy, so "
+        "trained needs many firings to be clearly above 0."
     )
     values = "(-∞, ∞)"
 
@@ -133,10 +135,10 @@ class AblationCeGain(_OfSampledLatents):
 
 
 class AdditionGain(_OfSampledLatents):
-    """Whether a latent's direction, added in silence, promotes what follows its firings."""
+    """Whether adding a latent's direction where it is silent promotes what follows its firings."""
 
     name, position = "addition_gain_nats", 5
-    title = "Log-probability by a latent's direction added in silence, over another's (nats)"
+    title = "Steering log-probability, excess over another latent's direction (nats)"
     columns = ("addition_logp_nats", "addition_logp_nats_swapped")
     placebos = _with_placebos(*columns)
     formula = (
@@ -146,12 +148,12 @@ class AdditionGain(_OfSampledLatents):
     )
     definition = (
         "The reverse test: a latent's direction is added where the latent is silent, at its mean "
-        "activation. How much more likely that makes the tokens that follow its firings in the "
-        "text than as much of another latent's direction does."
+        "activation. How much more this raises the log-probability of the tokens that follow its "
+        "firings in the text than the same amount of another latent's direction does."
     )
     reading = (
-        "0: the direction says nothing of what follows. Above 0 the direction alone brings about "
-        "the predictions that go with the latent, by all paths to the logits."
+        "0 means that the direction does not affect what follows. Above 0, the direction alone "
+        "produces the predictions that go with the latent. All paths to the logits count."
     )
     values = "(-∞, ∞)"
 
@@ -161,26 +163,27 @@ class AdditionGain(_OfSampledLatents):
 
 
 class TokenInjectionRate(Metric):
-    """How much of a latent its tokens alone do."""
+    """How often a latent's top tokens alone make it fire."""
 
     name, position = "token_injection_rate", 95
-    title = "Firing rate by written tokens, over that in the text"
+    title = "Firing rate on injected tokens, relative to the text"
     columns = ("token_injection_rate",)
     section, direction, dictionary_direction = "tokens", -1, 0
     among: Among = "sampled"
     floor, floor_is = 1.0, "the token alone"
-    # Its latents see no tokens, whatever is written.
+    # Its latents see no tokens, including injected ones.
     directions: Mapping[str, Direction] = {"noise_embeddings": 1}
     formula = (
         "P(fires on v written into a silent window) / P(fires on v in the text), v ~ firings on "
         "the 5 tokens with the largest sums of activation"
     )
     definition = (
-        "How often a latent fires when one of its tokens is written into a window in which it is "
-        "silent, as a share of how often it fires on these tokens in the text."
+        "How often a latent fires when one of its tokens is written into a window where it is "
+        "silent, relative to how often it fires on these tokens in the text."
     )
     reading = (
-        "1: the token alone makes the latent fire; below 1 the text before it counts. A null above "
-        "trained has latents closer to token detectors; one that sees no tokens has 0."
+        "1 means that the token alone makes the latent fire; below 1, preceding text matters. If a "
+        "null is above trained, its latents are closer to token detectors; one that sees no tokens "
+        "is at 0."
     )
     values = "[0, ∞)"

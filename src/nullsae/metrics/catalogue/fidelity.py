@@ -26,8 +26,8 @@ class CeScore(Metric):
         "(zero - with SAE) / (zero - clean) of the losses above: 1 is no harm, 0 as bad as zeros."
     )
     reading = (
-        "No value where zero does no clear harm: a random network predicts no better with its "
-        "activations than without."
+        "No value if zeroing does no clear harm: a random network predicts no better with its "
+        "activations than without them."
     )
     values = "(-∞, ∞)"
     is_usual = True
@@ -38,7 +38,7 @@ class CeScore(Metric):
         return zero - columns["ce_sae"], zero - columns["ce_clean"]
 
     def undefined(self, columns: Mapping[str, Numbers]) -> str | None:
-        """Return why there is no value: without clear harm the ratio is noise."""
+        """Return why there is no value; without clear harm the ratio is noise."""
         import numpy as np
 
         from nullsae.metrics.ce_score import is_clear

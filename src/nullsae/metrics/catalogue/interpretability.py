@@ -6,7 +6,7 @@ from nullsae.config.metrics import Metric
 
 
 class _OfExplanations(Metric):
-    """A statistic of scored latents and what their tokens alone would score."""
+    """A statistic of scored latents and of what their tokens alone would score."""
 
     table, section = "interpretability", "interpretability"
     values, floor = "[-1, 1]", 0.0
@@ -18,13 +18,13 @@ class GainOverLexical(_OfExplanations):
     name, position = "gain_over_lexical", 150
     title = "AUROC gained over token statistics"
     columns = ("gain_over_lexical",)
-    floor, floor_is = -0.5, "chance, where token statistics are always right"
+    floor, floor_is = -0.5, "chance, if token statistics are always right"
     definition = (
         "AUROC minus that of token statistics (lexical), latent by latent on the same windows. "
     )
     reading = (
-        "Above 0, the explanation says more than which tokens the latent fires on; what is "
-        "alike in trained and nulls is no sign of training."
+        "Above 0, the explanation says more than which tokens the latent fires on. A gain of the "
+        "same size in trained and nulls is not due to training."
     )
 
 
@@ -39,8 +39,8 @@ class Discrimination(_OfExplanations):
         "intruder, minus that of a judge who knows only how frequent the marked tokens are."
     )
     reading = (
-        "It takes away what any explanation earns by the protocol alone; near 0, an explanation "
-        "says nothing of this latent in particular."
+        "It removes what any explanation earns through the protocol alone. Near 0, an explanation "
+        "says nothing specific about this latent."
     )
 
 
@@ -58,13 +58,13 @@ class AbstractShare(_OfExplanations):
     )
     reading = (
         "What critics of the paper asked for: latents that are explained well without naming a "
-        "token. A null as high as trained has them too."
+        "token. A null at the level of trained has them too."
     )
     values = "[0, 1]"
 
 
 class EntropyAurocCorrelation(_OfExplanations):
-    """Whether latents of few tokens score best."""
+    """Whether latents with few tokens score best."""
 
     name, position = "entropy_auroc_correlation", 180
     title = "Rank correlation of token entropy and AUROC"
@@ -72,4 +72,4 @@ class EntropyAurocCorrelation(_OfExplanations):
     form, dictionary_direction = "rank_correlation", 0
     floor, floor_is = -1.0, "scores that follow from token entropy"
     definition = "Spearman's rank correlation of token entropy and AUROC over scored latents."
-    reading = "Below 0, latents of few tokens score best, as in the paper's random transformers."
+    reading = "Below 0, latents with few tokens score best, as in the paper's random transformers."

@@ -19,7 +19,7 @@ class _OfDocuments(Metric):
     floor = 0.0
 
     def undefined(self, columns: Mapping[str, Numbers]) -> str | None:
-        """A site where all tokens have the same activation has no variance to explain."""
+        """Return why there is no value: equal activations have no variance to explain."""
         deviation = columns.get("squared_deviation")
         if deviation is None or not len(deviation) or deviation.any():
             return None
@@ -38,8 +38,8 @@ class ExplainedVariance(_OfDocuments):
         "a perfect copy 1. Of a transcoder, x is its output site."
     )
     reading = (
-        "A null as high as trained means that the SAE reconstructs activations that no training "
-        "shaped just as well."
+        "If a null is as high as trained, the SAE reconstructs activations that no training shaped "
+        "just as well."
     )
     floor_is = "the mean"
     values = "(-∞, 1]"
@@ -48,7 +48,7 @@ class ExplainedVariance(_OfDocuments):
 
 
 class AboveFloors(_OfDocuments):
-    """1 minus FVU over the smaller of two that take no structure: covariance and token identity."""
+    """1 minus FVU over the smaller of two that need no structure: covariance and token identity."""
 
     name, position = "above_floors", 20
     title = "Share explained above both floors"
@@ -62,10 +62,10 @@ class AboveFloors(_OfDocuments):
         "activation per token id."
     )
     reading = (
-        "0 means that the SAE explains no more than the covariance or the token alone does, "
-        "whichever does more; a null near trained has as much structure beyond both."
+        "0 means that the SAE explains no more than the better of covariance and token identity "
+        "alone. A null near trained has as much structure beyond both."
     )
-    floor_is = "what the covariance or the token alone allows, the larger"
+    floor_is = "what the better of covariance and token identity allows"
     values = "(-∞, 1]"
     denominator = "squared_deviation or what a floor leaves"
 
@@ -99,10 +99,10 @@ class L1Ratio(_OfDocuments):
     formula = "mean of Σ_j |a_j| over mean ‖x‖"
     definition = (
         "Sum of the absolute latent activations of a token over the norm of its activation, both "
-        "averaged over tokens: how much activity the SAE spends, whatever the scale of the site."
+        "averaged over tokens: how much activity the SAE spends, independent of the site's scale."
     )
     reading = (
-        "1 is one latent along each activation. No direction is expected: it grows as a "
-        "reconstruction is shared out over more latents that point elsewhere."
+        "1 corresponds to one latent along each activation. No direction is expected: the ratio "
+        "grows when more latents that point elsewhere share a reconstruction."
     )
     values = "[0, ∞)"

@@ -1,4 +1,4 @@
-"""What tokens a latent fires on, and how its activation runs through a text."""
+"""Which tokens a latent fires on, and how its activation varies along a text."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 
 from nullsae.config.metrics import Direction, Metric
 
-# Variants whose activations know no token: their latents fire on all kinds of tokens alike, where
-# those of other nulls name tokens.
+# Variants whose activations do not depend on tokens: their latents fire on all kinds of tokens,
+# while those of other nulls identify tokens.
 WITHOUT_TOKENS = ("noise_embeddings", "gaussian")
 
 
 class _OfLatents(Metric):
     """A mean over all latents that pass the filter.
 
-    Directions are about models: what tokens a null dictionary's latents fire on, nobody knows.
+    Directions apply to models; for null dictionaries no expectation is justified.
     """
 
     section, dictionary_direction = "tokens", 0
 
 
 class _Entropy(_OfLatents):
-    """Bits: fewer against nulls whose latents name tokens, more against those without any."""
+    """Bits: fewer in nulls whose latents identify tokens, more in those without tokens."""
 
     floor, floor_is = 0.0, "a latent of one token"
     margin_share = 0.05
@@ -29,7 +29,7 @@ class _Entropy(_OfLatents):
 
 
 class _Peak(_OfLatents):
-    """Shares of one token, for which the same holds the other way round."""
+    """Shares of one token: the directions of `_Entropy` reversed."""
 
     direction = -1
     floor, floor_is = 1.0, "a latent of one token"
@@ -48,8 +48,9 @@ class TokenEntropy(_Entropy):
         "evaluation split, with the Miller-Madow correction."
     )
     reading = (
-        "0 bits is a latent of one token; a null far below trained has latents that name tokens. "
-        "Where activations know no token, as under noise_embeddings, it is expected above trained."
+        "0 bits means that the latent fires on one token; in a null far below trained, latents "
+        "identify tokens. Nulls whose activations ignore tokens, such as noise_embeddings, should "
+        "be above it."
     )
     values = "[0, ∞)"
     along_training = 3
@@ -82,7 +83,7 @@ class PeakTokenShare(_Peak):
 
 
 class SingleTokenShare(_Peak):
-    """How many latents name one token."""
+    """How many latents fire on one token."""
 
     name, position = "single_token_share", 90
     title = "Share of single-token latents"
@@ -91,18 +92,18 @@ class SingleTokenShare(_Peak):
     floor_is = "single-token latents only"
     formula = "share of latents with `peak_token_share` ≥ 0.9 (`statistics.single_token_share`)"
     definition = (
-        "Share of the latents of which one token id has most of the activation "
+        "Share of latents with most of their activation on a single token id "
         "(statistics.single_token_share)."
     )
     reading = (
-        "Such latents are easy to explain whatever made them; a null above trained owes its "
+        "Such latents are easy to explain whatever their origin. A null above trained owes its "
         "scores to them."
     )
     values = "[0, 1]"
 
 
 class Autocorrelation(_OfLatents):
-    """How long a latent stays on."""
+    """How long a latent stays active."""
 
     name, position = "autocorrelation", 100
     title = "Autocorrelation of activations"
@@ -115,7 +116,7 @@ class Autocorrelation(_OfLatents):
         "document, silent tokens counting as 0; mean over these distances."
     )
     reading = (
-        "Near 0 for token detectors, large for latents of passages and topics; no direction is "
-        "expected."
+        "Near 0 for token detectors, large for latents that follow passages and topics. No "
+        "direction is expected."
     )
     values = "[-1, 1]"

@@ -1,1 +1,1 @@
-"""Figures of a subject that are no metric's, one file for each or for a close pair."""
+"""Figures of a subject that do not belong to a metric, one file each or per close pair."""

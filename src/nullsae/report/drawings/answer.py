@@ -28,24 +28,24 @@ TICKS = {-0.5: "", 0: "floor", 0.5: "half", 1: "trained", 1.5: "", 2: "twice"}
 
 
 class AnswerFigure(FigureKind):
-    """What each metric says about trained against each null and against retrained."""
+    """What each metric says about trained against each null and retrained."""
 
     name = "answer"
     section, place = "answer", 0
     title = "What each metric says"
     definition = (
-        "Each metric on one scale, from its floor, where it stands when nothing was learned, to "
-        "trained. Marks are the other variants, medians over sites and SAEs: filled "
-        "if told apart from trained in every comparison, hollow otherwise."
+        "Each metric on one scale, from its floor, the value when nothing was learned, to trained. "
+        "Marks are the other variants, medians over sites and SAEs: filled if told apart from "
+        "trained in every comparison, hollow otherwise."
     )
     reading = (
-        "A metric that measures what training made has all nulls at its floor, or at least "
-        "away from trained, and a retrained model at trained. The band is the margin: what lies "
-        "within it counts as no difference. Marks beyond the axis stand at its end."
+        "A metric that measures what training created has all nulls at its floor, or at least away "
+        "from trained, and a retrained model at trained. The band is the margin: marks within it "
+        "count as no different from trained. Marks beyond the axis are drawn at its end."
     )
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption: a panel for each tier, best metrics first."""
+        """Return the chart, one panel per tier with the best metrics first, and its caption."""
         shown = drawn(study.answer.findings)
         parts: list[Any] = []
         for tier, title in TIERS.items():
@@ -57,13 +57,13 @@ class AnswerFigure(FigureKind):
         if not parts:
             return charts.nothing(self.title, "No metric has a value and a floor"), self.caption
         left = len(study.answer.findings) - len(shown)
-        more = f" {left} more metrics stand in the tables below." if left else ""
+        more = f" The tables below contain {left} more metrics." if left else ""
         chart = alt.vconcat(*parts, spacing=14).properties(title=alt.Title(self.title))
         return chart, f"{self.caption}{more}"
 
 
 def drawn(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings that the figure has room for: of each tier a fair share, the best first."""
+    """Select the findings that fit into the figure: a fair share of each tier, best first."""
     room = MAX_METRICS
     kept: set[int] = set()
     tiers = [[i for i, one in enumerate(findings) if one.tier == tier] for tier in TIERS]
@@ -74,11 +74,11 @@ def drawn(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def positions(study: Study, subject: str, finding: Finding) -> list[Row]:
-    """Where the variants stand, each a row, and the margin, by the contrasts of a subject.
+    """Return the position of each variant, one per row, and the margin, for one subject.
 
-    `x` is the median of (value - floor) / (trained - floor) over contrasts, and `margin` the
-    median of theirs over |trained - floor|. Contrasts without these numbers are left out, as are
-    those by SAEs that the answer does not speak of.
+    `x` is the median of (value - floor) / (trained - floor) over contrasts, and `margin` the median
+    of their margins over |trained - floor|. Contrasts without these numbers are left out, as are
+    those of SAEs that the answer does not cover.
     """
     floor = METRICS[finding.metric].floor
     keys = {name: getattr(finding, name) for name in ("metric", "explainer", "scorer")}

@@ -1,4 +1,4 @@
-"""What the subject loses with an SAE, its mean or zeros in the place of a site."""
+"""What the subject loses when an SAE, the mean or zeros replace a site."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ STEP_NATS = 0.1
 """A rise of the loss that is drawn as none."""
 CLEAN = "no SAE (clean)"
 WITHOUT_SAE = {CLEAN: "ce_clean", "mean ablated": "ce_mean", "zero ablated": "ce_zero"}
-"""Names with a space: no SAE can have them."""
+"""The names contain spaces, which SAE names cannot."""
 
 
 class CrossEntropy(FigureKind):
-    """The subject's loss: untouched, with mean or zero in the place of the site, with each SAE."""
+    """The subject's loss: unchanged, with the site replaced by its mean or zero, with each SAE."""
 
     name = "cross_entropy"
     section, place = "fidelity", 45
     title = "Cross-entropy"
     definition = (
-        "Loss of the subject on its next token: untouched (clean), with the activation replaced by "
+        "Loss of the subject on its next token: unchanged (clean), with the activation replaced by "
         "its reconstruction, by its mean, or by zero."
     )
     reading = (
-        "Fidelity is how close the SAE comes to clean on the way from zero; where clean and zero "
+        "Fidelity is how close the SAE comes to clean on the way from zero. If clean and zero "
         "coincide, as in random networks, there is nothing to be faithful to."
     )
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption: the losses on one scale, or a matrix of SAEs."""
+        """Return the chart, losses on one scale or a matrix of SAEs, and its caption."""
         subtitle = "nats per token, mean over draws and seeds"
         if not study.compact:
             rows = study.rows("reconstruction", subject=subject)
@@ -55,13 +55,13 @@ class CrossEntropy(FigureKind):
             *(study, subject, self, in_row),
             subtitle=subtitle,
             ground=f"minus clean, in {STEP_NATS:g} nats",
-            caption=f"The ground is the loss minus clean of the same row, in steps of "
+            caption=f"The colour shows the loss minus clean of the same row, in steps of "
             f"{STEP_NATS:g} nats.{_without_model(study)}",
             first_columns=tuple(WITHOUT_SAE),
         )
 
 
 def _without_model(study: Study) -> str:
-    """A sentence on each variant of the study that has no loss."""
+    """Return a sentence for each variant of the study that has no loss."""
     sampled = [variant for variant in study.variants if not has_model(variant)]
-    return "".join(f" {variant} has no model, and so no loss." for variant in sampled)
+    return "".join(f" {variant} has no model and thus no loss." for variant in sampled)

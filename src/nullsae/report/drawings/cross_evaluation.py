@@ -17,27 +17,27 @@ class CrossEvaluation(FigureKind):
     section, place = "transfer", 10
     title = "SAEs on other variants"
     definition = (
-        "The SAE of one variant (row) reconstructs the activations of another (column); framed "
-        "cells are SAEs at home. Large: the inputs are brought to the mean norm of the SAE's own "
-        "activations first. Small: as they are."
+        "The SAE of one variant (row) reconstructs the activations of another (column); frames "
+        "mark SAEs on their own variant. Large numbers: inputs scaled to the mean norm of the "
+        "SAE's own activations. Small numbers: inputs as they are."
     )
     reading = (
-        "An SAE of a null that does as well on trained as trained's own has found directions that "
-        "training did not make; the ground shows the rescaled number."
+        "If a null's SAE does as well on trained as trained's own, it has found directions that "
+        "training did not create. The colour shows the rescaled number."
     )
 
     def is_there(self, config: Config) -> bool:
-        """Where SAEs are evaluated on other variants."""
+        """Whether SAEs are evaluated on other variants."""
         return config.evaluation.cross_tokens is not None
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption: a matrix of variants for each site."""
+        """Return the chart, a matrix of variants for each site, and its caption."""
         config = study.config
         sae = next(iter(config.saes))
         sites = thin(config.subjects[subject].sites, compact.MAX_SITES)
         caption = f"{self.caption} SAE: {sae}; mean over draws and seeds."
         if len(config.saes) > 1:
-            caption += " Other SAEs stand in the table cross_evaluation."
+            caption += " The table cross_evaluation contains the other SAEs."
         caption += compact.which_sites(study, subject, sites)
         steps = matrix.shares("explained variance, rescaled")
         data: list[Row] = []

@@ -1,4 +1,4 @@
-"""Dictionaries by themselves: how their directions lie, and how many they share."""
+"""Dictionaries on their own: how their directions are spread, and how many they share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COSINE_STEP = 0.05
 
 
 class _BesideRandom(FigureKind):
-    """A cosine of each variant beside that of random directions, averaged over its rows."""
+    """A cosine of each variant next to that of random directions, averaged over its rows."""
 
     section = "dictionaries"
     columns: tuple[str, str]
@@ -22,11 +22,11 @@ class _BesideRandom(FigureKind):
     subtitle: str
 
     def rows(self, study: Study, subject: str) -> list[Row]:
-        """Rows of a table, each with the `variant` that it is shown as."""
+        """Return rows of a table, each with the `variant` under which it is shown."""
         raise NotImplementedError
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption: the two on one scale, or a matrix of SAEs."""
+        """Return the chart, both cosines on one scale or a matrix of SAEs, and its caption."""
         rows, saes = self.rows(study, subject), study.config.saes
         if not rows:
             return charts.nothing(self.title, "No pair of SAEs"), self.caption
@@ -46,59 +46,59 @@ class _BesideRandom(FigureKind):
             lambda site, v: {s: cell(panels.panel(study, {"sae": s}, site), v) for s in saes},
             subtitle=self.subtitle,
             ground=f"minus random, in {COSINE_STEP:g}",
-            caption=f"Each column is one SAE. The ground is the distance from random directions, "
-            f"in steps of {COSINE_STEP:g}.",
+            caption=f"Each column is one SAE. The colour shows the distance from random "
+            f"directions, in steps of {COSINE_STEP:g}.",
         )
 
 
 class Geometry(_BesideRandom):
-    """How close decoder rows lie to each other, beside random directions."""
+    """How close decoder rows are to each other, next to random directions."""
 
     name = "geometry"
     place = 10
     title = "Decoder geometry"
     definition = (
-        "Cosine of each decoder row to its nearest other row, mean over rows, beside that of as "
+        "Cosine of each decoder row with its nearest other row, mean over rows, next to that of as "
         "many random directions."
     )
     reading = (
-        "Above random, directions come in clusters; compare variants by their distance from the "
-        "floor, which falls with the width of the site."
+        "Above random, directions cluster. Compare variants by their distance from the floor, "
+        "which falls with the width of the site."
     )
     columns = ("nearest_cosine_mean", "random_nearest_cosine_mean")
-    subtitle = "mean cosine of a decoder row to its nearest other one"
+    subtitle = "mean cosine of a decoder row with its nearest other row"
 
     def rows(self, study: Study, subject: str) -> list[Row]:
-        """Rows of `geometry`."""
+        """Return rows of `geometry`."""
         return study.rows("geometry", subject=subject)
 
 
 class Overlap(_BesideRandom):
-    """How much of a dictionary is found in trained's, and in that of another seed or draw."""
+    """How much of a dictionary recurs in trained's, and in that of another seed or draw."""
 
     name = "overlap"
     place = 20
     title = "Overlap with trained's dictionary"
     definition = (
         "Decoder rows matched one to one with those of trained's SAE (the best assignment), "
-        "mean cosine of the pairs, beside that of random directions. For trained: its SAEs of "
-        "different seeds, where there are several."
+        "mean cosine of the pairs, next to that of random directions. For trained: its SAEs of "
+        "different seeds, if there are several."
     )
     reading = (
-        "A null far above random shares directions with trained that training did not make; "
-        "trained against itself is what could be reached at most."
+        "A null far above random shares directions with trained that training did not create. "
+        "Trained against itself is the upper limit."
     )
     columns = ("mean_cosine", "mean_cosine_random")
     subtitle = "mean cosine of decoder rows matched one to one with those of trained"
 
     def rows(self, study: Study, subject: str) -> list[Row]:
-        """Rows of `overlap` that compare with trained."""
+        """Return rows of `overlap` that compare with trained."""
         rows = []
         for row in study.rows("overlap", subject=subject):
             others = [v for v in (row["variant_a"], row["variant_b"]) if v != "trained"]
             if row["kind"] == "variants":
                 rows.append({**row, "variant": others[0] if others else "trained"})
             elif row["kind"] == "seeds" and row["variant_a"] == "trained":
-                # Trained against itself with another seed: what a variant could reach.
+                # Trained against itself with another seed: the most that a variant can reach.
                 rows.append({**row, "variant": "trained"})
         return [row for row in rows if row["variant"] in study.variants]

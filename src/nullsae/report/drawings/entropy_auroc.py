@@ -1,4 +1,4 @@
-"""Scores of single latents against how many tokens they fire on."""
+"""Scores of single latents against the number of tokens they fire on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nullsae.report.names import entropy_pair
 from nullsae.report.study import Row, Study, thin
 
 MAX_POINTS = 6000
-"""Latents in a scatter plot; beyond it every m-th is drawn, so that the page stays light."""
+"""Latents in a scatter plot; beyond this, every m-th is drawn, which limits the page's size."""
 MAX_VARIANTS = 6
-"""With more variants, latents are drawn in a panel for each."""
+"""With more variants, each gets its own panel."""
 MAX_PANELS = 12
 
 
 class EntropyAuroc(FigureKind):
-    """A mark for each sampled latent: token entropy against AUROC."""
+    """One mark per sampled latent: token entropy against AUROC."""
 
     name = "entropy_auroc"
     section, place = "interpretability", 165
@@ -29,18 +29,18 @@ class EntropyAuroc(FigureKind):
         "explanation predicts it."
     )
     reading = (
-        "If high scores stand at the left, they come from token identity; a cloud of trained above "
-        "the nulls at the same entropy is what the metric should show."
+        "High scores on the left come from token identity. If the metric reflects training, "
+        "trained's latents score above those of nulls with the same entropy."
     )
 
     def is_there(self, config: Config) -> bool:
-        """Where explanations are scored."""
+        """Whether explanations are scored."""
         return bool(config.scored_pairs())
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption: a cloud of latents for each site."""
+        """Return the chart, a cloud of latents for each site, and its caption."""
         pair = entropy_pair(study.config)
-        assert pair is not None  # the figure exists only where something is scored
+        assert pair is not None  # the figure exists only if something is scored
         explainer, scorer = pair
         caption = self.caption
         apart = study.compact or len(study.variants) > MAX_VARIANTS
@@ -56,13 +56,13 @@ class EntropyAuroc(FigureKind):
                 for row in sorted(rows, key=lambda row: sites.index(row["site"]))
                 if row["variant"] in ("trained", other)
             ]
-            caption += f" Each panel has one variant, and trained in red; SAE: {sae}."
+            caption += f" Each panel shows one variant, and trained in red; SAE: {sae}."
             caption += compact.which_sites(study, subject, sites)
         if not rows:
             return charts.nothing(self.title, "No scored latents"), caption
         step = -(-len(rows) // MAX_POINTS)
         if step > 1:
-            caption += f" One latent in {step} is drawn ({len(rows)} in all)."
+            caption += f" One in {step} latents is drawn (of {len(rows)} in total)."
         keys = ("panel", "variant", "x", "value")
         subtitle = (
             f"AUROC of {scorer} with explanations of {explainer}, one mark per sampled latent"
@@ -81,7 +81,7 @@ class EntropyAuroc(FigureKind):
 
 
 def _scored_latents(study: Study, subject: str, explainer: str, scorer: str) -> list[Row]:
-    """Token entropy (`x`) and AUROC (`value`) of each sampled latent that has both."""
+    """Return token entropy (`x`) and AUROC (`value`) of each sampled latent that has both."""
     keys = ("variant", "draw", "site", "sae", "seed", "latent")
     entropy = {
         tuple(row[key] for key in keys): row["token_entropy_corrected_bits"]

@@ -1,4 +1,4 @@
-"""The SAE beside what a table of token means explains."""
+"""The SAE next to a table of token means."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ COLUMN = "token means"
 
 
 class TokenLookup(FigureKind):
-    """Explained variance of the SAEs beside that of a mean per token id."""
+    """Explained variance of the SAEs next to that of a mean per token id."""
 
     name = "token_lookup"
     section, place = "tokens", 55
     title = "SAE and token lookup"
     definition = (
-        "Explained variance of the SAE beside that of a table that predicts the mean activation of "
-        "each token id."
+        "Explained variance of the SAE next to that of a table that predicts the mean activation "
+        "of each token id."
     )
     reading = (
-        "Where the table comes close to the SAE, or beats it, the activations carry little more "
+        "If the table comes close to the SAE, or beats it, the activations contain little more "
         "than token identity."
     )
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption: the two on one scale, or a matrix of SAEs."""
+        """Return the chart, both on one scale or a matrix of SAEs, and its caption."""
         config, subtitle = study.config, "explained variance, mean over draws and seeds"
         if not study.compact:
             columns = {"SAE": "explained_variance", "token lookup": "token_lookup_r2"}
@@ -63,14 +63,14 @@ class TokenLookup(FigureKind):
             *(study, subject, self, in_row),
             subtitle=subtitle,
             ground="minus token means, in margins",
-            caption="The ground is the SAE minus the token means of the same row, in margins of "
+            caption="The colour shows the SAE minus the token means of the same row, in margins of "
             f"explained variance ({config.statistics.margin_rule('explained_variance')}).",
             first_columns=(COLUMN,),
         )
 
 
 def _floors(study: Study, subject: str) -> list[Row]:
-    """Explained variance of each variant's Gaussian floor, where there are any."""
+    """Return the explained variance of each variant's Gaussian floor, if any."""
     found = []
     for variant in study.variants if study.config.evaluation.gaussian_floors else ():
         rows = [row for row in study.floors if row["variant"] == floor_name(variant)]

@@ -1,4 +1,4 @@
-"""How SAEs came about along their training."""
+"""SAEs along their training."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ MAX_CURVES = 600
 MAX_PANELS = 8
 """Sites and SAEs per metric along training; with more, fewer sites are drawn."""
 LOG_RATIO = 20.0
-"""Beyond this ratio of most to fewest tokens their axis is logarithmic."""
+"""Above this ratio of most to fewest tokens, their axis is logarithmic."""
 
 
 class TrainingCurves(FigureKind):
-    """Explained variance on held-out tokens, a line for each SAE."""
+    """Explained variance on held-out tokens, one line per SAE."""
 
     name = "training_curves"
     section, place = "training", 10
     title = "Training curves"
     definition = "Explained variance on held-out tokens along the training of each SAE."
     reading = (
-        "A curve that still rises at its end was stopped early: compare variants only where all "
-        "are flat."
+        "A curve that still rises at its end was stopped early: compare variants only if all "
+        "curves are flat."
     )
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption: a panel for each site and SAE."""
+        """Return the chart, a panel for each site and SAE, and its caption."""
         caption = self.caption
         history = study.rows("history", subject=subject)
         sites = list(study.config.subjects[subject].sites)
@@ -41,7 +41,7 @@ class TrainingCurves(FigureKind):
             runs = {(row["site"], row["sae"], row["variant"], row["draw"]) for row in history}
             most = max((sum(run[0] == site for run in runs) for site in sites), default=0)
             sites = thin(sites, max(1, min(compact.MAX_SITES, MAX_CURVES // max(1, most))))
-            caption += " Dictionaries that are computed, not trained, have no curve."
+            caption += " Dictionaries that are computed rather than trained have no curve."
             caption += compact.which_sites(study, subject, sites)
         rows = [
             {
@@ -66,29 +66,28 @@ class TrainingCurves(FigureKind):
 
 
 class Training(FigureKind):
-    """Some metrics of each SAE against the tokens that it had seen."""
+    """Some metrics of each SAE against the tokens it was trained on so far."""
 
     name = "training"
     section, place = "training", 20
     title = "Metrics along training"
     definition = (
-        "Metrics of each SAE as it was along its training and at its end, on the same evaluation "
-        "split."
+        "Metrics of each SAE during and at the end of its training, on the same evaluation split."
     )
     reading = (
-        "A gap between trained and a null that opens with training is what a metric of learned "
-        "structure should show; where lines lie together all along, more training of the SAE would "
-        "not tell them apart. SAEs along the way are steps of one schedule, their learning rate "
-        "not yet decayed. Each samples its own latents by the usual rule: scores and entropy "
-        "follow the SAE, not one set of latents."
+        "A gap between trained and a null that opens during training is what a metric of learned "
+        "structure should show. If lines coincide throughout, more training of the SAE would not "
+        "separate them. SAEs along the way are steps of one schedule with a learning rate that has "
+        "not decayed yet. Each samples its own latents by the usual rule: scores and entropy "
+        "follow the SAE, not one fixed set of latents."
     )
 
     def is_there(self, config: Config) -> bool:
-        """Where some SAE has checkpoints."""
+        """Whether some SAE has checkpoints."""
         return any(sae.checkpoints for sae in config.saes.values())
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption: the metrics that are drawn so, one below the other."""
+        """Return the chart, its metrics one below the other, and its caption."""
         config = study.config
         shown = [metric for metric in all_metrics() if metric.along_training is not None]
         recipes = [name for name, sae in config.saes.items() if sae.checkpoints]
@@ -136,9 +135,9 @@ class Training(FigureKind):
 
 
 def _values(study: Study, subject: str) -> list[Row]:
-    """Rows of `summaries` that have a value, about SAEs along their training and whole ones.
+    """Return rows of `summaries` with a value, for SAEs along their training and finished ones.
 
-    Each has also the name of its `recipe`, and `tokens`, those that the SAE had been trained on.
+    They also have the name of the `recipe`, and `tokens`, the number the SAE was trained on.
     """
 
     def everything(table: str) -> list[Row]:

@@ -1,5 +1,5 @@
-// The browser of latents. What comes from corpora and models enters the page as text nodes and
-// attribute values alone, never as markup.
+// The browser of latents. Text from corpora and models enters the page only as text nodes and
+// attribute values, never as markup.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("browser-data").textContent);
@@ -72,7 +72,7 @@
       .filter((one) => (one.windows || !state.withWindows) && textOf(one).includes(state.text))
       .filter((one) => state.atMost === null || !isRanked(side) || (value(side, one, "q") ?? Infinity) <= state.atMost)
       .map((one) => [value(side, one, state.column), one])
-      // What has no number comes last, whichever way.
+      // Missing numbers come last in either direction.
       .sort(([a, one], [b, other]) =>
         (a == null) - (b == null) || sign * ((a ?? 0) - (b ?? 0)) || one.numbers[0] - other.numbers[0])
       .map(([, one]) => one);
@@ -82,7 +82,7 @@
     const isSorted = state.column === key;
     const sort = isSorted ? (state.down ? "descending" : "ascending") : "none";
     const onClick = (event) => {
-      // Large numbers first, but for names and errors.
+      // Large numbers first, except for names and errors.
       Object.assign(state, isSorted ? { down: !state.down } : { column: key, down: key !== "latent" && key !== "q" });
       draw(`[data-side="${event.currentTarget.closest("[data-side]").dataset.side}"] [data-key="${key}"]`);
     };
@@ -112,14 +112,14 @@
   }
 
   function card(side, latent) {
-    if (!latent) return make("p", { class: "note" }, "No latent here: none passed the filter, or none fits what was asked for.");
+    if (!latent) return make("p", { class: "note" }, "No latents: none passed the filter, or none match the search.");
     const found = make("article", { class: "latent" }, make("h4", {}, `Latent ${latent.numbers[0]}`));
     const facts = [];
     if (latent.peak) facts.push(`peak token \u201c${latent.peak[0]}\u201d ${(100 * latent.peak[1]).toFixed(0)} %`);
     if (latent.max) facts.push(`max ${latent.max}`);
     found.append(make("p", { class: "effects" }, facts.join(" \u00b7 ")));
     if (!latent.windows) {
-      found.append(make("p", { class: "note" }, "Not sampled: no judge was asked about it, and no windows were kept."));
+      found.append(make("p", { class: "note" }, "Not sampled: no judge scored it, and no windows were kept."));
       return found;
     }
     const source = latent.source === undefined ? "" : ` (written for latent ${latent.source})`;

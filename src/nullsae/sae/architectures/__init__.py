@@ -1,1 +1,1 @@
-"""One file per architecture: its keys, its training, how finished SAEs of it encode, its cost."""
+"""One file per architecture: its keys, training, encoding after training, and cost."""

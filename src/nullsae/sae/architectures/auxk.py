@@ -9,8 +9,8 @@ from pydantic import NonNegativeFloat, PositiveInt
 from nullsae.sae.architectures.base import Gradients, LimitedSae, TrainedSae, square_sum
 from nullsae.sae.later import Autoencoder, Tensor, kernels, torch
 
-# AuxK computes with all dead latents as matrices as long as they are so few for each one that is
-# chosen: a product's operation costs this much less than one on a gathered row.
+# AuxK computes with dense matrices of all dead latents up to this number per chosen latent: an
+# operation of a dense product costs this much less than one on a gathered row.
 DENSE_PER_CHOSEN = 4
 
 
@@ -36,7 +36,7 @@ class RevivingSae(TrainedSae[A]):
     def __init__(self, recipe: A, k: int, start: Autoencoder) -> None:
         super().__init__(recipe, k, start)
         self.auxk_k = recipe.auxk_latents(start.d_model)
-        # What is dead under a frozen encoder stays dead, whatever its decoder row learns.
+        # With a frozen encoder, dead latents stay dead, whatever their decoder rows learn.
         revivable = "encoder.weight" not in self.frozen
         self.auxk_coefficient = recipe.auxk_coefficient if revivable else 0.0
 
@@ -44,8 +44,10 @@ class RevivingSae(TrainedSae[A]):
     def step_bytes(
         cls, recipe: A, *, d_model: int, n_latents: int, k: int, device: str = "cpu"
     ) -> int:
-        """As for all, and with AuxK 4 d n + B max(56 a, 9 min(n, 4a)) more for a = min(auxk_k, n):
-        rows of the encoder, and hits, if all latents are dead. How many are depends on the data.
+        """Return the bytes of `TrainedSae.step_bytes` and, with AuxK, those for dead latents.
+
+        AuxK adds 4 d n + B max(56 a, 9 min(n, 4a)) for a = min(auxk_k, n): rows of the encoder, and
+        hits, if all latents are dead. How many are dead depends on the data.
         """
         total = super().step_bytes(recipe, d_model=d_model, n_latents=n_latents, k=k, device=device)
         if recipe.auxk_coefficient:
@@ -62,12 +64,12 @@ class RevivingSae(TrainedSae[A]):
         scale: Tensor,
         dead: Tensor | None,
     ) -> float | Tensor:
-        """Add AuxK's gradients; returns its value.
+        """Add AuxK's gradients; return its value.
 
-        AuxK is |e - e^|^2 / variance for the residual e (held constant) as modelled by the `auxk_k`
-        most active dead latents without b_dec. Its weight in the loss is
-        auxk_coefficient * min(1, dead latents / auxk_k) (Gao et al. 2024, appendix A.2).
-        `centred` is x - b_dec, `target` e, both [tokens, d_model]; `scale` is the variance.
+        AuxK is |e - e^|^2 / variance, where e^ is the reconstruction of the residual e (held
+        constant) by the `auxk_k` most active dead latents without b_dec. Its weight in the loss is
+        auxk_coefficient * min(1, dead latents / auxk_k) (Gao et al. 2024, appendix A.2). `centred`
+        is x - b_dec, `target` e, both [tokens, d_model]; `scale` is the variance.
         """
         if not self.auxk_coefficient or dead is None:
             return 0.0

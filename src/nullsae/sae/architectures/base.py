@@ -53,37 +53,38 @@ class Losses:
 
     @property
     def auxk(self) -> float:
-        """The same ratio for the residual as dead latents model it; 0 where there is no AuxK."""
+        """The same ratio for the residual modelled by dead latents; 0 without AuxK."""
         return float(self._parts[1])
 
     @property
     def sparsity(self) -> float:
-        """The penalty on activity, weighted as in the loss; 0 where k sets the activity."""
+        """The penalty on activity, weighted as in the loss; 0 if k sets the activity."""
         return float(self._parts[2])
 
 
 class TrainedSae(ABC, Generic[R]):
-    """An SAE while it is trained: its weights, its loss and the loss' gradients.
+    """An SAE in training: its weights, its loss and the loss' gradients.
 
-    Inputs have a mean norm of sqrt(d_model). Decoder rows have unit norm: the trainer restores it
-    after each step.
+    Inputs have a mean norm of sqrt(d_model). Decoder rows have unit norm, which the trainer
+    restores after each step.
 
     Attributes:
-        parameters: by their names on disk, and those that only training has. Changed in place.
-        buffers: what the next step or the result depends on beside them.
+        parameters: by their names on disk, including those that only training has. Changed in
+            place.
+        buffers: other tensors that the next step or the result depends on.
         frozen: names of parameters that are not trained; `gradients` may leave them out.
-        precision: of the products that `LOW_PRECISION` is about.
+        precision: of the products that `LOW_PRECISION` names.
     """
 
     DENSE_TENSORS: ClassVar[int] = 8
-    """Tensors [tokens, n_latents] that `gradients` holds at once, at most."""
+    """Maximal number of tensors [tokens, n_latents] that `gradients` keeps at once."""
     LOW_PRECISION: ClassVar[Literal["choice", "tf32", "none"]] = "none"
-    """What a `compute.precision` below float32 is for: the product that chooses latents, which
-    `chosen` then has; all products, in TensorFloat-32 at most; or nothing, where rounding decides
-    what is active or the gradient of a threshold."""
+    """What a `compute.precision` below float32 applies to: the product that chooses latents, which
+    `chosen` then provides; all products, in TensorFloat-32 at most; or nothing, if rounding would
+    decide what is active or change the gradient of a threshold."""
 
     def __init__(self, recipe: R, k: int, start: Autoencoder) -> None:
-        """Start from these weights, without a copy.
+        """Start from these weights without copying them.
 
         k latents are active per token: exactly, on average, or as the target of a penalty.
         """
@@ -99,20 +100,20 @@ class TrainedSae(ABC, Generic[R]):
     def step_bytes(
         cls, recipe: R, *, d_model: int, n_latents: int, k: int, device: str = "cpu"
     ) -> int:
-        """The most memory that a training in float32 holds during a step, by its tensors.
+        """Return the most memory that tensors take during a step of training in float32.
 
-        What the interpreter takes, and what an allocator keeps for later, comes on top. With B
-        tokens in a batch, d = d_model, n = n_latents, D = `DENSE_TENSORS`, C tokens whose
-        pre-activations are held at once (`rows_at_once`) and K hits per token (`hits`), it is
+        The interpreter and the allocator's reserve come on top. With B tokens in a batch, d =
+        d_model, n = n_latents, D = `DENSE_TENSORS`, C tokens whose pre-activations are kept at once
+        (`rows_at_once`) and K hits per token (`hits`), it is
 
             16 (2 d n + d + n)              weights, gradients, Adam's two moments
-          + 4 d n                           the encoder once more, packed for the product
+          + 4 d n                           a copy of the encoder, packed for the product
           + 4 D B n + 5 C n                 pre-activations of all tokens, of a chunk
           + 20 B d                          batch, centred, residual, target, error
           + 56 B K                          hits, in two orders
 
-        bytes, and what an architecture adds; a dictionary that is held to its start adds 4 d n for
-        that. Nothing grows with B K d.
+        bytes, plus what an architecture adds. A dictionary that is kept near its start adds 4 d n
+        for the start. Nothing grows with B K d.
         """
         batch, d, n = recipe.batch_tokens, d_model, n_latents
         rows = min(batch, rows_at_once(n, device))
@@ -127,10 +128,10 @@ class TrainedSae(ABC, Generic[R]):
 
     @abstractmethod
     def gradients(self, x: Tensor, dead: Tensor | None) -> tuple[Gradients, Losses]:
-        """Loss of one batch and its exact gradients by all parameters that are not frozen.
+        """Return the loss of a batch and its exact gradients by all parameters that are not frozen.
 
-        x [tokens, d_model] has at least two different rows; AuxK may use `dead` bool [n_latents],
-        None where no latent is.
+        x [tokens, d_model] has at least two different rows. AuxK may use `dead` bool [n_latents],
+        which is None if no latent is dead.
         """
 
     @classmethod
@@ -141,25 +142,26 @@ class TrainedSae(ABC, Generic[R]):
         return precision if cls.LOW_PRECISION == "choice" else "tf32"
 
     def chosen(self, centred: Tensor, precision: Precise) -> Hits:
-        """What is active, as a product in this precision chooses it, where `LOW_PRECISION` says
-        that one does; `centred` is x - b_dec [tokens, d_model].
+        """Return the hits chosen by a product in this precision, as `LOW_PRECISION` allows.
+
+        `centred` is x - b_dec [tokens, d_model].
         """
         raise NotImplementedError
 
     @abstractmethod
     def autoencoder(self) -> Autoencoder:
-        """Return the SAE for use; it shares memory with the weights if it can."""
+        """Return the SAE for use; it shares memory with the weights if possible."""
 
     def fired(self, hits: Hits) -> Tensor:
         """Return which latents have a positive value in some hit, bool [n_latents]."""
         return hits.values.new_zeros(self.n_latents).index_add_(0, hits.latents, hits.values) > 0
 
     def add_gradients(self, gradients: Gradients, centred: Tensor, hits: Hits, out: Tensor) -> None:
-        """Add the derivatives of sum(out * decode(hits)), through the hits alone.
+        """Add the derivatives of sum(out * decode(hits)), taken only through the hits.
 
-        That b_dec is also added to a reconstruction is not counted here. `centred` and `out` are
-        [tokens, d_model]: x - b_dec, which the hits were encoded from, and the derivative of the
-        loss by what they decode to. Hits with a value of 0 pass no gradient to the encoder.
+        They do not include the b_dec that is added to a reconstruction. `centred` and `out` are
+        [tokens, d_model]: x - b_dec, from which the hits were encoded, and the derivative of the
+        loss by the decoded hits. Hits with a value of 0 pass no gradient to the encoder.
         """
         by_latent = kernels.HitsByLatent(hits, self.n_latents)
         if "W_dec" not in self.frozen:
@@ -180,9 +182,9 @@ class TrainedSae(ABC, Generic[R]):
         scale: Tensor,
         weight: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Add the gradients of weight x FVU; returns FVU and x - x^, which AuxK is about.
+        """Add the gradients of weight x FVU; return FVU and x - x^, the residual for AuxK.
 
-        x^ is what the hits of all tokens decode to, and b_dec; `scale` is the batch's variance.
+        x^ is the decoded hits of all tokens plus b_dec; `scale` is the batch's variance.
         """
         residual = hits.decode(self.w_dec).add_(self.b_dec).sub_(x)
         fvu = square_sum(residual) / scale
@@ -194,16 +196,16 @@ class TrainedSae(ABC, Generic[R]):
 
 
 def add(gradients: Gradients, name: str, value: Tensor) -> None:
-    """Add to a gradient, or set the one that is missing."""
+    """Add to a gradient, or set it if it is missing."""
     gradients[name] = gradients[name].add_(value) if name in gradients else value
 
 
 def variance(x: Tensor) -> Tensor:
-    """Sum of squared deviations from the batch's mean, which losses are divided by."""
+    """Return the sum of squared deviations from the batch's mean, the denominator of losses."""
     return square_sum(x - x.mean(dim=0))
 
 
 def square_sum(x: Tensor) -> Tensor:
-    """Sum of the squares of x [n, d], row by row: the same bits for any number of threads."""
+    """Sum the squares of x [n, d] row by row, bit-identical for any number of threads."""
     total: Tensor = torch.linalg.vector_norm(x, dim=1).square_().sum()
     return total

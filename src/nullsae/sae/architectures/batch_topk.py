@@ -1,7 +1,7 @@
 """BatchTopK: k latents per token on average over a batch (Bussmann et al. 2024, arXiv 2412.06410).
 
-Which latents are active at a token depends on the other tokens of its batch, so the SAE for use
-has a threshold instead: the average of the smallest value that was kept.
+Which latents are active at a token depends on the other tokens of its batch. The finished SAE uses
+a threshold instead: the average of the smallest kept value.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, varian
 from nullsae.sae.chunks import rows_at_once
 from nullsae.sae.later import Autoencoder, Hits, Tensor, autoencoder, kernels, torch
 
-# Of the running average of the threshold: it looks back over some 10 steps. The weights move: over
-# 50 steps, an SAE of 244 steps was left with 6% fewer active latents than k.
+# Decay of the running average of the threshold, over some 10 steps. A longer average lags behind
+# the weights: over 50 steps, an SAE of 244 steps had 6% fewer active latents than k.
 THRESHOLD_DECAY = 0.9
-# Entries of a chunk that stay at first, as a multiple of its share of the batch's hits, and the
-# tokens of a chunk for each one that its cut is taken from.
+# Entries of a chunk that stay at first, as a multiple of its share of the batch's hits; and one in
+# how many tokens of a chunk its cut is taken from.
 SLACK, SAMPLED = 1.5, 4
 
 
@@ -43,8 +43,8 @@ B = TypeVar("B", bound=BatchTopKSae)
 class BatchTopK(RevivingSae[B]):
     """loss = FVU + weighted AuxK, gradients through the kept values only, both as in TopK.
 
-    `buffers` hold the average of the smallest kept value and the weight behind it, by which it is
-    divided: both start at 0.
+    `buffers` are the average of the smallest kept value and the weight it is divided by; both start
+    at 0.
     """
 
     LOW_PRECISION = "choice"
@@ -63,7 +63,7 @@ class BatchTopK(RevivingSae[B]):
         return gradients, Losses(fvu, auxk, 0.0, self.fired(hits))
 
     def _kept(self, x: Tensor) -> tuple[Tensor, Hits]:
-        """X - b_dec, and the batch's hits, whose threshold is taken into the average."""
+        """Return x - b_dec, and the batch's hits, whose threshold enters the average."""
         centred = x - self.b_dec
         hits = self.chosen(centred, self.precision)
         if len(hits.values):
@@ -85,14 +85,14 @@ class BatchTopK(RevivingSae[B]):
 def batch_top_k(
     centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int, precision: Precise = "float32"
 ) -> Hits:
-    """The largest positive pre-activations of a batch; of equal ones those that come first.
+    """Return the largest positive pre-activations of a batch; earlier ones win ties.
 
-    Exact. Nothing is sorted, and the pre-activations of a few tokens are held at once: of each
-    such chunk the entries above a cut stay, where the cut leaves somewhat more than the chunk's
-    share. A chunk whose cut turns out to be above the smallest entry that is kept of all is looked
-    at again. `n_hits` is from 1 to tokens * n_latents; if fewer are positive, all of those come,
-    token by token, in the order of the latents. Below float32, a product in that precision chooses
-    somewhat more candidates, of which the largest of their values in float32 are kept.
+    The result is exact. Nothing is sorted, and only the pre-activations of a few tokens are kept at
+    once. Of each such chunk the entries above a cut stay, where the cut leaves slightly more than
+    the chunk's share. Chunks whose cut turns out to be above the smallest kept entry are computed
+    again. `n_hits` is from 1 to tokens * n_latents; if fewer are positive, all of those are
+    returned, token by token, in the order of the latents. Below float32, a product in that
+    precision chooses slightly more candidates, and those with the largest float32 values are kept.
     """
     n_tokens, n_latents = len(centred), len(b_enc)
     rows = min(n_tokens, rows_at_once(n_latents, centred.device.type))
@@ -107,7 +107,7 @@ def batch_top_k(
             return torch.addmm(b_enc, x, w_enc.t(), out=buffer[: len(x)])
 
     def above(start: int, cut: float | None) -> tuple[float, Tensor, Tensor]:
-        """A chunk's cut, and the places in the batch and values of what is not below it."""
+        """Return a chunk's cut, and the batch positions and values of entries not below it."""
         x = centred[start : start + rows]
         pre = encode(x)
         if cut is None:
@@ -145,10 +145,11 @@ def batch_top_k(
 
 
 def lower_bound_of_all(pre: Tensor, n: int) -> float:
-    """A number with at least n entries of pre [tokens, n_latents] not below it, and few more.
+    """Return a number with at least n entries of pre [tokens, n_latents] not below it, and few
+    more.
 
-    It is the n-th largest of the maxima of disjoint groups of entries; if n is more than the
-    entries, the least of them is meant. Rows are contiguous.
+    It is the n-th largest of the maxima of disjoint groups of entries, or the least entry if n
+    exceeds their number. Rows are contiguous.
     """
     n_tokens, n_latents = pre.shape
     n = min(n, pre.numel())
@@ -159,7 +160,7 @@ def lower_bound_of_all(pre: Tensor, n: int) -> float:
 
 
 def nth_largest(values: Tensor, n: int) -> float:
-    """The n-th largest of at least n values [m]."""
+    """Return the n-th largest of at least n values [m]."""
     if values.dtype == torch.bfloat16:
         values = values.float()
     return float(values.kthvalue(len(values) - n + 1).values)

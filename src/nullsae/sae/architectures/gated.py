@@ -1,4 +1,4 @@
-"""Gated SAEs: one encoder says which latents are active, another how much.
+"""Gated SAEs: one encoder decides which latents are active, another by how much.
 
 Rajamanoharan et al. 2024, arXiv 2404.16014.
 """
@@ -16,7 +16,7 @@ class GatedSae(PayingSae):
     """A recipe; finished SAEs are `jumprelu`."""
 
     name, position, step_cost = "gated", 5, 9.0
-    summary = "pays for activity by `l1_coefficient`, with a gate beside the codes"
+    summary = "pays for activity by `l1_coefficient`, with a gate separate from the codes"
 
     @classmethod
     def training(cls) -> type[TrainedSae[GatedSae]]:
@@ -33,9 +33,9 @@ class Gated(Paying[GatedSae]):
         loss = (sum |x - x^|^2 + l1_coefficient * sqrt(d_model) * sum of relu(gate)
                 + sum |x - x^'|^2) / variance.
 
-    The first part is FVU. x^' reconstructs from relu(gate) by a decoder that this term holds
-    constant: it alone, and the penalty, train the gate. The penalty is so no reason to shrink the
-    codes. W is `encoder.weight`, b_mag is `encoder.bias`, r_mag and b_gate have names of their own.
+    The first part is FVU. x^' reconstructs from relu(gate) by a decoder that this term treats as
+    constant. Only this term and the penalty train the gate, so the penalty does not shrink the
+    codes. W is `encoder.weight`, b_mag is `encoder.bias`; r_mag and b_gate keep their names.
     """
 
     LOW_PRECISION = "tf32"
@@ -69,7 +69,7 @@ class Gated(Paying[GatedSae]):
         return gradients, Losses(fvu, 0.0, penalty, (codes > 0).any(dim=0))
 
     def autoencoder(self) -> Autoencoder:
-        """Folded, with the same codes: gate > 0 is magnitude > b_mag - exp(r_mag) b_gate."""
+        """Fold the gate, keeping the codes: gate > 0 is magnitude > b_mag - exp(r_mag) b_gate."""
         stretch = self.parameters["r_mag"].exp()
         threshold = (self.b_enc - stretch * self.parameters["b_gate"]).relu()
         folded = {"encoder.weight": self.w_enc * stretch[:, None], "threshold": threshold}

@@ -20,13 +20,13 @@ class JumpReluSae(base.LimitedSae):
     coding, own_tensors = True, ("threshold",)
 
     l0_coefficient: PositiveFloat = 3.0
-    """`jumprelu`: weight of (active latents per token / k - 1)^2 beside the share of variance
-    that is not explained."""
+    """`jumprelu`: weight of (active latents per token / k - 1)^2 relative to the fraction of
+    variance unexplained."""
     bandwidth: PositiveFloat = 0.01
     """`jumprelu`: width of the kernel that gives thresholds a gradient, for inputs scaled to a mean
     norm of 1."""
     initial_threshold: PositiveFloat | None = None
-    """`jumprelu`: every latent's threshold at the start, for inputs scaled to a mean norm of 1; by
+    """`jumprelu`: initial threshold of every latent, for inputs scaled to a mean norm of 1; by
     default the one that gives k active latents per token in the first batch."""
 
     @classmethod
@@ -39,21 +39,21 @@ class JumpReluSae(base.LimitedSae):
 
 
 class JumpReLU(base.TrainedSae[JumpReluSae]):
-    """loss = FVU + l0_coefficient * (L0 / k - 1)^2, with L0 the active latents per token.
+    """loss = FVU + l0_coefficient * (L0 / k - 1)^2, where L0 is the active latents per token.
 
     codes = z where z > theta, else 0, for pre-activations z and theta = exp(log_threshold). The
-    loss jumps where a z crosses its theta. By theta, expectations have a slope all the same, which
-    the paper estimates with a kernel K of width e (its equations 11 and 12):
+    loss jumps where a z crosses its theta. Its expectation still has a slope by theta, which the
+    paper estimates with a kernel K of width e (its equations 11 and 12):
 
         d code / d theta = -theta / e * K((z - theta) / e),
         d [z > theta] / d theta = -1 / e * K((z - theta) / e),
 
     K = 1 within half a width of 0. By z, codes have slope 1 where active and L0 has none. The
-    penalty on the distance to a target is that of the paper's section on it, over the batch's mean.
-    e is `bandwidth` times sqrt(d_model), the mean norm of inputs; so is a threshold that is given.
+    penalty on the distance to a target is the paper's, applied to the batch's mean. e is
+    `bandwidth` times sqrt(d_model), the mean norm of inputs; a given threshold is scaled likewise.
 
-    Thresholds start at `initial_threshold`; without it at the value that gives the first batch k
-    active latents per token, since log_threshold moves by no more than the learning rate in a step.
+    Thresholds start at `initial_threshold`, or else at the value that gives the first batch k
+    active latents per token, since log_threshold moves at most by the learning rate in a step.
     """
 
     def __init__(self, recipe: JumpReluSae, k: int, start: Autoencoder) -> None:

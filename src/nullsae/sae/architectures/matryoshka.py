@@ -42,15 +42,15 @@ class MatryoshkaSae(BatchTopKSae):
 class Matryoshka(BatchTopK[MatryoshkaSae]):
     """loss = mean over prefixes of their FVU + weighted AuxK on the residual of all latents.
 
-    A prefix is the first `prefix_shares` of the latents, rounded up; its reconstruction is b_dec
-    and what its own active latents add. Activity is that of BatchTopK over all latents.
-    `Losses.fvu` is that of all latents.
+    A prefix is the first `prefix_shares` of the latents, rounded up. Its reconstruction is b_dec
+    plus the contributions of its own active latents. Activity is that of BatchTopK over all
+    latents. `Losses.fvu` is that of all latents.
 
     The latents between two prefixes are a ring. With x_r the sum of a ring's hits, the residual of
     prefix p is R_p = b_dec + sum_(r <= p) x_r - x, so the loss' derivative by x_r is
-    2 / (prefixes * variance) * sum_(p >= r) R_p. A ring's hits are therefore kept as rows of their
-    own: rings times tokens of them, and 2 tensors [prefixes * tokens, d_model] are the memory that
-    this takes beyond BatchTopK.
+    2 / (prefixes * variance) * sum_(p >= r) R_p. A ring's hits are therefore stored as separate
+    rows, rings times tokens of them. These and 2 tensors [prefixes * tokens, d_model] are the
+    memory needed beyond BatchTopK.
     """
 
     def __init__(self, recipe: MatryoshkaSae, k: int, start: Autoencoder) -> None:
@@ -78,8 +78,9 @@ class Matryoshka(BatchTopK[MatryoshkaSae]):
 
 
 def by_ring(hits: Hits, ends: Tensor) -> Hits:
-    """Hits, token by token, as rows (ring, token), ring by ring; `ends` int64 [rings] are rising:
-    where each ring of latents ends.
+    """Return hits as rows (ring, token), ring by ring, from hits token by token.
+
+    `ends` int64 [rings] rise: where each ring of latents ends.
     """
     row = torch.bucketize(hits.latents, ends, right=True) * len(hits.offsets) + hits.tokens
     order = row.argsort(stable=True)

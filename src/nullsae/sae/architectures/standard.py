@@ -1,4 +1,4 @@
-"""ReLU SAEs that pay for the sum of their codes (Bricken et al. 2023, Cunningham et al. 2023)."""
+"""ReLU SAEs with a penalty on the sum of codes (Bricken et al. 2023, Cunningham et al. 2023)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nullsae.sae.later import Autoencoder, Tensor, autoencoder, kernels, torch
 
 
 class PayingSae(Sae):
-    """Keys of an architecture that pays for its activity."""
+    """Keys of an architecture with a penalty on activity."""
 
     l1_coefficient: PositiveFloat = 0.2
-    """`gated`, `standard`: weight of the sum of the codes beside the squared error, for inputs
+    """`gated`, `standard`: weight of the sum of the codes relative to the squared error, for inputs
     scaled to a mean norm of 1."""
     target_l0: PositiveFloat | None = None
-    """`gated`, `standard`: adjust that weight along training, from `l1_coefficient` on, so that so
-    many latents are active per token."""
+    """`gated`, `standard`: adjust that weight during training, starting at `l1_coefficient`, so
+    that this many latents are active per token."""
 
     def with_l0(self, l0: float) -> Self:
         return self.model_copy(update={"target_l0": l0})
@@ -30,12 +30,13 @@ P = TypeVar("P", bound=PayingSae)
 
 
 class Paying(TrainedSae[P]):
-    """Training that pays for the sum of codes, at a weight that is fixed or adjusted.
+    """Training with a penalty on the sum of codes, whose weight is fixed or adjusted.
 
     With a `target_l0` the weight of each step is w r, where r is the batch's L0 over the target,
-    within a factor of e: the proportional and, as w grows by r^GAIN with each step, the integral
-    part of a controller of log L0. The penalty so ends at the weight that the target needs at the
-    end of training, which a search with shorter trainings would miss: L0 falls along training.
+    within a factor of e. This is the proportional part of a controller of log L0; w grows by r^GAIN
+    with each step, its integral part. The penalty thus ends at the weight that the target needs at
+    the end of training. A search with shorter trainings would miss it, because L0 falls during
+    training.
     """
 
     GAIN: ClassVar[float] = 0.03
@@ -46,7 +47,7 @@ class Paying(TrainedSae[P]):
         self.buffers["l1_coefficient"] = weight
 
     def weight(self, active: Tensor) -> float:
-        """Of the penalty for inputs of mean norm 1, in a step with codes [tokens, n_latents]."""
+        """Return the penalty's weight for inputs of norm 1, given codes [tokens, n_latents]."""
         weight = self.buffers["l1_coefficient"]
         if self.recipe.target_l0 is None:
             return float(weight)
@@ -74,9 +75,9 @@ class StandardSae(PayingSae):
 class Standard(Paying[StandardSae]):
     """loss = (sum |x - x^|^2 + l1_coefficient * sqrt(d_model) * sum of codes) / variance.
 
-    The first part is FVU. sqrt(d_model) is the mean norm of inputs: the coefficient is the one for
-    inputs of norm 1. Decoder rows have unit norm, so that the second is not evaded by small
-    codes with large rows. Every latent may be active: products are dense.
+    The first part is FVU. sqrt(d_model) is the mean norm of inputs, so the coefficient applies to
+    inputs of norm 1. Decoder rows have unit norm, so small codes with large rows cannot evade the
+    second part. Every latent may be active, so products are dense.
     """
 
     LOW_PRECISION = "tf32"
@@ -101,7 +102,7 @@ class Standard(Paying[StandardSae]):
 def dense_gradients(
     sae: TrainedSae[Any], centred: Tensor, by_pre: Tensor, codes: Tensor, out: Tensor
 ) -> Gradients:
-    """Derivatives by encoder, decoder and biases, W_dec left out where it is frozen.
+    """Return derivatives by encoder, decoder and biases, without W_dec if it is frozen.
 
     `centred` is x - b_dec, `by_pre` the loss' derivative by the pre-activations, `out` that by the
     reconstructions; `by_pre` and codes are [tokens, n_latents], the others [tokens, d_model].

@@ -9,7 +9,7 @@ from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae
 from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, variance
 from nullsae.sae.later import Autoencoder, Hits, Tensor, autoencoder, kernels
 
-# Multi-TopK's second loss: with so many times k latents, and this weight (Gao et al. 2024, 4.2).
+# Multi-TopK's second loss: this many times k latents, and this weight (Gao et al. 2024, 4.2).
 MULTI, MULTI_WEIGHT = 4, 1.0 / 8.0
 
 
@@ -37,8 +37,8 @@ class TopK(RevivingSae[TopKSae]):
     """loss = FVU + weighted AuxK, gradients through the selected latents only.
 
     FVU = sum |x - x^|^2 / sum |x - mean(x)|^2 over the batch, as in EleutherAI's sparsify. With
-    `multi_topk` the loss also has 1/8 of the FVU that 4k latents per token reach (all latents, if
-    they are fewer); `Losses.fvu`, the residual of AuxK and what counts as fired are those of k.
+    `multi_topk` the loss also includes 1/8 of the FVU of 4k latents per token (or of all latents,
+    if fewer). `Losses.fvu`, AuxK's residual and what counts as fired use k latents.
     """
 
     DENSE_TENSORS: ClassVar[int] = 0

@@ -1,1 +1,1 @@
-"""Dictionaries, trained in whole or in part, or computed."""
+"""Dictionaries that are fully trained, partly trained, or computed."""

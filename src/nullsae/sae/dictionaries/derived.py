@@ -33,7 +33,7 @@ class Derived(Dictionary):
 
     @property
     def has_floor(self) -> bool:
-        """It is a floor itself."""
+        """It is itself a floor."""
         return False
 
     def check(self, k: int | None) -> None:

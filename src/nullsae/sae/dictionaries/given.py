@@ -10,7 +10,7 @@ from nullsae.sae.later import Autoencoder, Tensor
 
 
 class Given(Derived):
-    """The trained subject's SAE itself, on the activations of every variant: no null."""
+    """The trained subject's SAE itself, on the activations of every variant; not a null."""
 
     name, position = "given", 11
     summary = "is one SAE for all variants: that of the trained one, or a pretrained one"
@@ -19,7 +19,7 @@ class Given(Derived):
 
     def check(self, k: int | None) -> None:
         if self.made_from is None:
-            raise ValueError("dictionary 'given' has neither from nor pretrained: which SAE is it?")
+            raise ValueError("dictionary 'given': from or pretrained is missing; name its SAE")
         super().check(k)
 
     def source_keys(self, keys: Mapping[str, str]) -> dict[str, str]:

@@ -18,9 +18,9 @@ else:
 class RateMatchedRandom(Derived):
     """Latent i fires where the activation goes furthest along a random direction.
 
-    With a unit direction g and the mean activation m, its code is a g (x - m) where that is above
-    a threshold, which as many tokens of the sample exceed as latent i of the given SAE fires on.
-    a is the one factor with which the codes reconstruct the sample best.
+    With a unit direction g and the mean activation m, its code is a g (x - m) above a threshold,
+    and 0 below. As many tokens of the sample exceed the threshold as latent i of the given SAE
+    fires on. a is the one factor with which the codes reconstruct the sample best.
     """
 
     name, position = "rate_matched_random", 10
@@ -38,7 +38,7 @@ class RateMatchedRandom(Derived):
         mean = sample.double().mean(dim=0).float()
         wanted = derivation.firing_counts(sae, sample)
         threshold, equal = derivation.thresholds(sample - mean, rows, wanted)
-        # A code is positive: what fires below the mean is raised by as much.
+        # Codes are positive, so a threshold below the mean is raised to it and the code by as much.
         raised, own = (-threshold).clamp_min(0), {"threshold": threshold.clamp_min(0)}
         made = autoencoder.Autoencoder("jumprelu", rows, raised, rows.clone(), mean, own=own)
         factor = derivation.best_factor(made, sample)
@@ -48,10 +48,10 @@ class RateMatchedRandom(Derived):
         return made, [derivation.rates_gate(wanted, found, equal, len(sample))]
 
     def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
-        """Products with all directions: rates of both SAEs, thresholds, the factor; and sorting."""
+        """Count products with all directions (both rates, thresholds, factor) and sorting."""
         sorting = 30.0 * n_latents * n_tokens
         return 8.0 * n_tokens * n_latents * d_model + sorting
 
     def derive_bytes(self, n_latents: int, n_tokens: int) -> float:
-        """A block of pre-activations that is sorted, three times, and marks."""
+        """Count bytes of a sorted block of pre-activations, three times, and of marks."""
         return 14.0 * min(n_latents * n_tokens, SORTED_ENTRIES)

@@ -1,6 +1,6 @@
 """A given SAE in another frame: encoder and decoder turned by one random rotation.
 
-What the SAE knows of the site's directions is destroyed; what its rows are to each other is kept.
+This destroys what the SAE knows of the site's directions and keeps the relations between its rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ else:
     derivation, changes = lazy("nullsae.sae.derivation"), lazy("nullsae.subjects.changes")
 
 SMALLEST_VARIANCE = 1e-6
-"""Share of the largest variance below which a direction is left as it is: float32 could not hold
-what whitening makes of it."""
+"""Share of the largest variance below which a direction is left as it is, because float32 could
+not represent it after whitening."""
 
 
 class Rotated(Derived):
-    """The SAE unchanged, in activations that are turned about their mean."""
+    """The unchanged SAE, in activations rotated about their mean."""
 
     name, position = "rotated", 8
     needs_encoder = True
@@ -38,7 +38,7 @@ class Rotated(Derived):
     ) -> tuple[Autoencoder, list[Any]]:
         turned = changes.haar_frame(sae.d_model, sae.d_model, generator)
         if torch.linalg.det(turned) < 0:
-            turned[:, 0] *= -1  # a rotation, no reflection
+            turned[:, 0] *= -1  # a rotation, not a reflection
         mean = sample.double().mean(dim=0).cpu()
         kept = torch.eye(sae.d_model, dtype=torch.float64)
         return self.in_frame(sae, sample, mean, (turned, turned.t()), (kept, kept))
@@ -56,9 +56,9 @@ class Rotated(Derived):
         Args:
             sae: the given one.
             sample: as in `derive`.
-            mean: float64 [d_model], what the frame is turned about.
-            frames: of activations as rows, from the SAE's frame and back to it.
-            roots: of the metrics in which rows of encoder and of decoder keep their products.
+            mean: float64 [d_model], the centre of rotation.
+            frames: for activations as rows, from the SAE's frame and back to it.
+            roots: of the metrics in which encoder and decoder rows keep their products.
         """
         made = derivation.in_other_frame(sae, mean, *frames)
         pairs = (sae.w_enc, made.w_enc, roots[0]), (sae.w_dec, made.w_dec, roots[1])
@@ -69,15 +69,15 @@ class Rotated(Derived):
         return derivation.with_firings_of(sae, made, sample), gates
 
     def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
-        """A frame and its use."""
+        """Count operations to make a frame and use it."""
         return 10.0 * d_model**3 + 4.0 * n_latents * d_model**2
 
 
 class RotatedWhitened(Rotated):
     """The same in whitened activations, which keeps the covariance of the site.
 
-    With covariance C = U diag(v) U', rows of the encoder are turned in the metric C, in which they
-    are as long as the spread of their pre-activations, and rows of the decoder in its inverse.
+    With covariance C = U diag(v) U', encoder rows are rotated in the metric C, in which their
+    length is the spread of their pre-activations, and decoder rows in its inverse.
     """
 
     name, position = "rotated_whitened", 9
@@ -105,6 +105,6 @@ class RotatedWhitened(Rotated):
         return self.in_frame(sae, sample, found.mean(), (there, back), roots)
 
     def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
-        """A covariance and its eigenvectors beside it."""
+        """Also count a covariance and its eigenvectors."""
         turning = super().derive_flops(d_model, n_latents, n_tokens)
         return turning + 2.0 * n_tokens * d_model**2 + 30.0 * d_model**3

@@ -1,6 +1,6 @@
 """Orthonormal directions, each with both signs, so that codes are not negative.
 
-b_dec is the mean: a dimension with a large offset does not use up one of the k.
+b_dec is the mean, so that a dimension with a large offset does not use up one of the k.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nullsae.sae.later import Autoencoder, Pairs, Tensor, autoencoder, moments, 
 
 
 class Signed(Dictionary):
-    """Directions and their opposites; one of the two is active."""
+    """Directions and their opposites; one of each pair is active."""
 
     trained: ClassVar[bool] = False
     product_share: ClassVar[float] = 0.5
@@ -40,7 +40,7 @@ class Signed(Dictionary):
         return autoencoder.Autoencoder("topk", rows, b_enc, rows.clone(), mean.float(), k=k)
 
     def directions(self, reader: Any, batches: Pairs) -> tuple[Tensor, Tensor]:
-        """Directions float64 [n, d_model], and the mean [d_model], of what `fit` is given."""
+        """Return directions float64 [n, d_model] and the mean [d_model] of the input of `fit`."""
         raise NotImplementedError
 
 
@@ -64,7 +64,7 @@ class Pca(Signed):
         return principal_components(found.covariance()), found.mean()
 
     def fit_flops(self, d_model: int, n_tokens: int) -> float:
-        """The covariance, and its eigenvectors."""
+        """Count operations for the covariance and its eigenvectors."""
         return 4.0 * d_model * d_model * n_tokens + 20.0 * d_model**3
 
 
@@ -80,7 +80,7 @@ class Identity(Signed):
 
 
 def principal_components(covariance: Tensor) -> Tensor:
-    """Unit eigenvectors as rows, strongest first, each with its largest entry positive."""
+    """Return unit eigenvectors as rows, strongest first, each with its largest entry positive."""
     rows: Tensor = torch.linalg.eigh(covariance).eigenvectors.flip(1).t()
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     return rows * largest.sign()

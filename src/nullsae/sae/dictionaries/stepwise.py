@@ -1,4 +1,4 @@
-"""Dictionaries made by gradient steps; the nulls keep a part as it was drawn.
+"""Dictionaries made by gradient steps; the nulls keep a part at its random start.
 
 Korznikov et al. 2026, arXiv 2602.14111.
 """
@@ -14,7 +14,7 @@ from nullsae.sae.later import F, Tensor, torch
 
 
 class Learned(Dictionary):
-    """An SAE of which everything is trained."""
+    """A fully trained SAE."""
 
     name, position = "learned", 1
     summary = "is trained"
@@ -52,7 +52,7 @@ class SoftFrozenDecoder(Dictionary):
 class FrozenEncoder(Dictionary):
     """A random encoder, with a trained decoder.
 
-    b_dec belongs to the encoder too, which subtracts it.
+    b_dec is part of the encoder too, which subtracts it.
     """
 
     name, position = "frozen_encoder", 4
@@ -62,16 +62,16 @@ class FrozenEncoder(Dictionary):
 
 
 def keep_close(rows: Tensor, start: Tensor, min_cosine: float) -> Tensor:
-    """The unit rows nearest to `rows` whose cosine to those of `start` is at least `min_cosine`.
+    """Return the unit rows nearest to `rows` with a cosine of `min_cosine` or more to `start`.
 
-    A row within the cone is left as it is. One outside goes to the cone's edge, in the plane of
-    the row and its start: c r0 + sqrt(1 - c^2) u, with u the unit part of the row across r0. Rows
+    Rows within that cone are unchanged. Others move to the cone's edge, in the plane of the row and
+    its start: c r0 + sqrt(1 - c^2) u, where u is the unit part of the row orthogonal to r0. Rows
     and start are [n, d], of unit norm; c is `min_cosine`, between 0 and 1.
     """
     cosine = (rows * start).sum(dim=1, keepdim=True)
     across = F.normalize(rows - cosine * start, dim=1)
-    # Again: near the opposite of a start, what is across it is mostly rounding. Such a row may
-    # land within the cone, but never outside.
+    # Twice, because near the opposite of a start the orthogonal part is mostly rounding. Such a row
+    # may land within the cone, but never outside.
     across = across - (across * start).sum(dim=1, keepdim=True) * start
     edge = F.normalize(min_cosine * start + (1.0 - min_cosine**2) ** 0.5 * across, dim=1)
     return torch.where(cosine >= min_cosine, rows, edge)

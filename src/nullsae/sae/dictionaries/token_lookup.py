@@ -9,16 +9,16 @@ from nullsae.sae.later import Autoencoder, F, Pairs, Tensor, autoencoder, token_
 
 
 class TokenLookup(Dictionary):
-    """A latent per token id, whose reconstruction is the mean activation of that token.
+    """One latent per token id, whose reconstruction is the mean activation of that token.
 
-    Ids never seen get the overall mean, with a code of 0.
+    Unseen ids get the overall mean, with a code of 0.
     """
 
     name, position = "token_lookup", 5
     summary = "has one direction per token"
     caption = (
         "One latent per token id, whose direction is that token's mean activation: it reads the "
-        "token and not the activation."
+        "token, not the activation."
     )
     coding, reads_tokens, has_encoder = True, True, False
     trained, default_k, product_share = False, 1, 0.0
@@ -46,11 +46,11 @@ class TokenLookup(Dictionary):
 
 
 def token_lookup(means: Tensor, counts: Tensor) -> Autoencoder:
-    """The dictionary whose latent t reconstructs means[t].
+    """Return the dictionary whose latent t reconstructs means[t].
 
     b_dec is the mean over all tokens, W_dec[t] the unit direction from it to means[t], and
-    encoder.bias[t] the length of that way, which is the code of every token with id t. Means are
-    float64 [vocab_size, d_model], counts int64 [vocab_size]; of ids never seen latents do not fire.
+    encoder.bias[t] their distance, which is the code of every token with id t. Means are float64
+    [vocab_size, d_model], counts int64 [vocab_size]; latents of unseen ids do not fire.
     """
     overall = counts.double() @ means / counts.sum()
     offset = torch.where((counts > 0)[:, None], means - overall, 0.0)

@@ -22,20 +22,20 @@ from nullsae.sae.exchange.layouts.saelens import SaeLens
 from nullsae.sae.exchange.layouts.sparsify import Sparsify
 from nullsae.sae.files import load_sae
 
-# SAELens reads a file without a version, or of one below 6, as those of its older versions.
+# SAELens reads a file with no version, or one below 6, as from its older versions.
 SAELENS_VERSION = "6.54.12"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 Written = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
-    """Write an SAE in the layout `saelens` or `sparsify`: two files in a folder that is made.
+    """Write an SAE in the layout `saelens` or `sparsify`: two files in a new folder.
 
-    Where the results beside the SAE have its model, they say which it is and what its modules are
-    called, and the tokenizer is copied beside the weights.
+    If the results around the SAE contain its model, the files name it and the module of its site,
+    and the tokenizer is copied next to the weights.
 
-    A `UserError` says that there is no such layout, that it cannot hold this SAE, or that the
-    folder holds another.
+    Raises a `UserError` if the layout does not exist or cannot represent this SAE, or the folder
+    contains another.
     """
     if layout not in LAYOUTS:
         raise UserError(f"--layout: {layout!r} is not one of {', '.join(LAYOUTS)}")
@@ -45,22 +45,23 @@ def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
     if sae.coding.reads_tokens:
         raise UserError(
             f"{cfg_json}: a {sae.architecture} dictionary reads token ids, not activations; no "
-            f"format can hold it"
+            f"format supports this"
         )
     if sae.architecture not in HOLDS[layout]:
         held = ", ".join(HOLDS[layout])
         raise UserError(
-            f"{cfg_json}: {layout} holds {held} SAEs only, and this is of kind {sae.architecture}"
+            f"{cfg_json}: {layout} supports only {held} SAEs, but this is of kind "
+            f"{sae.architecture}"
         )
     if layout == "sparsify" and sae.normalization != "none":
         raise UserError(
-            f"{cfg_json}: sparsify has no normalization, and this SAE has {sae.normalization}; "
+            f"{cfg_json}: sparsify has no normalization, but this SAE has {sae.normalization}; "
             f"give --layout saelens"
         )
     others = [output / name for n, other in EVERY.items() if n != layout for name in other.weights]
     own = output.resolve() == cfg_json.parent.resolve()
     if own or any(file.exists() for file in others if file.name not in EVERY[layout].weights):
-        raise UserError(f"--output: {str(output)!r} holds an SAE already; give another folder")
+        raise UserError(f"--output: {str(output)!r} already contains an SAE; give another folder")
     config, tensors = LAYOUTS[layout](sae)
     model = _model_folder(cfg_json, described.keys)
     if layout == "saelens":
@@ -69,7 +70,7 @@ def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
             **_model_metadata(model, described.keys),
             "nullsae": described.model_dump(mode="json", include={"keys", "dictionary", "seed"}),
         }
-    # The config makes the folder complete: an old one never stands beside new weights.
+    # The config makes the folder complete, so an old one must never accompany new weights.
     (output / "cfg.json").unlink(missing_ok=True)
     with atomic_path(output / EVERY[layout].weights[0]) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
@@ -82,7 +83,7 @@ def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
 
 
 def _model_folder(cfg_json: Path, keys: CellKeys) -> Path | None:
-    """The folder of the weights that an SAE reads, if it is in the results that the SAE is in."""
+    """Find the folder of the weights that an SAE reads, if its results contain it."""
     depth, parents = len(Path(paths.SAE_CONFIG).parts), cfg_json.resolve().parents
     if len(parents) < depth:
         return None
@@ -91,7 +92,7 @@ def _model_folder(cfg_json: Path, keys: CellKeys) -> Path | None:
 
 
 def _model_metadata(folder: Path | None, keys: CellKeys) -> dict[str, str]:
-    """Hub id of the model, where it is as published, and the name of the site's module in it."""
+    """Return the model's hub id, if it is as published, and its module name for the site."""
     found: dict[str, str] = {}
     if folder is None:
         return found
@@ -108,7 +109,7 @@ def _model_metadata(folder: Path | None, keys: CellKeys) -> dict[str, str]:
 
 
 def _sparsify(sae: Autoencoder) -> Written:
-    """`cfg.json` and tensors of a `topk` or `groupmax` SAE."""
+    """Return `cfg.json` and tensors of a `topk` or `groupmax` SAE."""
     assert sae.k is not None
     config = Sparsify(
         d_in=sae.d_model,
@@ -122,7 +123,7 @@ def _sparsify(sae: Autoencoder) -> Written:
 
 
 def _saelens(sae: Autoencoder) -> Written:
-    """`cfg.json` and tensors of an SAE of one of its architectures."""
+    """Return `cfg.json` and tensors of an SAE of one of SAELens' architectures."""
     metadata: dict[str, Any] = {
         "sae_lens_version": SAELENS_VERSION,
         "sae_lens_training_version": None,
@@ -144,6 +145,6 @@ def _saelens(sae: Autoencoder) -> Written:
     return config.model_dump(exclude=set() if sae.k is not None else of_topk), tensors
 
 
-# Per layout: what writes it, and the architectures that it can hold.
+# For each layout: what writes it, and the architectures that it supports.
 LAYOUTS: dict[str, Callable[[Autoencoder], Written]] = {"saelens": _saelens, "sparsify": _sparsify}
 HOLDS = {"saelens": ("topk", "jumprelu", "standard"), "sparsify": ("topk", "groupmax")}

@@ -1,4 +1,4 @@
-"""SAEs made elsewhere: read from the folders of several packages, or through `sae_lens`."""
+"""SAEs made elsewhere, read from the folders of several packages or through `sae_lens`."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def read_pretrained(pretrained: Pretrained, site: str | None, *, where: str) -> 
 def read_with_origin(
     pretrained: Pretrained, site: str | None, *, where: str, output_site: str = ""
 ) -> Read:
-    """Read an SAE that was made elsewhere, in the layout of one of `LAYOUTS` or by `sae_lens`.
+    """Read an SAE made elsewhere, in one of `LAYOUTS` or by `sae_lens`.
 
-    What such a file says beyond plain weights is folded into them, where it is the same for all
-    tokens: a b_dec that the encoder does not subtract, codes scaled by the norms of decoder rows,
-    gates. What depends on the token is the SAE's `normalization`. Weights come back as float32.
+    What a file specifies beyond plain weights is folded into them if it is the same for all tokens:
+    a b_dec that the encoder does not subtract, codes scaled by the norms of decoder rows, gates.
+    What depends on the token becomes the SAE's `normalization`. Weights are returned as float32.
 
-    `pretrained` is a folder or hub id, and after `::` a folder within it, a release of SAELens, or
-    a Python object, which is imported and run, and is a transcoder if `output_site` says where it
-    writes; `{site}` and `{layer}` are filled in. Without a site they are not. What it was made on
-    is compared with nothing here. `where` is the config key that a message names. A `UserError`
-    says that it cannot be had, or names the file and the key that is missing, unknown, damaged or
-    asks for something that is not supported.
+    `pretrained` is a folder or hub id, optionally with `::` and a folder within it; a release of
+    SAELens; or a Python object, which is imported and run, and is a transcoder if `output_site`
+    names the site it writes. `{site}` and `{layer}` are filled in if a site is given. What the SAE
+    was made on is not checked here. `where` is the config key that messages name. Raises a
+    `UserError` if it is not available, or with the file and the key that is missing, unknown,
+    damaged or not supported.
     """
     if isinstance(pretrained, FromSaeLens):
         return Read(*read_release(pretrained if site is None else pretrained.at(site), where))
@@ -61,14 +61,14 @@ def read_with_origin(
 
 
 def _fetched(path: str, inside: str, where: str) -> Path:
-    """A folder of a hub's repository, downloaded into the hub's cache."""
+    """Download a folder of a hub repository into the hub's cache."""
     import huggingface_hub
 
     from nullsae.corpus.hub import check_repository
 
     check_repository(path, kind="model", revision=None, where=where)
     prefix = f"{escape(inside)}/" if inside else ""
-    # That of a training stands above the folders of its SAEs.
+    # The config of a training is above the folders of its SAEs.
     wanted = [*(prefix + name for name in layout_files()), "config.json"]
     try:
         folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted)) / inside
@@ -77,5 +77,5 @@ def _fetched(path: str, inside: str, where: str) -> Path:
             f"{where}: {path!r} could not be fetched from the hub: {first_line(error)}"
         ) from None
     if not folder.is_dir():
-        raise UserError(f"{where}: {path!r} on the hub holds no SAE in {inside!r}")
+        raise UserError(f"{where}: {path!r} on the hub contains no SAE in {inside!r}")
     return folder

@@ -1,4 +1,4 @@
-"""Tensors of an SAE's file, checked against what its config says."""
+"""Tensors of an SAE's file, checked against its config."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LEAST_NORM = 1e-8
 
 
 def stored_tensors(weights: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file; a `.pt` as data, by torch's weights-only unpickler.
+    """Read all tensors of a file; a `.pt` only as data, by torch's weights-only unpickler.
 
     Raises:
-        UserError: damaged, or more than tensors.
+        UserError: it is damaged, or contains more than tensors.
     """
     if weights.suffix == ".safetensors":
         try:
@@ -33,11 +33,11 @@ def stored_tensors(weights: Path) -> dict[str, Tensor]:
         data = torch.load(weights, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(
-            f"{weights}: not readable as tensors alone ({first_line(error)}); what else a pickle "
-            f"holds is never run here"
+            f"{weights}: not readable as tensors only ({first_line(error)}); other content of "
+            f"a pickle is never run here"
         ) from None
     if not isinstance(data, dict):
-        raise UserError(f"{weights}: holds a {type(data).__name__}, not tensors by name")
+        raise UserError(f"{weights}: contains a {type(data).__name__}, not tensors by name")
     return {str(name): tensor for name, tensor in data.items() if isinstance(tensor, Tensor)}
 
 
@@ -47,26 +47,26 @@ def fitting_tensors(
     """Return the tensors of `shapes` as float32; only `unused` ones may be there too.
 
     Raises:
-        UserError: one that is missing, unknown, of another shape, not floating point, or NaN; names
-            `weights` and the tensor.
+        UserError: a tensor is missing, unknown, of another shape, not floating point, or NaN; the
+            message names `weights` and the tensor.
     """
     tensors = {name: tensor for name, tensor in stored.items() if name not in unused}
     for name in sorted(shapes.keys() | tensors.keys()):
         if name not in tensors:
             raise UserError(f"{weights}: {name} is missing")
         if name not in shapes:
-            raise UserError(f"{weights}: {name} is unknown; it should hold {', '.join(shapes)}")
+            raise UserError(f"{weights}: {name} is unknown; expected tensors: {', '.join(shapes)}")
         tensor = tensors[name]
         if tuple(tensor.shape) != shapes[name]:
             raise UserError(
-                f"{weights}: {name} is {tuple(tensor.shape)}, should be {shapes[name]} by the "
-                f"config beside it"
+                f"{weights}: {name} is {tuple(tensor.shape)}, but the config next to it implies "
+                f"{shapes[name]}"
             )
         if not tensor.is_floating_point():
             raise UserError(f"{weights}: {name} is {tensor.dtype}, not floating point")
         tensors[name] = tensor.float()
         if bool(tensors[name].isnan().any()):
-            raise UserError(f"{weights}: {name} holds NaN")
+            raise UserError(f"{weights}: {name} contains NaN")
     return tensors
 
 
@@ -90,9 +90,9 @@ def folded_gate(
 
 
 def with_unit_rows(w_enc: Tensor, b_enc: Tensor, w_dec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Encoder, bias and decoder, [n_latents, ...] each, with decoder rows of norm 1.
+    """Return encoder, bias and decoder, [n_latents, ...] each, with decoder rows of norm 1.
 
-    Codes are as many times larger as rows were longer; reconstructions stay.
+    Codes grow by the factor by which rows shrink, so reconstructions are unchanged.
     """
     norm = w_dec.norm(dim=1).clamp_min(LEAST_NORM)
     return w_enc * norm[:, None], b_enc * norm, w_dec / norm[:, None]

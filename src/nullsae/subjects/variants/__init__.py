@@ -1,1 +1,1 @@
-"""The variants of a subject, each in a file of its own; `nullsae.config.variants` finds them."""
+"""The variants of a subject, one file each; `nullsae.config.variants` finds them."""

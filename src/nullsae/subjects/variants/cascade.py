@@ -1,4 +1,4 @@
-"""Trained blocks below, random ones above."""
+"""Trained lower blocks, random upper ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nullsae.subjects.changes import REDRAWN, Change, block_parameters, change_w
 
 
 class Cascade(Variant):
-    """By default the second half of the blocks is redrawn; what is outside the blocks is kept."""
+    """By default the second half of the blocks is redrawn; parts outside the blocks are kept."""
 
     name = "cascade"
     position = 8

@@ -7,7 +7,7 @@ from nullsae.subjects.changes import INITIALIZED, WeightsVariant
 
 
 class FreshInit(WeightsVariant):
-    """What the class of the model draws for itself, all of it."""
+    """All weights as the model's class initializes them."""
 
     name = "fresh_init"
     position = 3

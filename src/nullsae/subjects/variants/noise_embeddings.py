@@ -1,4 +1,4 @@
-"""A trained subject that sees noise in place of tokens."""
+"""A trained subject that sees noise instead of tokens."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ else:
 
 
 class NoiseEmbeddings(Variant):
-    """The weights are the trained ones; the noise is drawn anew for each context of a split."""
+    """The weights are the trained ones; new noise is drawn for each context of a split."""
 
     name = "noise_embeddings"
     position = 11
     group = "embeddings"
     text = (
-        "All weights as trained, but each occurrence of a token has an embedding of fresh noise "
-        "(standard deviation {noise}): no token has one of its own."
+        "All weights as trained, but each occurrence of a token gets fresh noise as its embedding "
+        "(standard deviation {noise}): no token has an embedding of its own."
     )
     look = Look("#555b66", "#7f8794", "cross", (4, 4))
     reads = ("embedding_noise_std",)
@@ -45,8 +45,8 @@ class NoiseEmbeddings(Variant):
     def install(cls, subject: Subject) -> None:
         """Replace embeddings [batch, tokens, d] by noise keyed by (draw, split, context).
 
-        Of further tables that token ids index, such as those of Gemma 3n's blocks, the noise has
-        the table's own standard deviation, and a key with its name.
+        For further tables indexed by token ids, such as those of Gemma 3n's blocks, the noise has
+        the table's own standard deviation and a key with its name.
         """
         recipe, own = subject.recipe, subject.model.get_input_embeddings()
 
@@ -69,7 +69,7 @@ class NoiseEmbeddings(Variant):
 
     @classmethod
     def gates(cls, subject: Subject, probe: Tensor) -> list[gates.Gate]:
-        """Look at the embeddings that the subject really sees, in two batch orders."""
+        """Check the embeddings that the subject really sees, in two batch orders."""
         seen: list[Tensor] = []
         embedding = subject.model.get_input_embeddings()
         handle = embedding.register_forward_hook(lambda _m, _i, output: seen.append(output.cpu()))

@@ -1,4 +1,4 @@
-"""A trained subject that reads other tokens than there are."""
+"""A trained subject that reads other tokens than the text has."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from nullsae.subjects.changes import ROWS_PERMUTED, EmbeddingsVariant
 
 
 class PermutedEmbeddings(EmbeddingsVariant):
-    """The rows of the input embedding change places; the output embedding does if it is tied."""
+    """The rows of the input embedding are permuted, and those of the output embedding if tied."""
 
     name = "permuted_embeddings"
     position = 9
-    text = "All weights as trained, but tokens exchange their embeddings."
+    text = "All weights as trained, but the embeddings are permuted among tokens."
     look = Look(
         "#6c3c84",
         "#9060a8",

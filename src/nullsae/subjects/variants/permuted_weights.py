@@ -13,7 +13,7 @@ class PermutedWeights(WeightsVariant):
     position = 6
     group = "rearranged weights"
     text = (
-        "The entries of each tensor change places: their exact distribution stays, their "
+        "The entries of each tensor are permuted: their exact distribution is kept, their "
         "arrangement is lost."
     )
     look = Look("#306c30", "#487860", "triangle-right", (1, 3))

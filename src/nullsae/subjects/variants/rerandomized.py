@@ -13,8 +13,8 @@ class Rerandomized(WeightsVariant):
     position = 4
     group = "redrawn weights"
     text = (
-        "Each tensor redrawn from a normal distribution with its own mean and variance; all else "
-        "is lost."
+        "Each tensor is redrawn from a normal distribution with its own mean and variance; "
+        "everything else is lost."
     )
     look = Look("#009e73", "#2fc9a5", "triangle-up", (2, 2))
     purpose = "rerandomize"

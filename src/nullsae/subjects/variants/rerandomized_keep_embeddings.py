@@ -12,13 +12,13 @@ from nullsae.subjects.variants.rerandomized import Rerandomized
 
 
 class RerandomizedKeepEmbeddings(Rerandomized):
-    """It shares its random numbers with `rerandomized`: they differ in the embeddings only."""
+    """It shares its random numbers with `rerandomized`; only the embeddings differ."""
 
     name = "rerandomized_keep_embeddings"
     position = 5
     text = (
-        "Each tensor redrawn as in rerandomized, but for the input and output embeddings, which "
-        "stay as trained."
+        "Each tensor is redrawn as in rerandomized, except for the input and output embeddings, "
+        "which stay as trained."
     )
     look = Look("#b07a00", "#e8c14a", "diamond", (8, 2, 2, 2))
 

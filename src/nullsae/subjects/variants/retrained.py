@@ -11,16 +11,16 @@ from nullsae.core.errors import UserError
 
 
 class Retrained(Variant):
-    """Trained here as `trained` is, each draw from a seed of its own, or read from the source."""
+    """Trained here like `trained`, with its own seed for each draw, or read from the source."""
 
     name = "retrained"
-    # That of `step0`: names decide, and `step0.py` counts in the hash of what was made before.
+    # The same position as `step0`, so names decide: a change of `step0.py` would change hashes.
     position = 2
     group = "positive control"
     role = "positive control"
     text = (
-        "The same architecture trained by the same recipe on the same text from another seed: no "
-        "null. A metric of what training made gives it what it gives to trained."
+        "The same architecture trained by the same recipe on the same text from another seed; not "
+        "a null. A metric of what training created gives it the same value as trained."
     )
     look = Look("#885ef9", "#7363f5", "M-1,-1L1,-1L0,0L1,1L-1,1L0,0Z", (16, 2))
     origin = "source"
@@ -51,7 +51,7 @@ class Retrained(Variant):
         if source.kind != "pretrained":
             return super().lacks(source)
         return (
-            f"retrained: missing, and variants names retrained; give {{path, revision}} of the "
+            f"retrained: missing, but variants names retrained; give {{path, revision}} of the "
             f"subject trained from another seed (EleutherAI/pythia-14m-seed{NUMBER} of PolyPythias "
             f"for EleutherAI/pythia-14m), or drop retrained from variants"
         )

@@ -9,7 +9,7 @@ from nullsae.subjects.changes import MATCHED, PERMUTED, WeightsVariant
 class SpectrumMatched(WeightsVariant):
     """Vectors are permuted.
 
-    That keeps the spectrum of a vector in both readings: its norm, as a column, and the entries of
+    This keeps the spectrum of a vector in both readings: its norm, as a column, and the entries of
     diag(g), as a gain.
     """
 

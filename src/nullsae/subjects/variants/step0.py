@@ -30,6 +30,6 @@ class Step0(Variant):
         if source.kind == "train" or any(getattr(source, key, None) for key in keys):
             return None
         return (
-            "step0_revision: missing, and variants names step0; give the revision of the untrained "
-            "weights, or step0_path, or fresh_init instead of step0"
+            "step0_revision: missing, but variants names step0; give the revision of the untrained "
+            "weights, or step0_path, or use fresh_init instead of step0"
         )

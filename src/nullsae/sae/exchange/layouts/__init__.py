@@ -1,1 +1,1 @@
-"""The layouts of other packages and our own, a class each; parsing them loads no torch."""
+"""The layouts of other packages and our own, one class each; parsing them loads no torch."""

@@ -1,4 +1,4 @@
-"""dictionary_learning: `config.json` beside `ae.safetensors` or `ae.pt`."""
+"""dictionary_learning: `config.json` with `ae.safetensors` or `ae.pt`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ else:
     tensors = lazy("nullsae.sae.exchange.tensors")
 
 _SUBMODULE = re.compile(r"(resid_pre|resid_post|mlp_out|attention_out)_layer_(\d+)")
-# Names of one thing in its classes, by ours of the encoder and the decoder.
+# What its classes call the encoder and the decoder.
 _MATRICES = (
     *("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE"),
 )
 
 
 class DictionaryLearning(Layout):
-    """Of its `config.json` what an SAE is made by: from the sections `trainer` and `buffer`."""
+    """Keys of its `config.json` that define an SAE, from the sections `trainer` and `buffer`."""
 
     name, position = "dictionary_learning", 2
     config_file = "config.json"
@@ -60,7 +60,7 @@ class DictionaryLearning(Layout):
         if self.k is not None and self.k > self.dict_size:
             raise ValueError(f"trainer.k: {self.k} is larger than dict_size {self.dict_size}")
         if self.io not in ("in", "out"):
-            raise ValueError(f"buffer.io is {self.io!r}, and transcoders are not read from here")
+            raise ValueError(f"buffer.io is {self.io!r}, but transcoders are not supported here")
         return self
 
     @classmethod
@@ -85,12 +85,12 @@ class DictionaryLearning(Layout):
         if self.submodule_name and found is None:
             hook = self.submodule_name
         if self.io == "in":
-            # Names such as resid_post_layer_3 do not say what that module reads.
+            # Names such as resid_post_layer_3 do not tell what that module reads.
             hook = f"{self.submodule_name}.input" if self.submodule_name and not found else None
         return MadeOn(model=self.lm_name, hook=hook, context_tokens=self.ctx_len)
 
     def shapes(self) -> Shapes:
-        """Names and shapes of the tensors that its class saves."""
+        """Return names and shapes of the tensors that its class saves."""
         n, d = self.dict_size, self.activation_dim
         if self.dict_class not in _MATRICES:
             found: Shapes = {"W_enc": (d, n), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
@@ -105,17 +105,17 @@ class DictionaryLearning(Layout):
         return {**found, "threshold": ()} if self.dict_class == "BatchTopKSAE" else found
 
     def autoencoder(self, weights: Path) -> Autoencoder:
-        """With the codes of its class' `encode`, by `threshold` where it has one.
+        """Return an SAE with the codes of its class' `encode`, using `threshold` if there is one.
 
         An `AutoEncoder` gets decoder rows of unit norm, as from its own loader. Normalized
-        activations need nothing: their factor is in the biases that are saved.
+        activations need no change, because their factor is in the saved biases.
         """
         stored = tensors.stored_tensors(weights)
         unused = {"k", "active_groups", "group_sizes", "group_indices", "apply_b_dec_to_input"}
         if self.dict_class == "AutoEncoderTopK":
             unused.add("threshold")
             if "k" in stored and (own_k := int(stored["k"])) != self.k:
-                raise UserError(f"{weights}: k is {own_k}, and trainer.k in its config is {self.k}")
+                raise UserError(f"{weights}: k is {own_k}, but trainer.k in its config is {self.k}")
         applied = bool(stored.get("apply_b_dec_to_input", False))
         t = tensors.fitting_tensors(stored, self.shapes(), weights, unused)
         w_enc, w_dec = _rows(t)
@@ -142,7 +142,7 @@ _DECODER_BIASES = ("bias", "decoder.bias", "b_dec", "decoder_bias")
 
 
 def _rows(t: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows of the encoder and the decoder, [n_latents, d_model] both."""
+    """Return rows of the encoder and the decoder, [n_latents, d_model] both."""
     if "W_enc" in t:
         return t["W_enc"].t().contiguous(), t["W_dec"].contiguous()
     return t["encoder.weight"].contiguous(), t["decoder.weight"].t().contiguous()

@@ -1,4 +1,4 @@
-"""Our own: `cfg.json` beside `sae.safetensors`."""
+"""Our own: `cfg.json` with `sae.safetensors`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ files: Any = lazy("nullsae.sae.files")
 
 
 class Nullsae(Layout):
-    """Those keys of its `cfg.json` that tell what it was made on."""
+    """The keys of its `cfg.json` that describe what it was made on."""
 
     model_config = ConfigDict(extra="ignore")
     name, position = "nullsae", 4
@@ -31,7 +31,7 @@ class Nullsae(Layout):
     @field_validator("python_object")
     @classmethod
     def nothing_is_imported(cls, path: str | None) -> None:
-        """Refuse code that a folder names: anybody may have written it."""
+        """Refuse code that a folder names, since anybody may have written it."""
         if path is not None:
             raise ValueError(f"{path!r} is code, which only a config's own `object` key may name")
 

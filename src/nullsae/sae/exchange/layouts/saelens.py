@@ -1,4 +1,4 @@
-"""SAELens: `cfg.json` beside `sae_weights.safetensors`."""
+"""SAELens: `cfg.json` with `sae_weights.safetensors`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 else:
     tensors, transcoder = map(lazy, ("nullsae.sae.exchange.tensors", "nullsae.sae.transcoder"))
 
-# What TransformerLens may do to weights that alters what an MLP reads, or what is added to the
+# Changes that TransformerLens may make to weights that alter what an MLP reads or adds to the
 # residual stream.
 _MOVES_TRANSCODERS = ("center_writing_weights", "fold_ln")
-# Which of the keys of a training's config, before version 6, are metadata since.
+# Keys of a training's config before version 6 that are metadata since.
 _METADATA = (
     *("model_name", "context_size", "dataset_path", "model_from_pretrained_kwargs"),
     "training_tokens",
@@ -30,7 +30,7 @@ _METADATA = (
 
 
 class SaeLens(Layout):
-    """Content of its `cfg.json` as version 6 saves SAEs for inference."""
+    """Content of its `cfg.json`, as version 6 saves SAEs for inference."""
 
     name, position = "saelens", 1
     weights = ("sae_weights.safetensors",)
@@ -45,7 +45,7 @@ class SaeLens(Layout):
         "jumprelu_transcoder",
         "jumprelu_skip_transcoder",
     ]
-    """A BatchTopK or Matryoshka SAE is saved as a `jumprelu` one."""
+    """BatchTopK and Matryoshka SAEs are saved as `jumprelu`."""
     d_in: PositiveInt
     d_out: PositiveInt | None = None
     """Width of the site that a transcoder writes."""
@@ -53,13 +53,13 @@ class SaeLens(Layout):
     apply_b_dec_to_input: bool
     k: PositiveInt | None = None
     rescale_acts_by_decoder_norm: bool = False
-    """Codes are what they would be with decoder rows of unit norm; `topk` only."""
+    """Codes are those for decoder rows of unit norm; `topk` only."""
     dtype: str = "float32"
-    """What SAELens computes in. The tensors have their own."""
+    """The dtype of SAELens' computations; the tensors have their own."""
     device: str = "cpu"
     normalize_activations: str = "none"
     reshape_activations: Literal["none", "hook_z"] = "none"
-    """`hook_z`: the heads' outputs side by side, as the site `hook_z` has them."""
+    """`hook_z`: the concatenated outputs of the heads, as at the site `hook_z`."""
     metadata: dict[str, Any]
 
     @model_validator(mode="after")
@@ -95,7 +95,7 @@ class SaeLens(Layout):
         return self
 
     def _check_transcoder(self) -> None:
-        """Refuse one that does more than W_enc, W_dec, W_skip, biases and thresholds do."""
+        """Refuse one with more than W_enc, W_dec, W_skip, biases and thresholds."""
         if self.d_out is None:
             raise ValueError("d_out: missing")
         if self.apply_b_dec_to_input:
@@ -103,7 +103,7 @@ class SaeLens(Layout):
         for key in ("normalize_activations", "reshape_activations"):
             if getattr(self, key) != "none":
                 said = f"{key} is {getattr(self, key)!r}"
-                raise ValueError(f"{said}, which is not supported of transcoders")
+                raise ValueError(f"{said}, which is not supported for transcoders")
         if self._site_out is None:
             hook = self.metadata.get("hook_name_out")
             raise ValueError(f"metadata.hook_name_out is {hook!r}, which is not a site")
@@ -118,7 +118,7 @@ class SaeLens(Layout):
 
     @classmethod
     def content(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """The keys of version 6 from a file of an older one, which holds a whole training config.
+        """Convert an older file, which contains a whole training config, to the keys of version 6.
 
         Defaults are those of SAELens' own `handle_pre_6_0_config`.
         """
@@ -158,7 +158,7 @@ class SaeLens(Layout):
 
     @property
     def transcodes(self) -> bool:
-        """Whether it writes at another site than it reads."""
+        """Whether it writes another site than it reads."""
         return self.architecture.endswith("transcoder")
 
     @property
@@ -168,9 +168,9 @@ class SaeLens(Layout):
         return None if hook is None else site_of_hook(hook)
 
     def _hook(self, key: str) -> str | None:
-        """A hook by TransformerLens' name, or by that in Transformers if it alone is a site here.
+        """Return TransformerLens' name of a hook, or Transformers' if only that one is a site here.
 
-        Of Gemma Scope 2's transcoders TransformerLens has the stream before the norm by that name.
+        For Gemma Scope 2's transcoders, TransformerLens' name means the stream before the norm.
         """
         names = [self.metadata.get(f"{prefix}{key}") for prefix in ("", "hf_")]
         found = [name for name in names if isinstance(name, str) and name]
@@ -183,7 +183,7 @@ class SaeLens(Layout):
         return self._site_out if self.transcodes else None
 
     def metadata_made_on(self) -> MadeOn:
-        """What the metadata say."""
+        """Return what the metadata say it was made on."""
         given = self.metadata
 
         def text(name: str) -> str | None:
@@ -193,7 +193,7 @@ class SaeLens(Layout):
         n_tokens = given.get("training_tokens")
         processing = given.get("model_from_pretrained_kwargs") or {}
         if not isinstance(processing, dict):
-            raise ValueError(f"model_from_pretrained_kwargs: {processing!r} is no object")
+            raise ValueError(f"model_from_pretrained_kwargs: {processing!r} is not an object")
         return MadeOn(
             model=text("model_name"),
             revision=processing.get("revision"),
@@ -206,7 +206,7 @@ class SaeLens(Layout):
         )
 
     def shapes(self) -> Shapes:
-        """Names and shapes of the tensors in `sae_weights.safetensors`."""
+        """Return names and shapes of the tensors in `sae_weights.safetensors`."""
         n, d, out = self.d_sae, self.d_in, self.d_out or self.d_in
         found: Shapes = {"W_enc": (d, n), "W_dec": (n, out), "b_dec": (out,)}
         if self.architecture == "gated":
@@ -220,8 +220,8 @@ class SaeLens(Layout):
         return self.from_tensors(tensors.stored_tensors(weights), str(weights))
 
     def from_tensors(self, stored: dict[str, Tensor], weights: str) -> Autoencoder:
-        """The SAE that these tensors are, with what else the config says folded into them."""
-        # Before version 6 there was a factor per latent, all ones if it was not used.
+        """Make an SAE from these tensors, with the rest of the config folded into them."""
+        # Before version 6 there was a factor per latent, all ones if unused.
         ones = [n for n in ("scaling_factor",) if n in stored and bool((stored[n] == 1).all())]
         t = tensors.fitting_tensors(stored, self.shapes(), weights, ones)
         w_enc, w_dec, b_dec = t["W_enc"].t().contiguous(), t["W_dec"], t["b_dec"]
@@ -232,7 +232,7 @@ class SaeLens(Layout):
         else:
             b_enc = t["b_enc"]
         if "jumprelu" in self.architecture:
-            # Below 0 it says nothing: codes are positive.
+            # A threshold below 0 has no effect, since codes are positive.
             own["threshold"] = t["threshold"].relu()
         if self.transcodes:
             made: Autoencoder = transcoder.Transcoder(
@@ -251,7 +251,7 @@ class SaeLens(Layout):
 
     @property
     def normalization(self) -> str:
-        """Of `nullsae.sae.normalization`; a layer norm takes the mean away already."""
+        """One of `nullsae.sae.normalization`; a layer norm already subtracts the mean."""
         if self.normalize_activations == "none" and self.metadata_made_on().centred:
             return "centre"
         return self.normalize_activations

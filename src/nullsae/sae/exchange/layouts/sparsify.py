@@ -1,4 +1,4 @@
-"""EleutherAI's sparsify: `cfg.json` beside `sae.safetensors`, in a folder named as its module."""
+"""EleutherAI's sparsify: `cfg.json` with `sae.safetensors`, in a folder named after its module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ transcoder: Any = lazy("nullsae.sae.transcoder")
 
 
 class Sparsify(Layout):
-    """Content of its `cfg.json`; what its older versions did not write has a default."""
+    """Content of its `cfg.json`; keys that older versions did not write have defaults."""
 
     name, position = "sparsify", 3
     weights = ("sae.safetensors",)
@@ -30,10 +30,10 @@ class Sparsify(Layout):
     k: PositiveInt
     expansion_factor: PositiveInt
     num_latents: NonNegativeInt = 0
-    """0 stands for d_in * expansion_factor."""
+    """0 means d_in * expansion_factor."""
     activation: Literal["topk", "groupmax"] = "topk"
     normalize_decoder: bool = True
-    """Of training only, as is `multi_topk`."""
+    """Only for training, like `multi_topk`."""
     multi_topk: bool = False
     signed: bool = False
     skip_connection: bool = False
@@ -42,9 +42,9 @@ class Sparsify(Layout):
     @model_validator(mode="after")
     def is_plain(self) -> Self:
         if self.signed:
-            raise ValueError("signed is true, which is not supported: only plain SAEs are")
+            raise ValueError("signed is true, which is not supported; only plain SAEs are")
         if self.skip_connection and not self.transcode:
-            raise ValueError("skip_connection is true, which goes with transcode alone")
+            raise ValueError("skip_connection is true, which requires transcode")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than the number of latents, {self.n_latents}")
         if self.activation == "groupmax" and self.n_latents % self.k:
@@ -64,7 +64,7 @@ class Sparsify(Layout):
         return self.d_in
 
     def made_on(self, folder: Path) -> MadeOn:
-        """By the folder's name, and the `config.json` of the training above it."""
+        """Take it from the folder's name, and from the `config.json` of the training above it."""
         folder = _of_module(folder)
         file = folder.parent / "config.json"
         try:
@@ -86,7 +86,7 @@ class Sparsify(Layout):
         return site_of_hook(_of_module(folder).name) if self.transcode else None
 
     def autoencoder(self, weights: Path) -> Autoencoder:
-        """An SAE; or a transcoder of what the module reads to what it gives."""
+        """Return an SAE, or a transcoder from the module's input to its output."""
         shapes = autoencoder.shapes(self.n_latents, self.d_in)
         if self.skip_connection:
             shapes |= {transcoder.SKIP: (self.d_in, self.d_in)}
@@ -96,14 +96,14 @@ class Sparsify(Layout):
         if (site := self.writes(weights.parent)) is None:
             raise UserError(
                 f"{weights.with_name('cfg.json')}: transcode is true, but the folder is not named "
-                f"as its module, such as layers.3.mlp: nothing says which site it writes"
+                f"after its module, e.g. layers.3.mlp, so the site it writes is unknown"
             )
         made: Autoencoder = transcoder.Transcoder.of(found, self.activation, self.k, site)
         return made
 
 
 def _of_module(folder: Path) -> Path:
-    """The folder with the module's name: in it stand those of seeds, if there are several."""
+    """Return the folder with the module's name, which contains those of several seeds."""
     return folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
 
 

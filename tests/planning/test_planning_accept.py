@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nullsae import paths
+from nullsae.cli import accept_code
 from nullsae.config.parse import parse_config
 from nullsae.config.study import Config
 from nullsae.core.files import content_key, write_json
@@ -23,6 +25,7 @@ from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import train_sae
 from nullsae.planning.accept import Comparison
 from nullsae.planning.made import MadeJob
+from refusing import refused
 from small_config import SMALL_CONFIG
 
 OLD, OLDER = "0" * 15 + "1", "0" * 15 + "2"
@@ -250,3 +253,28 @@ def test_a_config_that_uses_other_files_is_no_other_code(config: Config) -> None
     del edited["report"][other]["report/build.py"]
     assert is_other_code("report", one, other, edited)
     assert is_other_code("report", one, other, {})
+
+
+def test_nothing_is_accepted_under_a_run_that_began_meanwhile(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(tmp_path, config, train_sae=OLD)
+    (tmp_path / "config.yaml").write_text(json.dumps(SMALL_CONFIG))
+    lock = tmp_path / ".snakemake/locks/0.output.lock"
+
+    def begin() -> None:
+        lock.parent.mkdir(parents=True)
+        lock.write_text("results/tables/models.parquet\n")
+
+    monkeypatch.setattr(accept_code, "made_jobs", lambda _config, _root: made.jobs)
+    monkeypatch.setattr(accept_code, "_ask", begin)
+    accept = partial(
+        accept_code.accept_code, tmp_path, ["train_sae"], all_rules=False, overlays=(), pairs=()
+    )
+    said = refused(accept, yes=False)
+    assert "Snakemake is at work here, so nothing was recorded" in said
+    assert not (tmp_path / paths.ACCEPTED).exists()
+    lock.unlink()
+    accept(yes=True)
+    (acceptance,) = accepted.read_acceptances(tmp_path)
+    assert [code.accepted for code in acceptance.codes] == [OLD]

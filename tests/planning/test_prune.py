@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,30 @@ def test_a_listing_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[st
     assert "The last run here also had variants cascade, saes wide: is a --configfile" in said
 
 
+def test_what_a_run_renames_or_deletes_during_a_listing_is_passed_over(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+    gone, folder = f"results/saes/{CELL}/cfg.json", f"results/models/{MODEL}"
+
+    def scanned(place: Any) -> Any:
+        if place == study / folder:
+            shutil.rmtree(place)
+        found = scan(place)
+        if place == (study / gone).parent:
+            (study / gone).write_text("{}")
+            entries = [*found]
+            (study / gone).unlink()
+            return nullcontext(entries)
+        return found
+
+    config = read_merged_config([study / "config.yaml", study / "more.yaml"])
+    monkeypatch.setattr(os, "scandir", scanned)
+    found = find(config, study).files[State.NAMED]
+    assert f"results/saes/{CELL}/sae.safetensors" in found
+    assert not [path for path in found if path == gone or path.startswith(folder)]
+
+
 @pytest.mark.parametrize("llm_cache", [False, True])
 def test_yes_deletes_what_is_left_over_and_nothing_else(study: Path, llm_cache: bool) -> None:
     prune(study, [study / "more.yaml"], yes=True, llm_cache=llm_cache)
@@ -296,7 +322,8 @@ def test_a_link_that_comes_between_listing_and_deleting_is_not_followed(study: P
     cell.rename(outside)
     cell.symlink_to(outside)
     path = f"results/saes/{CELL.replace('topk', 'wide')}/sae.safetensors"
-    with pytest.raises(UserError, match=r"^1 files could not be deleted, such as .*: its path leads"):
+    told = r"^1 files could not be deleted, such as .*: its path leads"
+    with pytest.raises(UserError, match=told):
         delete(study, {path: 1})
     assert (outside / "sae.safetensors").exists()
 

@@ -45,12 +45,15 @@ from nullsae.jobs.sae_inputs import given_saes, sae_inputs, settled
 from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options, study_options
 from nullsae.report.names import figure_names
+from nullsae.watching.at_work import check_unlock
 from nullsae.watching.events import record_events
 from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.parse import resolve_subjects, parse_config
 
 try:
     check_start(workflow, sys.argv)
+    if workflow.is_main_process:
+        check_unlock(Path.cwd(), sys.argv)
     read_set_resources(workflow.resource_settings)
     STUDY = resolve_subjects(parse_config(with_typed_entries(workflow, config)))
     check_imported(STUDY)

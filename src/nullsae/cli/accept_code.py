@@ -18,9 +18,11 @@ from nullsae.jobs.entry import typed_entries
 from nullsae.jobs.rules import rules as all_rules_by_name
 from nullsae.planning.accept import Change, Comparison, differing_files
 from nullsae.planning.dag import command_for
+from nullsae.planning.locks import refuse_locks
 from nullsae.planning.made import made_jobs
 
 SHOWN_JOBS = 6
+UNRECORDED = "nothing was recorded"
 SHOWN_FILES = 12
 
 
@@ -77,6 +79,8 @@ def accept_code(
         print(f"Not accepted, so run again with all that depends on it: {', '.join(found.others)}.")
     if not yes:
         _ask()
+    # One that began meanwhile read what counted before.
+    refuse_locks(root, UNRECORDED)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     acceptance = Acceptance(
         date=now, nullsae=__version__, codes=codes, activations=found.activations
@@ -149,4 +153,4 @@ def _ask() -> None:
     if not sys.stdin.isatty():
         raise UserError("cannot ask without a terminal; read the above and give --yes")
     if not typer.confirm("Accept?"):
-        raise UserError("nothing was recorded")
+        raise UserError(UNRECORDED)

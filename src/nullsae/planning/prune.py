@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -15,13 +15,12 @@ from nullsae.config.read import read_merged_config, study_files
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.locking import alone_at
-from nullsae.planning.dag import command_for
+from nullsae.planning.locks import locked, refuse_locks
 from nullsae.planning.named import named_by
 from nullsae.planning.results_tree import ResultsTree, State
 
 RESULTS = "results"
-# Snakemake's own locks, in a study's folder.
-LOCKS = ".snakemake/locks"
+UNDELETED = "nothing was deleted"
 # The most lines for one tree; longer lists count folders by their last key.
 MOST_LINES = 20
 
@@ -57,8 +56,11 @@ def find(config: Config, root: Path) -> Found:
 
 
 def _walk(root: Path, folder: str, links: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield path and size of each file below a folder, sorted; links are added to `links`."""
-    with os.scandir(root / folder) as entries:
+    """Yield path and size of each file below a folder, sorted; links are added to `links`.
+
+    Skips what a run renames or deletes meanwhile.
+    """
+    with suppress(FileNotFoundError), os.scandir(root / folder) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             path = f"{folder}/{entry.name}"
             if entry.is_symlink():
@@ -66,7 +68,8 @@ def _walk(root: Path, folder: str, links: list[str]) -> Iterator[tuple[str, int]
             elif entry.is_dir(follow_symlinks=False):
                 yield from _walk(root, path, links)
             else:
-                yield path, entry.stat(follow_symlinks=False).st_size
+                with suppress(FileNotFoundError):
+                    yield path, entry.stat(follow_symlinks=False).st_size
 
 
 def prune(
@@ -85,7 +88,7 @@ def prune(
             here belongs to the config; or a file cannot be deleted.
     """
     if yes:
-        _refuse_locks(root)
+        refuse_locks(root, UNDELETED)
     config = read_merged_config(study_files(root, configfiles))
     found = find(config, root)
     leaves = found.files[State.LEFT] | (found.files[State.PAID] if llm_cache else {})
@@ -105,7 +108,7 @@ def prune(
             f"the --configfile that the study was run with, or delete the folder yourself"
         )
     locks = [root / path for path in leaves if path.endswith(".lock")]
-    with _locked(root, leaves), alone_at(locks, wait_seconds=0):
+    with locked(root, leaves, UNDELETED), alone_at(locks, wait_seconds=0):
         n_bytes = delete(root, leaves)
     print(f"Deleted {len(leaves):,} files, {size_text(n_bytes)}.")
 
@@ -161,28 +164,6 @@ def _remove_empty(folder: Path, top: Path) -> None:
         except OSError:
             return
         folder = folder.parent
-
-
-@contextmanager
-def _locked(root: Path, files: Iterable[str]) -> Iterator[None]:
-    """Lock these files against Snakemake, with a lock of its own kind."""
-    own = root / LOCKS / f"{os.getpid()}.output.lock"
-    own.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        own.write_text("".join(f"{path}\n" for path in files), encoding="utf-8")
-        _refuse_locks(root, own)
-        yield
-    finally:
-        own.unlink(missing_ok=True)
-
-
-def _refuse_locks(root: Path, own: Path | None = None) -> None:
-    """Raise a `UserError` if Snakemake is running in the folder, or was killed there."""
-    if others := [lock for lock in (root / LOCKS).glob("*.lock") if lock != own]:
-        raise UserError(
-            f"{others[0]}: Snakemake is running here, so nothing was deleted; if it was killed, "
-            f"run `{command_for(root, '--unlock')}` first"
-        )
 
 
 def _listing(

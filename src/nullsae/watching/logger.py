@@ -69,9 +69,11 @@ class LogHandler(LogHandlerBase):
             if event == "job_error" and self._print_failure(record):
                 return
             if event == "error" and not self.is_plain:
+                from nullsae.watching.at_work import refusal
                 from nullsae.watching.screen import shortened
 
-                record.msg = shortened(record.getMessage())
+                text = record.getMessage()
+                record.msg = refusal(text) or shortened(text)
             self._say(record)
         elif event == RUN_STARTED:
             self._start(Path(record.file))  # type: ignore[attr-defined]

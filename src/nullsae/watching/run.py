@@ -147,7 +147,10 @@ class Run:
         if self.plan is None or self.plan.host != socket.gethostname():
             return False
         try:
-            return bool(psutil.Process(self.plan.pid).create_time() > self.began)
+            process = psutil.Process(self.plan.pid)
+            # In a container, nobody may ask a dead one how it ended.
+            is_over = process.status() == psutil.STATUS_ZOMBIE
+            return is_over or bool(process.create_time() > self.began)
         except psutil.Error:
             return True
 

@@ -214,7 +214,7 @@ def test_a_plan_names_the_object_and_parsing_does_not_run_it(package: str) -> No
         ({"object": "nothing.made:x"}, "no Python file of the module 'nothing.made' found"),
         ({"object": "json.nothing:x"}, "no Python file of the module 'json.nothing' found"),
         ({"object": "math:sin"}, "no Python file of the module 'math' found"),
-        ({"d_model": 3}, "the SAE reads 3 dimensions, but resid_post.0 of small has 16"),
+        ({"d_model": 3}, "an SAE for 3 dimensions, but resid_post.0 of small has 16"),
         ({"files": ["no.pt"]}, "saes.theirs.pretrained.files[0]: 'no.pt' is not a file"),
         ({"width": 3}, "saes.theirs.pretrained.width: unknown key"),
     ],

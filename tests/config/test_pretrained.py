@@ -132,8 +132,7 @@ def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: 
     study["saes"] = {"theirs": {"pretrained": saelens(tmp_path, width=32)}}
     said = refused(check_pretrained, resolve_subjects(parse_config(study)))
     assert said == (
-        "config: saes.theirs.pretrained: the SAE reads 32 dimensions, but resid_post.1 of small "
-        "has 64"
+        "config: saes.theirs.pretrained: an SAE for 32 dimensions, but resid_post.1 of small has 64"
     )
 
 

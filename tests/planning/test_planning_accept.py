@@ -272,7 +272,7 @@ def test_nothing_is_accepted_under_a_run_that_began_meanwhile(
         accept_code.accept_code, tmp_path, ["train_sae"], all_rules=False, overlays=(), pairs=()
     )
     said = refused(accept, yes=False)
-    assert "Snakemake is at work here, so nothing was recorded" in said
+    assert "Snakemake is running here, so nothing was recorded" in said
     assert not (tmp_path / paths.ACCEPTED).exists()
     lock.unlink()
     accept(yes=True)

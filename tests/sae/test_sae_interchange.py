@@ -421,7 +421,7 @@ def test_a_folder_without_an_sae_is_refused(tmp_path: Path) -> None:
     assert text.startswith(f"{WHERE}: ")
     assert "holds no SAE, only cfg.json, weights.pt; an SAE has cfg.json or " in text
     (tmp_path / "layers.3").mkdir()
-    assert f"of a folder in it write {tmp_path}::layers.3" in refused(read, tmp_path)
+    assert f"for a folder in it write {tmp_path}::layers.3" in refused(read, tmp_path)
 
 
 def test_a_folder_with_two_saes_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_the_lock_of_a_run_that_goes_on_stays(tmp_path: Path) -> None:
     check_unlock(tmp_path, UNLOCK)
     a_run(tmp_path, told(**here(os.getpid())))
     said = refused(check_unlock, tmp_path, UNLOCK)
-    assert said.startswith(f"--unlock: a run is at work here (process {os.getpid()}, since ")
+    assert said.startswith(f"--unlock: a run is running here (process {os.getpid()}, since ")
     assert f"`kill {os.getpid()}`" in said
     check_unlock(tmp_path, ["snakemake", "-n"])
 
@@ -68,7 +68,7 @@ def test_a_locked_folder_is_one_line_with_a_way_out(
 ) -> None:
     said = refusal(lock_error(tmp_path, monkeypatch))
     assert said is not None
-    assert said.startswith(f"{tmp_path}: cannot be locked: another Snakemake is at work here")
+    assert said.startswith(f"{tmp_path}: cannot be locked: another Snakemake is running here")
     unlock = shlex.split(said.split("`")[1])
     assert unlock[0] == "snakemake"
     assert unlock[unlock.index("--directory") + 1 :] == [str(tmp_path), "--unlock"]

@@ -56,7 +56,7 @@ def check_pretrained(config: Config) -> None:
                 wide = site_kind(site) not in PROJECTED and shape.d_model is not None
                 if wide and d_model not in (None, shape.d_model):
                     raise UserError(
-                        f"{where}.pretrained: the SAE reads {d_model} dimensions, but {site} of "
+                        f"{where}.pretrained: an SAE for {d_model} dimensions, but {site} of "
                         f"{subject_name} has {shape.d_model}"
                     )
 

@@ -26,7 +26,7 @@ def refuse_locks(root: Path, outcome: str, own: Path | None = None) -> None:
     """
     if others := [lock for lock in (root / LOCKS).glob("*.lock") if lock != own]:
         raise UserError(
-            f"{others[0]}: Snakemake is at work here, so {outcome}; if it was killed, "
+            f"{others[0]}: Snakemake is running here, so {outcome}; if it was killed, "
             f"run `{command_for(root, '--unlock')}` first"
         )
 

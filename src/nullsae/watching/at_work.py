@@ -63,7 +63,7 @@ def refusal(text: str) -> str | None:
     from nullsae.planning.dag import command_for
 
     return (
-        f"{root}: cannot be locked: another Snakemake is at work here or was killed; if killed, "
+        f"{root}: cannot be locked: another Snakemake is running here or was killed; if killed, "
         f"remove its lock with `{command_for(root, UNLOCK)}`"
     )
 
@@ -72,6 +72,6 @@ def _who(run: Run) -> str:
     assert run.plan is not None
     since, pid = time.strftime("%H:%M", time.localtime(run.began)), run.plan.pid
     return (
-        f"a run is at work here (process {pid}, since {since}); wait for it, or stop it with "
+        f"a run is running here (process {pid}, since {since}); wait for it, or stop it with "
         f"Ctrl-C or `kill {pid}`: finished work is kept"
     )

@@ -106,7 +106,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     assert ["small", "embed", "topk", "31.9, 200,000", *["32, 100,000"] * 2] in cells
     assert ["small", "topk", "cosine", "", "7", "", "2", "1", "", ""] in cells
     assert "Warning: subject small: the subject [b]knows[/b] little." in lines
-    older = "Made in part by older code: train_sae accepted from 00000000000000aa."
+    older = "Made in part by older code, which was accepted: train_sae."
     assert older in lines
     told = "step0 and trained were not made alike: torch 2.5.1 (trained: 2.6.0), in sae embed."
     assert f"Warning: subject small: {told}" in lines

@@ -73,8 +73,9 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
     for subject, warning in warnings:
         console.print(f"Warning: subject {subject}: {warning}.", style="red", markup=False)
     notes = [row["accepted"].split("; ") for row in rows if row["accepted"]]
-    if accepted := sorted({note for found in notes for note in found}):
-        console.print(f"Made in part by older code: {'; '.join(accepted)}.", markup=False)
+    # Their hashes are in the tables and on the page.
+    if rules := sorted({note.split()[0] for found in notes for note in found}):
+        console.print(f"Made in part by older code, which was accepted: {', '.join(rules)}.")
     if not all_verdicts:
         study = "" if root == Path() else f"{quote(str(root))} "
         each = f"Each verdict: nullsae verdicts {study}--all"

@@ -68,6 +68,6 @@ def test_a_metric_that_lacks_something_says_so() -> None:
         type("Bare", (Metric,), {"name": "bare"})
     whole = dict.fromkeys(("title", "definition", "reading", "section"), "text")
     with pytest.raises(
-        TypeError, match=r"metric 'odd': section 'text' is none of effects, reconstruction"
+        TypeError, match=r"metric 'odd': section 'text' is not one of effects, reconstruction"
     ):
         type("Odd", (Metric,), {"name": "odd", "columns": ("c",), "floor": 1.0, **whole})

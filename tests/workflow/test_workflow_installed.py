@@ -145,6 +145,8 @@ def test_a_study_that_comes_with_nullsae_is_planned_and_listed(installed: Instal
 
 def test_ctrl_c_ends_snakemake_itself_and_frees_the_folder(installed: Installed) -> None:
     installed.run("nullsae", "init", "stopped", "--from", "quick")
+    # Tests that a script runs in the background would pass on that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [installed.bin / "nullsae", "run", "stopped"],
         cwd=installed.folder,
@@ -154,6 +156,7 @@ def test_ctrl_c_ends_snakemake_itself_and_frees_the_folder(installed: Installed)
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     study = installed.folder / "stopped"
     while process.poll() is None and not any((study / "results/logs").rglob("*.log")):
         time.sleep(0.1)

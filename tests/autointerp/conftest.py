@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from asked_latents import N_WINDOWS, WORDS, Rows, text_window
 from autointerp_cells import byte_tokenizer
-from scripted_server import ScriptedServer
+from scripted_server import Options, ScriptedServer
 from tokenizers import Tokenizer
 
 
@@ -33,8 +33,16 @@ def rows(tokenizer: Tokenizer) -> Rows:
     return found
 
 
+@pytest.fixture(scope="module")
+def process() -> Iterator[ScriptedServer]:
+    """Yield one server for a file of tests, which set its options."""
+    with ScriptedServer() as process:
+        yield process
+
+
 @pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    """A server with plausible judgements."""
-    with ScriptedServer(answers="judge_answers:plausible") as server:
-        yield server
+def server(process: ScriptedServer) -> ScriptedServer:
+    """Return a server with plausible judgements."""
+    process.set(**vars(Options(answers="judge_answers:plausible")))
+    process.reset()
+    return process

@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -45,12 +44,6 @@ from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as process:
-        yield process
 
 
 @pytest.fixture

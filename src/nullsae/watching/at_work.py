@@ -27,7 +27,8 @@ def run_at_work(root: Path) -> Run | None:
     for file in sorted((root / FOLDER).glob(f"*{SUFFIX}"), reverse=True):
         run = Run(root, file)
         try:
-            run.update()
+            if file.is_file():  # not a pipe
+                run.update()
         except OSError:
             continue
         if run.plan and run.plan.host == socket.gethostname() and run.ended is None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llm_asking import ask
 from scripted_server import Options, ScriptedServer
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
 
 
 @pytest.fixture

@@ -118,8 +118,7 @@ def bad_day(
 
     study.make("--unlock")
     since = time.time()
-    limit = "train_sae:runtime=1 if attempt == 1 else 60"
-    with study.running("--set-resources", limit, log="second.log") as second:
+    with study.running(log="second.log") as second:
         day.interrupted = wait_for(
             "a capture", lambda: study.started("cache_activations", since=since), second
         )
@@ -131,6 +130,8 @@ def bad_day(
         wait_for("the end of the node's jobs", lambda: not alive(on_node), second)
         slurm("scontrol", "update", "nodename=gpu0", "state=resume")
         day.out_of_time = freeze_training(study, "train_sae", second, since, "variant=trained/")
+        # Only now, because a busy machine may take longer than any limit to start the job.
+        slurm("scontrol", "update", f"jobid={day.out_of_time.job}", "timelimit=1")
         of_sae = folder / paths.LOG.format(rule="train_sae", keys=cell(paths.CELL_KEYS))
         # Snakemake prints the log as soon as SLURM reports the end of the job, and the next attempt
         # overwrites it: what the training logs in between is nowhere else.

@@ -134,6 +134,10 @@ class SlurmStudy(Study):
             )
         try:
             yield process
+        except BaseException:
+            # pytest prints it with the failure.
+            print((self.folder / log).read_text(encoding="utf-8")[-6000:], *self.ended(), sep="\n")
+            raise
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

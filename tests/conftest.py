@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from small_chain import Chain
+
+
+# As in `nullsae.cli.main`: libraries and tests make millions of objects that stay.
+gc.set_threshold(200_000)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -107,6 +108,7 @@ def all_controls_config(**sections: Any) -> Config:
     return default_config(**(wanted | sections))
 
 
+@cache
 def train_tokenizer() -> Tokenizer:
     """Train a byte-level BPE too small for its text: most non-ASCII characters split into bytes."""
     tokenizer = Tokenizer(models.BPE())

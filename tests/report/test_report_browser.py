@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_page import Elements, ask, height_in_screens
+from report_page import Chromium, Elements
 from report_study import EVIL, ODD_TEXT, default_config
 from tokenizers import Tokenizer
 
@@ -53,7 +53,7 @@ def order(values: dict[int, float | None], *, down: bool) -> list[int]:
 
 
 def test_a_click_on_a_column_sorts_both_sides_and_a_second_one_reverses_the_order(
-    built: Path, page: str, tmp_path: Path
+    built: Path, page: str, chromium: Chromium
 ) -> None:
     keys = {"explainer": "lexical", "scorer": "fuzzing", "site": "resid_post.1"}
     expected: dict[str, list[dict[int, float | None]]] = {"firing_share": [], "fuzzing": []}
@@ -71,7 +71,7 @@ def test_a_click_on_a_column_sorts_both_sides_and_a_second_one_reverses_the_orde
         ".closest('th').getAttribute('aria-sort')])"
         for key in ("firing_share", "fuzzing", "fuzzing")
     )
-    found = ask(page, 1280, tmp_path, f"{ALL} const found = []; {clicks}; return found")
+    found = chromium.ask(page, 1280, f"{ALL} const found = []; {clicks}; return found")
     wanted = (("firing_share", True), ("fuzzing", True), ("fuzzing", False))
     for (left, right, sort), (key, down) in zip(found, wanted, strict=True):
         assert sort == ("descending" if down else "ascending")
@@ -83,23 +83,22 @@ def test_a_click_on_a_column_sorts_both_sides_and_a_second_one_reverses_the_orde
 
 
 def test_the_page_opens_with_the_best_of_the_sampled_latents(
-    built: Path, page: str, tmp_path: Path
+    built: Path, page: str, chromium: Chromium
 ) -> None:
     own = {row["latent"]: row["next_token_auroc"] for row in passing(built) if row["sampled"]}
-    found = ask(page, 1280, tmp_path, f"return {SHOWN.format(side=LEFT)}")
+    found = chromium.ask(page, 1280, f"return {SHOWN.format(side=LEFT)}")
     assert found == order(own, down=True)
     assert found[-1] == 8  # the one without a value
 
 
-def test_filters_leave_only_what_was_requested(built: Path, page: str, tmp_path: Path) -> None:
+def test_filters_leave_only_what_was_requested(built: Path, page: str, chromium: Chromium) -> None:
     ranked = rows_of(
         built, "latents_ranked", site="resid_post.1", metric="next_token_auroc", null="step0"
     )
     expected = {row["latent"] for row in ranked if row["q"] <= 0.2}
-    found = ask(
+    found = chromium.ask(
         page,
         1280,
-        tmp_path,
         f"{ALL} const type = (name, value) => {{ const one = d.querySelector(name);"
         "one.value = value; one.dispatchEvent(new w.Event('input')); };"
         f"type('[name=q]', '0.2'); const few = {SHOWN.format(side=LEFT)};"
@@ -118,12 +117,13 @@ def test_filters_leave_only_what_was_requested(built: Path, page: str, tmp_path:
     assert said.startswith("No latents: ")
 
 
-def test_q_is_against_the_variant_on_the_other_side(built: Path, page: str, tmp_path: Path) -> None:
+def test_q_is_against_the_variant_on_the_other_side(
+    built: Path, page: str, chromium: Chromium
+) -> None:
     """Or against all nulls next to a variant that is not a null; latents of nulls have no q."""
-    found = ask(
+    found = chromium.ask(
         page,
         1280,
-        tmp_path,
         "const found = []; const sides = () => d.querySelectorAll('.side');"
         "for (const name of ['step0', 'noise_embeddings', 'retrained']) {"
         "const select = sides()[1].querySelector('select'); select.value = name;"
@@ -150,14 +150,13 @@ def test_q_is_against_the_variant_on_the_other_side(built: Path, page: str, tmp_
 
 
 def test_a_chosen_latent_shows_its_windows_its_explanation_and_its_tokens(
-    built: Path, page: str, tmp_path: Path
+    built: Path, page: str, chromium: Chromium
 ) -> None:
     latent = passing(built)[3]
     assert latent["sampled"]
-    found = ask(
+    found = chromium.ask(
         page,
         1280,
-        tmp_path,
         f"{LEFT}.querySelector('[data-latent=\"{latent['latent']}\"]').click();"
         f"const card = {LEFT}.querySelector('.latent');"
         "return { title: card.querySelector('h4').textContent,"
@@ -195,11 +194,10 @@ def test_a_chosen_latent_shows_its_windows_its_explanation_and_its_tokens(
     assert found["windows"][0][0].replace("␣", " ") == ODD_TEXT.replace("\x07", r"\x07")
 
 
-def test_rows_are_reached_and_chosen_by_the_keyboard(page: str, tmp_path: Path) -> None:
-    found = ask(
+def test_rows_are_reached_and_chosen_by_the_keyboard(page: str, chromium: Chromium) -> None:
+    found = chromium.ask(
         page,
         1280,
-        tmp_path,
         f"const rows = {SHOWN.format(side=LEFT)}; {LEFT}.querySelector('tbody button').focus();"
         "for (const key of ['ArrowDown', 'ArrowDown', 'ArrowUp'])"
         "d.activeElement.dispatchEvent(new w.KeyboardEvent('keydown', {key, bubbles: true}));"
@@ -216,13 +214,12 @@ def test_rows_are_reached_and_chosen_by_the_keyboard(page: str, tmp_path: Path) 
     assert labelled
 
 
-def test_scripts_in_texts_stay_text_and_no_other_script_runs(page: str, tmp_path: Path) -> None:
+def test_scripts_in_texts_stay_text_and_no_other_script_runs(page: str, chromium: Chromium) -> None:
     added = "<script>window.ran = true</script>"
     hostile = page.replace("</main>", f"{added}</main>")
-    found = ask(
+    found = chromium.ask(
         hostile,
         1280,
-        tmp_path,
         "return [d.scripts.length, w.ran === undefined, d.querySelectorAll('tbody button').length,"
         "[...d.querySelectorAll('#browser *')].every(e => [...e.attributes].every("
         "a => !a.name.startsWith('on'))), d.querySelector('#browser').textContent]",
@@ -248,9 +245,9 @@ def test_the_answer_needs_no_script(page: str) -> None:
 
 
 def test_the_page_of_the_default_study_is_at_most_six_screens_high(
-    page: str, tmp_path: Path
+    page: str, chromium: Chromium
 ) -> None:
-    assert 2 < height_in_screens(page, tmp_path) <= MOST_SCREENS
+    assert 2 < chromium.height_in_screens(page) <= MOST_SCREENS
 
 
 def test_two_hundred_latents_a_cell_fit_in_five_megabytes(page: str) -> None:
@@ -279,7 +276,7 @@ def test_sampled_latents_come_first_and_others_fill_the_room(built: Path) -> Non
 
 
 def test_the_page_says_how_many_latents_beat_placebo_and_sorts_them_by_q_from_a_click(
-    built: Path, page: str, tmp_path: Path
+    built: Path, page: str, chromium: Chromium
 ) -> None:
     ranked = rows_of(built, "latents_ranked", metric="next_token_auroc", null="all")
     n = sum(row["q"] <= 0.05 for row in ranked)
@@ -296,10 +293,9 @@ def test_the_page_says_how_many_latents_beat_placebo_and_sorts_them_by_q_from_a_
     assert counts.count("<tbody>") == 1
     assert f"{n_here} of {len(here)}<" in counts
     assert "Token entropy" not in counts  # untested against all
-    shown, q = ask(
+    shown, q = chromium.ask(
         page,
         1280,
-        tmp_path,
         f"{ALL} {LEFT}.querySelector('[data-key=q]').click(); return [{SHOWN.format(side=LEFT)},"
         f"[...{LEFT}.querySelectorAll('tbody tr')].map(tr => tr.lastChild.textContent)]",
     )
@@ -313,7 +309,7 @@ def test_the_page_says_how_many_latents_beat_placebo_and_sorts_them_by_q_from_a_
 
 
 def test_latents_that_beat_placebo_are_counted_on_a_page_without_a_browser(
-    built: Path, tmp_path: Path
+    built: Path, tmp_path: Path, undrawn: None
 ) -> None:
     own = built / "results"
     (tmp_path / "results").mkdir()

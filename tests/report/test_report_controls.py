@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_page import Elements, scroll_width
+from report_page import Chromium, Elements
 from report_study import (
     EVIL,
     EXPLAINERS,
@@ -30,7 +30,7 @@ from nullsae.report.build import build_report
 from nullsae.report.controls import controls
 from nullsae.report.drawings.answer import positions
 from nullsae.report.drawings.cross_entropy import CLEAN
-from nullsae.report.figures import draw_figure
+from nullsae.report.figures import draw_figure, make_chart
 from nullsae.report.matrix import NONE, differences, shares, short
 from nullsae.report.names import figure_names
 from nullsae.report.study import Study, load_study, thin
@@ -74,8 +74,8 @@ def test_the_full_study_has_all_figures_and_a_light_sound_page(
 
 
 @pytest.mark.slow
-def test_the_full_page_fits_a_phone(page: str, tmp_path: Path) -> None:
-    assert scroll_width(page, 390, tmp_path) <= 390
+def test_the_full_page_fits_a_phone(page: str, chromium: Chromium) -> None:
+    assert chromium.scroll_width(page, 390) <= 390
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_gaussian_has_activations_and_no_loss(built: Path, page: str) -> None:
     assert "gaussian has no model" in page
 
 
-def test_gaussian_beside_one_sae_and_first_of_all(tmp_path: Path) -> None:
+def test_gaussian_beside_one_sae_and_first_of_all(tmp_path: Path, undrawn: None) -> None:
     config = default_config(
         variants=["gaussian", "trained"],
         explainers={},
@@ -215,8 +215,9 @@ def test_cross_evaluations_of_a_study_with_one_sae(tmp_path: Path) -> None:
     )
     write_study(tmp_path, config)
     assert "small.cross_evaluation" in figure_names(config)
-    figure = draw_figure(load_study(config, tmp_path), "small", "cross_evaluation")
-    assert "evaluated on" in figure.svg
+    study = load_study(config, tmp_path)
+    make_chart(study, "small", "cross_evaluation")[1].to_dict()  # is valid
+    assert "evaluated on" in draw_figure(study, "small", "cross_evaluation").svg
 
 
 def test_a_line_of_a_depth_profile_joins_sites_of_one_kind(tmp_path: Path) -> None:

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import warm_start
 import workflow_study
-from filelock import FileLock
 from workflow_study import ONE_THREAD, Study, freeze, new_study
 
-
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that the first of pytest's processes makes; the others wait."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    done = folder.with_name(f"{name}.done")
-    with FileLock(folder.with_name(f"{name}.lock")):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
-            make(folder)
-            done.touch()
-    return folder
+from made_once import made_once
 
 
 @pytest.fixture(scope="session")

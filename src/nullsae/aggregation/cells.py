@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from nullsae import paths, tables
@@ -66,8 +65,10 @@ class Units:
 
     def looked_up(self, name: str, ids: Ints) -> Floats:
         """Return a column at units `ids`, int64 [n_ids]: float64 [n_ids], NaN for missing ones."""
-        values = pd.Series(self.column(name)[0], self.ids).reindex(ids)
-        return np.array(values, dtype=np.float64)  # a copy, to be written
+        if not len(self.ids):
+            return np.full(len(ids), np.nan)
+        place = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+        return np.where(self.ids[place] == ids, self.column(name)[0][place], np.nan)
 
 
 def read_cells(table: str, files: Iterable[str], root: Path) -> list[tuple[Keys, pa.Table]]:

@@ -91,8 +91,9 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
         row["warning"] = next((warnings[arm] for arm in arms if arm in warnings), None)
         row["accepted"] = accepted(row)
     judged = [verdict(row, METRICS[row["metric"]](), statistics.confidence) for row in contrasts]
+    kept = set(VERDICTS.names)
     verdicts = [
-        {name: value for name, value in contrast.items() if name in VERDICTS.names}
+        {name: value for name, value in contrast.items() if name in kept}
         | {"verdict": word, "reason": reason}
         for contrast, (word, reason) in zip(contrasts, judged, strict=True)
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -230,9 +232,8 @@ def _cell(
 
 def _of_cell(table: pa.Table, keys: Mapping[str, Any]) -> pa.Table:
     """Return the rows of a cell, sorted by latent."""
-    for key, value in keys.items():
-        table = table.filter(pc.field(key) == value)
-    return table.sort_by("latent")
+    own = reduce(and_, (pc.field(key) == value for key, value in keys.items()))
+    return table.filter(own).sort_by("latent")
 
 
 def _q(ranked: pa.Table, latents: Sequence[int]) -> dict[str, dict[str, list[float | None]]]:

@@ -7,7 +7,7 @@ may be None. `variants` lists all variants in the order of the legend, or top to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from nullsae.core.registry import lazy
 from nullsae.report import style
@@ -87,15 +87,12 @@ def facet(
     """
     panels = list(dict.fromkeys(row["panel"] for row in rows))
     width = width or _panel_width(frame.columns, labelled=False)
-    chart: alt.FacetChart = (
-        alt.LayerChart(layer=layers, width=width, height=height)
-        .facet(
-            alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6)),
-            data=alt.InlineData(values=rows),
-            columns=min(frame.columns, len(panels)),
-            spacing=spacing,
-        )
-        .properties(title=alt.Title(frame.title, subtitle=frame.subtitle))
+    chart: alt.FacetChart = alt.LayerChart(layer=layers, width=width, height=height).facet(
+        alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6)),
+        data=alt.InlineData(values=rows),
+        columns=min(frame.columns, len(panels)),
+        spacing=spacing,
+        title=alt.Title(frame.title, subtitle=frame.subtitle),
     )
     return chart
 
@@ -106,12 +103,12 @@ def _panel_width(columns: int, *, labelled: bool = True) -> int:
     return min(480, (total - SPACING * (columns - 1)) // columns)
 
 
-def _across(axis: str, reference: float | None) -> list[Any]:
+def _across(axis: Literal["x", "y"], reference: float | None) -> list[Any]:
     """Return a dashed line, drawn once per panel; with the full data it would repeat per row."""
     if reference is None:
         return []
     rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
-    return [rule.encode(**{axis: alt.datum(reference)})]
+    return [rule.encode(alt.XDatum(reference) if axis == "x" else alt.YDatum(reference))]
 
 
 def _x_axis() -> alt.Axis:
@@ -137,12 +134,12 @@ def dot_whisker(
         alt.Chart()
         .transform_filter("datum.variant === 'trained' && isValid(datum.low)")
         .mark_rect(color=style.BAND, opacity=1)
-        .encode(x=alt.X("low:Q", title=None), x2="high:Q")
+        .encode(x=alt.X("low:Q", title=None), x2=alt.X2("high:Q"))
     )
     whisker = (
         base.transform_filter("isValid(datum.low)")
         .mark_rule(strokeWidth=2)
-        .encode(x=alt.X("low:Q", title=None), x2="high:Q")
+        .encode(x=alt.X("low:Q", title=None), x2=alt.X2("high:Q"))
     )
     dot = base.mark_point(filled=True, size=75, opacity=1).encode(x=x)
     text = alt.Text("value:Q", format=".3r")
@@ -188,7 +185,7 @@ def _lines(x: alt.X, variants: Sequence[str], reference: float | None) -> list[A
     band = (
         base.transform_filter(banded)
         .mark_area(opacity=0.15)
-        .encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+        .encode(y=alt.Y("low:Q", title=None), y2=alt.Y2("high:Q"))
     )
     line = base.mark_line(strokeWidth=2).encode(y=y)
     if many:
@@ -238,7 +235,7 @@ def ranges(
     span = (
         base.transform_aggregate(low="min(value)", high="max(value)", groupby=["panel", "variant"])
         .mark_rule(strokeWidth=1, opacity=0.55)
-        .encode(x=alt.X("low:Q", title=None), x2="high:Q")
+        .encode(x=alt.X("low:Q", title=None), x2=alt.X2("high:Q"))
     )
     scale = alt.Scale(domain=list(quantities), range=list(quantities.values()))
     legend = alt.Legend(title=None, orient="top", symbolStrokeColor=style.INK)
@@ -261,7 +258,7 @@ def curves(
         y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
         color=by_look(alt.Color, style.colour, variants, legend=legend),
         strokeDash=by_look(alt.StrokeDash, style.dash, variants, legend=legend),
-        detail="run:N",
+        detail=alt.Detail("run:N"),
     )
     return facet([line], rows, frame, height=height)
 
@@ -296,7 +293,7 @@ def nothing(title: str, reason: str) -> alt.Chart:
     chart: alt.Chart = (
         alt.Chart(alt.InlineData(values=[{"text": reason}]))
         .mark_text(fontSize=13, color=style.MUTED)
-        .encode(text="text:N")
+        .encode(text=alt.Text("text:N"))
         .properties(width=PLOT_WIDTH, height=80, title=alt.Title(title))
     )
     return chart

@@ -9,7 +9,7 @@ from nullsae.config.sites import site_kind, site_layer
 from nullsae.report import charts, compact, panels
 from nullsae.report.kinds import FIGURES
 from nullsae.report.names import figure_name
-from nullsae.report.render import to_svg
+from nullsae.report.render import to_svg, unvalidated
 from nullsae.report.study import Study
 
 MAX_SITES_SIDE_BY_SIDE = 6
@@ -28,14 +28,20 @@ class Figure(NamedTuple):
 
 def draw_figure(study: Study, subject: str, kind: str) -> Figure:
     """Draw one figure of a subject."""
+    with unvalidated():
+        title, chart, caption = make_chart(study, subject, kind)
+        svg = to_svg(chart)
+    return Figure(figure_name(subject, kind), kind, title, caption, svg)
+
+
+def make_chart(study: Study, subject: str, kind: str) -> tuple[str, Any, str]:
+    """Return title, chart and caption of one figure of a subject."""
     if kind in FIGURES:
         figure = FIGURES[kind]()
-        title, (chart, caption) = figure.title, figure.draw(study, subject)
-    else:
-        metric = METRICS[kind]()
-        of_metric = compact.metric_matrix if study.compact else _metric_figure
-        title, (chart, caption) = metric.title, of_metric(study, subject, metric)
-    return Figure(figure_name(subject, kind), kind, title, caption, to_svg(chart))
+        return figure.title, *figure.draw(study, subject)
+    metric = METRICS[kind]()
+    of_metric = compact.metric_matrix if study.compact else _metric_figure
+    return metric.title, *of_metric(study, subject, metric)
 
 
 def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str]:

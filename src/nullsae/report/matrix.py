@@ -159,11 +159,14 @@ def _layers(base: alt.Chart, steps: Steps, width: int, *, second: bool) -> list[
         .encode(fill=alt.Fill("step:N", scale=scale, legend=legend))
     )
     size, lift = 11 if width >= 36 else 10, -5 if second else 0
-    layers: list[Any] = [ground, base.mark_text(fontSize=size, dy=lift).encode(text="text:N")]
+    layers: list[Any] = [
+        ground,
+        base.mark_text(fontSize=size, dy=lift).encode(text=alt.Text("text:N")),
+    ]
     if second:
         framed = base.transform_filter("datum.own")
         layers.append(framed.mark_rect(filled=False, stroke=style.INK, strokeWidth=1.2))
-        layers.append(base.mark_text(fontSize=9, dy=8).encode(text="second:N"))
+        layers.append(base.mark_text(fontSize=9, dy=8).encode(text=alt.Text("second:N")))
     return layers
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 from nullsae.core.files import atomic_path
 from nullsae.core.visible import visible
@@ -19,9 +21,20 @@ PLACES = re.compile(r'\b(?:d|transform|x|y|x1|x2|y1|y2|width|height)="[^"]*"')
 """Attributes that contain only pixels; other attributes carry the chart's content."""
 
 
+def unvalidated() -> AbstractContextManager[None]:
+    """Return a context in which parts of charts are not validated, which takes as long as drawing.
+
+    Tests validate charts of each form.
+    """
+    return debug_mode(False)
+
+
 def to_svg(chart: alt.TopLevelMixin) -> str:
-    """Draw a chart in the house style, offline: vl-convert includes the fonts and Vega."""
-    spec: dict[str, Any] = chart.to_dict()
+    """Draw a chart in the house style, offline: vl-convert includes the fonts and Vega.
+
+    The chart is not validated; make it within `unvalidated`, too.
+    """
+    spec: dict[str, Any] = chart.to_dict(validate=False)
     spec["config"] = style.vega_config()
     spec["padding"] = 8
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])

@@ -63,10 +63,10 @@ def write_table(
             raise ValueError(f"{path}: columns {sorted(different)}")
         table = rows.select(schema.names).cast(schema)
     else:
-        rows = list(rows)
+        rows, names = list(rows), set(schema.names)
         for row in rows:
-            if row.keys() != set(schema.names):
-                raise ValueError(f"{path}: columns {sorted(row.keys() ^ set(schema.names))}")
+            if row.keys() != names:
+                raise ValueError(f"{path}: columns {sorted(row.keys() ^ names)}")
         table = pa.Table.from_pylist(rows, schema=schema)
     for field in schema:
         if not field.nullable and table.column(field.name).null_count:
@@ -89,18 +89,21 @@ def read_table(
     Raises:
         UserError: it is missing, unreadable or has another schema; names the file and the command.
     """
-    rebuild = rebuild or rebuild_command(path)
+
+    def problem(what: str) -> UserError:
+        return UserError(f"{path}: {what}; rebuild it with: {rebuild or rebuild_command(path)}")
+
     if not Path(path).is_file():
-        raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}")
+        raise problem("the file is missing")
     try:
         # ParquetFile, not read_table: the latter would add partition columns from the path.
         table = pq.ParquetFile(path).read(columns=list(columns) if columns else None)
     except (pa.ArrowInvalid, OSError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"{path}: not readable ({first}); rebuild it with: {rebuild}") from None
+        raise problem(f"not readable ({first})") from None
     wanted = pa.schema([schema.field(name) for name in columns]) if columns else schema
     if not table.schema.equals(wanted):
-        raise UserError(f"{path}: made by another version of nullsae; rebuild it with: {rebuild}")
+        raise problem("made by another version of nullsae")
     return table
 
 

@@ -98,12 +98,12 @@ def _pareto_panel(rows: list[Row], measure: str, true_l0: float | None) -> alt.L
     dash = _by_look(alt.StrokeDash, style.dash, legend=False)
     shape = _by_look(alt.Shape, style.shape, legend=True)
     layers: list[Any] = [
-        base.mark_line(strokeWidth=1.6).encode(order="c:Q", strokeDash=dash),
+        base.mark_line(strokeWidth=1.6).encode(order=alt.Order("c:Q"), strokeDash=dash),
         base.mark_point(filled=True, size=26, opacity=1).encode(shape=shape),
     ]
     if measure == "l0" and true_l0 is not None:
         rule = alt.Chart(alt.InlineData(values=[{"x": true_l0}]))
-        layers.insert(0, rule.mark_rule(strokeDash=[3, 3]).encode(x="x:Q"))
+        layers.insert(0, rule.mark_rule(strokeDash=[3, 3]).encode(x=alt.X("x:Q")))
     return alt.LayerChart(layer=layers, width=PANEL_WIDTH, height=PANEL_HEIGHT)
 
 

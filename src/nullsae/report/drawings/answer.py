@@ -123,20 +123,19 @@ def _panel(
     scale = alt.Scale(domain=[LOW, HIGH], nice=False)
     x_axis = alt.Axis(values=list(TICKS), labelExpr=label, orient="top", grid=False, ticks=False)
     x = alt.X("x:Q", title=None, scale=scale, axis=x_axis if first else None)
-    data = alt.InlineData(values=rows)
     band = (
-        alt.Chart(data)
+        alt.Chart()
         .transform_aggregate(margin="mean(margin)", groupby=["metric"])
         .transform_calculate(low=f"max({LOW}, 1 - datum.margin)")
         .transform_calculate(high=f"min({HIGH}, 1 + datum.margin)")
         .mark_bar(color=style.BAND, size=ROW - 4)
-        .encode(y=y, x=alt.X("low:Q", title=None, scale=scale), x2="high:Q")
+        .encode(y=y, x=alt.X("low:Q", title=None, scale=scale), x2=alt.X2("high:Q"))
     )
     legend = None
     if first:
         legend = alt.Legend(title=None, orient="top", columns=5, symbolOpacity=1)
     shown = list(study.compared)
-    mark = alt.Chart(data).mark_point(size=50, strokeWidth=1.5, opacity=0.95)
+    mark = alt.Chart().mark_point(size=50, strokeWidth=1.5, opacity=0.95)
     colour = charts.by_look(alt.Color, style.colour, shown, legend=legend)
     mark = mark.encode(
         *(y, x, colour, alt.YOffset("variant:N", sort=shown, scale=alt.Scale(domain=shown))),
@@ -144,8 +143,11 @@ def _panel(
         fill=charts.by_look(alt.Fill, style.colour, shown),
         fillOpacity=alt.condition("datum.apart", alt.value(1), alt.value(0)),
     )
-    zero = alt.Chart(data).transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
-    lines = [zero.encode(x=alt.datum(at)) for at in (0, 1)]
+    zero = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
+    lines = [zero.encode(alt.XDatum(at)) for at in (0, 1)]
     heading = alt.Title(title, fontSize=13, offset=6, frame="group")
-    layers = [band, *lines, mark]
-    return alt.LayerChart(layer=layers, width=WIDTH, height=ROW * len(names), title=heading)
+    return alt.LayerChart(
+        data=alt.InlineData(values=rows),
+        layer=[band, *lines, mark],
+        **{"width": WIDTH, "height": ROW * len(names), "title": heading},
+    )

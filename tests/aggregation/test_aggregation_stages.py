@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,18 @@ def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
     return [filled(table)]
 
 
-@pytest.fixture(autouse=True)
-def own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_of, "rows_of", rows_of)
-    monkeypatch.setitem(study_of.FILLERS, pa.float64(), 0.5)
+@pytest.fixture(scope="module", autouse=True)
+def own_numbers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_of, "rows_of", rows_of)
+        patch.setitem(study_of.FILLERS, pa.float64(), 0.5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(own_numbers: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study without changes, aggregated."""
+    return made(tmp_path_factory.mktemp("study"), study())
 
 
 def made(root: Path, config: Config) -> Path:
@@ -121,9 +130,8 @@ def row(root: Path, stage: str, metric: str, null: str, **keys: Any) -> dict[str
     return study_of.only(rows, metric=metric, null=null, **keys)
 
 
-def test_dictionaries_are_paired_by_document(tmp_path: Path) -> None:
-    root = made(tmp_path, study())
-    found = row(root, "dictionary", "explained_variance", "pca")
+def test_dictionaries_are_paired_by_document(plain: Path) -> None:
+    found = row(plain, "dictionary", "explained_variance", "pca")
     own, null = (1 - variance_left(sae, "0") / 10 for sae in ("topk", "pca"))
     assert (found["real"], found["variant"], found["sae"]) == ("topk", "trained", "topk")
     assert found["real_value"] == pytest.approx(own.mean(), abs=1e-12)
@@ -143,13 +151,12 @@ def test_dictionaries_are_paired_by_document(tmp_path: Path) -> None:
     assert found["not_comparable"] is None
 
 
-def test_dictionaries_with_another_l0_get_no_verdict(tmp_path: Path) -> None:
-    root = made(tmp_path, study())
-    found = row(root, "dictionary", "explained_variance", "lookup")
+def test_dictionaries_with_another_l0_get_no_verdict(plain: Path) -> None:
+    found = row(plain, "dictionary", "explained_variance", "lookup")
     assert "L0 is 16 in topk and 1 in lookup" in found["not_comparable"]
     assert (
         study_of.only(
-            study_of.read(root, "verdicts", "dictionary"),
+            study_of.read(plain, "verdicts", "dictionary"),
             metric="explained_variance",
             null="lookup",
         )["verdict"]
@@ -157,9 +164,8 @@ def test_dictionaries_with_another_l0_get_no_verdict(tmp_path: Path) -> None:
     )
 
 
-def test_latents_of_two_dictionaries_are_matched_by_firing_rate(tmp_path: Path) -> None:
-    root = made(tmp_path, study())
-    found = row(root, "dictionary", "next_token_auroc", "pca")
+def test_latents_of_two_dictionaries_are_matched_by_firing_rate(plain: Path) -> None:
+    found = row(plain, "dictionary", "next_token_auroc", "pca")
     own, null = (next_token(sae, "0") for sae in ("topk", "pca"))
     welch = scipy.stats.ttest_ind(null, own, equal_var=False)
     error = np.sqrt(scipy.stats.sem(own) ** 2 + scipy.stats.sem(null) ** 2)
@@ -242,9 +248,8 @@ def test_a_dictionary_made_from_an_sae_is_a_null_of_that_one_alone(
 
 
 @pytest.mark.parametrize(("null", "word"), [("others", "separates"), ("tokens", "separates")])
-def test_explanations_are_paired_by_latent(tmp_path: Path, null: str, word: str) -> None:
-    root = made(tmp_path, study())
-    found = row(root, "explanation", "auroc", null, sae="topk")
+def test_explanations_are_paired_by_latent(plain: Path, null: str, word: str) -> None:
+    found = row(plain, "explanation", "auroc", null, sae="topk")
     own, other = aurocs("pairs", "0"), aurocs(null, "0")
     assert (found["explainer"], found["scorer"]) == ("pairs", "detection")
     assert (found["real"], found["variant"]) == ("pairs", "trained")
@@ -259,8 +264,8 @@ def test_explanations_are_paired_by_latent(tmp_path: Path, null: str, word: str)
     assert verdict(found, METRICS["auroc"](), 0.95)[0] == word
 
 
-def test_token_counts_and_placebos_are_never_the_real_thing(tmp_path: Path) -> None:
-    rows = study_of.read(made(tmp_path, study()), "contrasts", "explanation")
+def test_token_counts_and_placebos_are_never_the_real_thing(plain: Path) -> None:
+    rows = study_of.read(plain, "contrasts", "explanation")
     pairs = {(row["real"], row["null"]) for row in rows}
     assert pairs == {("pairs", "others"), ("pairs", "tokens")}
     assert {row["metric"] for row in rows} == {"auroc", "auprc", "f1", "balanced_accuracy"}
@@ -317,10 +322,9 @@ def test_the_score_of_another_judge_is_a_ceiling_not_a_null(tmp_path: Path) -> N
     ("null", "of"), [("foreign_direction", "_swapped"), ("random_direction", "_random")]
 )
 def test_own_directions_are_paired_with_others_at_the_same_tokens(
-    tmp_path: Path, null: str, of: str
+    plain: Path, null: str, of: str
 ) -> None:
-    root = made(tmp_path, study())
-    found = row(root, "effect", "ablation_kl_log_ratio", null, sae="topk")
+    found = row(plain, "effect", "ablation_kl_log_ratio", null, sae="topk")
     own, foreign = np.log(kl("") / kl("_swapped")), np.log(kl(of) / kl("_swapped"))
     assert found["real"] == "own_direction"
     assert found["real_value"] == pytest.approx(own.mean(), abs=1e-12)
@@ -331,7 +335,7 @@ def test_own_directions_are_paired_with_others_at_the_same_tokens(
     assert found["standard_error"] == pytest.approx(scipy.stats.sem(ratio), rel=1e-9)
     assert found["margin"] == pytest.approx(0.1 * own.mean())
     assert verdict(found, METRICS["ablation_kl_log_ratio"](), 0.95)[0] == "separates"
-    auroc = row(root, "effect", "next_token_auroc", null, sae="topk")
+    auroc = row(plain, "effect", "next_token_auroc", null, sae="topk")
     differences = next_token("topk", "0", of) - next_token("topk", "0")
     assert auroc["standard_error"] == pytest.approx(scipy.stats.sem(differences), rel=1e-9)
     assert auroc["value"] == pytest.approx(next_token("topk", "0", of).mean(), abs=1e-12)

@@ -507,9 +507,10 @@ def test_arms_of_unequal_training_or_l0_get_no_verdict(
     lacks = [sentence for sentence in answer.sentences if "comparable SAEs" in sentence]
     assert len(lacks) == (problem is not None)
     assert problem is None or {one.tier for one in answer.findings} == {"undecided"}
-    allowed = {"max_training_token_ratio": None, "max_l0_difference": None, "n_resamples": 400}
-    aggregate(study(statistics=allowed), tmp_path)
-    assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
+    if problem is not None:
+        allowed = {"max_training_token_ratio": None, "max_l0_difference": None, "n_resamples": 400}
+        aggregate(study(statistics=allowed), tmp_path)
+        assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from asked_latents import N_WINDOWS, WORDS, asked, judge_of, told
 from autointerp_cells import (
@@ -82,7 +83,8 @@ def score(
     explanations = None
     if scorer["kind"] != "intruder":
         explanations = folder / "explanations.parquet"
-        write_table(explanations, table or told(), cell_schema("explanations"))
+        latents = pc.field("latent").isin(list({row["latent"] for row in rows}))
+        write_table(explanations, table or told().filter(latents), cell_schema("explanations"))
     score_latents(
         parse_section(ScoreLatentsParams, data, where="params"),
         windows=write_windows(folder / "windows.parquet", rows),
@@ -96,6 +98,12 @@ def score(
         read_table(folder / "predictions.parquet", cell_schema("predictions")).to_pylist(),
         read_table(folder / "scores.parquet", cell_schema("scores")).to_pylist(),
     )
+
+
+@pytest.fixture
+def lone(rows: Rows) -> Rows:
+    """The windows of one latent, for tests of many kinds of answers to the same questions."""
+    return [row for row in rows if row["latent"] == 0]
 
 
 # Explaining --------------------------------------------------------------------------------
@@ -209,7 +217,7 @@ THOUGHTS = ("think_closed", "think_both", "harmony", "bracketed", "untagged")
 @pytest.mark.parametrize("kind", ["detection", "intruder"])
 def test_drafts_in_the_reasoning_of_a_judge_never_count(
     tmp_path: Path,
-    rows: Rows,
+    lone: Rows,
     tokenizer_file: Path,
     server: ScriptedServer,
     kind: str,
@@ -218,9 +226,8 @@ def test_drafts_in_the_reasoning_of_a_judge_never_count(
     server.set(answers=f"judge_answers:{answers}", json_schema="ignored")
     limit = {"max_completion_tokens": 1000}
     more = {"n_tasks": 3} if kind == "intruder" else {}
-    shown, scores = score(tmp_path, rows, tokenizer_file, server, kind=kind, **limit, **more)
-    assert [row["auroc"] for row in scores] == [1.0] * 3
-    assert [row["n_failed"] for row in scores] == [0] * 3
+    shown, scores = score(tmp_path, lone, tokenizer_file, server, kind=kind, **limit, **more)
+    assert [(row["auroc"], row["n_failed"]) for row in scores] == [(1.0, 0)]
     if kind == "detection":  # the scripted server has no alternatives to other numbers
         assert {row["evidence"] for row in shown} == {"logprobs"}
 
@@ -339,22 +346,20 @@ def test_a_latent_without_an_explanation_is_counted_but_not_asked_about(
 @pytest.mark.parametrize("answers", ["forgetful", "stubborn", "lists"])
 def test_windows_without_an_answer_are_asked_about_again(
     tmp_path: Path,
-    rows: Rows,
+    lone: Rows,
     tokenizer_file: Path,
     server: ScriptedServer,
     answers: str,
     size: int,
 ) -> None:
     server.set(answers=f"judge_answers:{answers}", json_schema="ignored")
-    shown, scores = score(
-        tmp_path, rows, tokenizer_file, server, kind="detection", windows_per_prompt=size
+    shown, (row,) = score(
+        tmp_path, lone, tokenizer_file, server, kind="detection", windows_per_prompt=size
     )
-    assert len(shown) == 6 * N_WINDOWS
-    for row in scores:
-        assert row["n_active"] + row["n_silent"] + row["n_failed"] == 2 * N_WINDOWS
+    assert len(shown) == 2 * N_WINDOWS
+    assert row["n_active"] + row["n_silent"] + row["n_failed"] == 2 * N_WINDOWS
     if not (answers == "lists" and size > 2):  # which never gives a useful answer
-        assert [row["n_failed"] for row in scores] == [0] * 3
-        assert [row["auroc"] for row in scores] == [1.0] * 3
+        assert (row["n_failed"], row["auroc"]) == (0, 1.0)
     assert server.stats()["repeated_answered"] == 0
 
 
@@ -386,24 +391,33 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("name", "every"), [*((name, 5) for name in FAULTS), ("500", 20)])
 def test_every_window_gets_its_answer_despite_failures(
-    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, name: str, every: int
+    tmp_path: Path,
+    rows: Rows,
+    lone: Rows,
+    tokenizer_file: Path,
+    server: ScriptedServer,
+    name: str,
+    every: int,
 ) -> None:
     # The first requests are probes.
     score(tmp_path, rows[-2:], tokenizer_file, server, kind="detection")
     server.reset()
+    if every == 5:  # one latent has enough windows
+        rows = lone
+    n = len(rows) // 2  # the windows for scoring
     server.set(faults=[{**FAULTS[name], "every": every}])
     settings = {"timeout_seconds": 2.0} if name == "no time" else {}
     one = {"kind": "detection", "windows_per_prompt": 1}
     shown, scores = score(tmp_path, rows, tokenizer_file, server, settings=settings, **one)
     stats = server.stats()
-    assert sum(stats["kinds"].values()) - stats["kinds"]["answer"] >= 90 // every - 1
+    assert sum(stats["kinds"].values()) - stats["kinds"]["answer"] >= n // every - 1
     # After three useless answers, a question is counted as failed.
     lost = [row["n_failed"] for row in scores]
     assert sum(lost) <= (3 if name in ("nothing", "refusal") else 0)
     for row in scores:
         assert row["n_active"] + row["n_silent"] + row["n_failed"] == 2 * N_WINDOWS
-    assert [row["auroc"] for row in scores] == [1.0] * 3
-    assert len({(row["latent"], row["window"]) for row in shown}) == len(shown) == 90
+    assert [row["auroc"] for row in scores] == [1.0] * len(scores)
+    assert len({(row["latent"], row["window"]) for row in shown}) == len(shown) == n
     if name != "no time":  # on a busy machine an answer may come too late, and be requested again
         assert stats["repeated_answered"] == 0
     labels = sum(row["n_labels"] for row in scores)

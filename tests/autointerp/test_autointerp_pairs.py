@@ -129,14 +129,14 @@ def test_judge_equals_one_that_looks_up_position_by_position(
         table = swap_explanations(table, np.random.default_rng(0))
     scored = [row for row in rows if row["pool"] == "score"]
     scored.sort(key=lambda row: (row["latent"], row["window"]))
-    flags = [
-        data.draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(any))
-        for n in (len(row["token_ids"]) for row in scored)
-    ]
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    flags = [generator.random(len(row["token_ids"])) < 0.5 for row in scored]
+    for shown in flags:
+        shown[generator.integers(len(shown))] = True
     found = judge_by_tokens(judged(rows), table, np.concatenate(flags))
     known = {row["latent"]: row for row in table.to_pylist()}
     expected = [
-        reference_judge(row, known[row["latent"]], shown)
+        reference_judge(row, known[row["latent"]], shown.tolist())
         for row, shown in zip(scored, flags, strict=True)
     ]
     assert found.tolist() == expected

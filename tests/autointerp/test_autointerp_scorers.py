@@ -31,6 +31,8 @@ from nullsae.autointerp.scorers.asking import judge_by_tokens
 from nullsae.core.errors import UserError
 from nullsae.tables import cell_schema, read_table, write_table
 
+Planted = tuple[list[dict[str, Any]], dict[str, pa.Table]]
+
 FORMULA = {"n_labels": 0, "judge": None, "prompt_hash": None, "placebo_auroc": None}
 NONE = {"auroc": None, "auprc": None, "f1": None, "balanced_accuracy": None}
 
@@ -91,7 +93,7 @@ predictions = st.lists(
 
 
 @given(pairs=predictions)
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_scores_equal_those_of_scikit_learn(pairs: list[tuple[bool, float]]) -> None:
     active = np.array([truth for truth, _ in pairs])
     probability = np.array([p for _, p in pairs])
@@ -309,8 +311,10 @@ def test_a_small_cell_gives_the_tables_worked_out_by_hand(tmp_path: Path) -> Non
     assert [p["probability"] for p in shown[:2]] == [0.75, 0.125]
 
 
-def planted(folder: Path) -> tuple[list[dict[str, Any]], dict[str, pa.Table]]:
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """Return a planted cell whose latents fire once per active window, with both explainers."""
+    folder = tmp_path_factory.mktemp("planted")
     rows = planted_cell(n_latents=30, n_windows=40, window_tokens=16, vocab_size=400)
     rows = [row for row in rows if sum(a > 0 for a in row["activations"]) < 2]
     source = write_windows(folder / "windows.parquet", rows)
@@ -325,9 +329,9 @@ def planted(folder: Path) -> tuple[list[dict[str, Any]], dict[str, pa.Table]]:
 
 @pytest.mark.parametrize("kind", ["detection", "fuzzing"])
 def test_a_one_token_latent_is_predicted_perfectly_and_its_swap_is_at_chance(
-    tmp_path: Path, kind: str
+    tmp_path: Path, planted: Planted, kind: str
 ) -> None:
-    rows, tables = planted(tmp_path)
+    rows, tables = planted
     _, real = score(tmp_path, rows, tables["lexical"], kind=kind)
     assert len(real) == 30
     for row in real:
@@ -340,8 +344,8 @@ def test_a_one_token_latent_is_predicted_perfectly_and_its_swap_is_at_chance(
     assert abs(np.mean([row["auroc"] for row in placebo]) - 0.5) < tolerance
 
 
-def test_explainers_are_judged_on_the_same_marks(tmp_path: Path) -> None:
-    rows, tables = planted(tmp_path)
+def test_explainers_are_judged_on_the_same_marks(tmp_path: Path, planted: Planted) -> None:
+    rows, tables = planted
     # Token ids are replaced by positions: a probability that grows with the position then reveals
     # the last mark of each window, for any explainer.
     rows = [{**row, "token_ids": list(range(16))} for row in rows]
@@ -359,8 +363,8 @@ def test_explainers_are_judged_on_the_same_marks(tmp_path: Path) -> None:
     assert len({place for _, place in up}) == 16
 
 
-def test_tables_do_not_depend_on_row_order(tmp_path: Path) -> None:
-    rows, tables = planted(tmp_path)
+def test_tables_do_not_depend_on_row_order(tmp_path: Path, planted: Planted) -> None:
+    rows, tables = planted
     order = np.random.default_rng(3).permutation(len(rows))
     score(tmp_path, rows, tables["swapped"], "a_", kind="fuzzing")
     shuffled = tables["swapped"].take(np.arange(30)[::-1])

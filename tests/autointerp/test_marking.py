@@ -66,7 +66,7 @@ def texts_of(shown: Shown) -> list[str]:
 
 
 @given(text=st.text() | st.text("the café🙂là👩‍🔬 한"))
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 def test_spans_equal_the_offsets_of_the_tokenizer(byte_level: Tokenizer, text: str) -> None:
     encoding = byte_level.encode(text)
     (shown,) = window_texts(byte_level, [np.array(encoding.ids, dtype=np.int64)])
@@ -75,7 +75,7 @@ def test_spans_equal_the_offsets_of_the_tokenizer(byte_level: Tokenizer, text: s
 
 
 @given(st.lists(st.integers(0, 280), max_size=24))
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 def test_tokens_in_any_order_read_as_the_tokenizer_decodes_them(
     byte_level: Tokenizer, ids: list[int]
 ) -> None:
@@ -92,7 +92,7 @@ def test_tokens_in_any_order_read_as_the_tokenizer_decodes_them(
 
 
 @given(st.lists(st.integers(1, 263), max_size=24))
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_bytes_among_words_read_as_the_tokenizer_decodes_them(
     metaspace: Tokenizer, ids: list[int]
 ) -> None:
@@ -195,7 +195,7 @@ PIECES = ["a", " ", "<", ">", "[", "]", "{", "}", "<<", "]]", "<mark1>", "</text
 
 
 @given(words=st.lists(st.sampled_from(PIECES), max_size=10), data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_marks_and_delimiters_are_never_confused_with_the_text(
     words: list[str], data: st.DataObject
 ) -> None:

@@ -1,4 +1,4 @@
-"""What all of pytest's processes share, made by the first that needs it."""
+"""What the processes of one run of pytest share."""
 
 from __future__ import annotations
 

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import warm_start
 import workflow_study
-from workflow_study import ONE_THREAD, Study, freeze, new_study
+from workflow_study import Study, new_study
 
 from made_once import made_once
 
 
-@pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, frozen."""
-    return made_once(tmp_path_factory, "tree", freeze)
-
-
 @pytest.fixture(scope="session", autouse=True)
-def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Iterator[None]:
-    """Commands that start warm, for all studies except cold ones."""
-    if not hasattr(os, "pidfd_open"):  # not Linux
-        yield
-        return
-    folder = tmp_path_factory.mktemp("warm")
-    with warm_start.start(folder, os.environ | ONE_THREAD, tree / "src") as server:
-        workflow_study.WARM_COMMANDS.append(str(folder))
-        yield
-        workflow_study.WARM_COMMANDS.clear()
-        server.communicate()
+def all_start_warm(warm_commands: Path | None) -> Iterator[None]:
+    """All studies except cold ones use commands that start warm."""
+    workflow_study.WARM_COMMANDS += [str(warm_commands)] if warm_commands else []
+    yield
+    workflow_study.WARM_COMMANDS.clear()
 
 
 @pytest.fixture(scope="session")

@@ -149,5 +149,7 @@ def _panel(
     return alt.LayerChart(
         data=alt.InlineData(values=rows),
         layer=[band, *lines, mark],
-        **{"width": WIDTH, "height": ROW * len(names), "title": heading},
+        width=WIDTH,
+        height=ROW * len(names),
+        title=heading,
     )

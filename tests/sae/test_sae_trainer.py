@@ -144,11 +144,12 @@ def test_auxk_revives_dead_latents(seed: int) -> None:
     x, _ = planted(4096, seed)
     dead, loss = {}, {}
     for coefficient in (0.0, 1 / 32):
-        sae = recipe(n_latents=32, auxk_coefficient=coefficient, dead_after_tokens=1024, auxk_k=12)
-        trainer = trainer_on(x, sae, n_steps=160)
+        aux = {"auxk_coefficient": coefficient, "auxk_k": 12, "dead_after_tokens": 1024}
+        sae = recipe(n_latents=32, lr=2e-2, **aux)
+        trainer = trainer_on(x, sae, n_steps=80)
         # Half of the latents see the data, but too faintly to enter the top k.
         trainer.sae.w_enc[16:] *= 0.01
-        for step in range(160):
+        for step in range(80):
             loss[coefficient] = trainer.train_step(x[(step * 256) % 4096 :][:256]).fvu
         dead[coefficient] = float(trainer.dead.double().mean())
     assert dead[0.0] >= 0.4
@@ -205,7 +206,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 def test_training_finds_a_planted_dictionary(tmp_path: Path) -> None:
     x, directions = planted(20_000, 5)
-    sae = recipe(epochs=8, evaluate_every_steps=60, dead_after_tokens=5000)
+    sae = recipe(epochs=2, lr=2e-2, evaluate_every_steps=30, dead_after_tokens=5000)
     output = run(tmp_path, x, sae)
     curve = [row["heldout_explained_variance"] for row in history(output)]
     assert curve[-1] > curve[0] + 0.05
@@ -213,7 +214,7 @@ def test_training_finds_a_planted_dictionary(tmp_path: Path) -> None:
     found, config = load_sae(output / "cfg.json")
     cosine = directions @ F.normalize(found.w_dec, dim=1).T
     assert float(cosine.max(dim=1).values.mean()) > 0.9
-    assert config.n_steps == 8 * (20_000 // 256)
+    assert config.n_steps == 2 * (20_000 // 256)
     # The SAE on disk is for activations as captured, not for the scaled ones it trained on.
     heldout = planted(400, 99)[0]
     own = evaluate(found, heldout)["heldout_explained_variance"]

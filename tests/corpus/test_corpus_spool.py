@@ -60,7 +60,7 @@ def test_a_digest_set_behaves_like_a_set(given_digests: list[bytes], max_recent:
     assert found.digest() == whole
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.text(max_size=8), max_size=40), st.sampled_from([1, 100, 10**6]))
 def test_a_spool_equals_sorting_in_memory(texts: list[str], buffer: int) -> None:
     wanted, reader = in_memory(texts)

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare_results.py"
 
 

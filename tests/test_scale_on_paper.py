@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 REPOSITORY = Path(__file__).parent.parent
 PAGE = (REPOSITORY / "docs/scaling.md").read_text(encoding="utf-8")
 STALE = "formulas changed: run python benchmarks/scale_on_paper.py"

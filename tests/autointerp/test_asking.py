@@ -43,6 +43,8 @@ from nullsae.core.errors import UserError
 from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 Rows = list[dict[str, Any]]
 
 

@@ -14,6 +14,8 @@ from autointerp_cells import KEYS, byte_tokenizer, planted_cell, write_windows
 
 from nullsae.tables import cell_schema, read_table
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 REPOSITORY = Path(__file__).parents[2]
 MODULE = '''"""One explainer, one scorer."""
 

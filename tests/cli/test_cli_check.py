@@ -30,6 +30,8 @@ from nullsae.corpus.tokenizer import EOS, Encoder, encoder_of, train_tokenizer
 from small_chain import CONTEXT, D_MODEL
 from small_config import SMALL_CONFIG
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 VOCAB = 300
 WORDS = ("a", "the", "tree", "house", "of", "sees", "under", "long", "river", "and", "walks", "by")
 

@@ -19,6 +19,8 @@ from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import rule_of, shared_jobs, whole_saes
 from nullsae.planning.show import Plan, make_plan
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 REPOSITORY = Path(__file__).parents[2]
 SHARED = (
     "variants: [trained, rerandomized]\nactivations: {shared_pass: true}\n"

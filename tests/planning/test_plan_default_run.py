@@ -15,6 +15,8 @@ import pytest
 from nullsae.config.parse import parse_config, resolve_subjects
 from nullsae.planning.show import Plan, make_plan
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 RECORDED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "data/default_run.json").read_text(encoding="utf-8")
 )

@@ -19,6 +19,8 @@ from nullsae.core.errors import UserError
 from nullsae.planning.bills import bills
 from nullsae.planning.show import Plan, Row, make_plan, print_plan, print_rules
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 REPOSITORY = Path(__file__).parents[2]
 # Six variants at two sites, 20 latents each.
 N_CELLS, N_LATENTS = 12, 20

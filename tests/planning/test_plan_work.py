@@ -24,6 +24,8 @@ from nullsae.planning.dag import Job, by_rule, planned_jobs
 from nullsae.planning.sizes import corpus_sizes, subject_sizes
 from tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 REPOSITORY = Path(__file__).parents[2]
 CONTEXT = 24
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -23,6 +23,8 @@ from nullsae.planning.prune import delete, find, prune, size_text
 from nullsae.planning.results_tree import ResultsTree, State
 from refusing import refused
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 REPOSITORY = Path(__file__).parents[2]
 # Portions, floors, checkpoints, cross evaluation, shared latents, a judge, a sampled variant.
 OVERLAY = """

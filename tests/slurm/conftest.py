@@ -24,7 +24,7 @@ from slurm_study import (
     small,
     wait_for,
 )
-from workflow_study import TIMEOUT_SECONDS, Study, cell, freeze, new_study
+from workflow_study import TIMEOUT_SECONDS, Study, cell, new_study
 
 from nullsae import paths
 
@@ -59,12 +59,6 @@ def cluster() -> Iterator[Path]:
         ended = ask("stop")
     assert ended.returncode == 0, ended.stderr
     assert not folder.exists()
-
-
-@pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, frozen."""
-    return freeze(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture(scope="session")

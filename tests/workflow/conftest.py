@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import warm_start
 import workflow_study
-from filelock import FileLock
-from workflow_study import ONE_THREAD, Study, freeze, new_study
+from workflow_study import Study, new_study
 
-
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that the first of pytest's processes makes; the others wait."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    done = folder.with_name(f"{name}.done")
-    with FileLock(folder.with_name(f"{name}.lock")):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
-            make(folder)
-            done.touch()
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, frozen."""
-    return made_once(tmp_path_factory, "tree", freeze)
+from made_once import made_once
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Iterator[None]:
-    """Commands that start warm, for all studies except cold ones."""
-    if not hasattr(os, "pidfd_open"):  # not Linux
-        yield
-        return
-    folder = tmp_path_factory.mktemp("warm")
-    with warm_start.start(folder, os.environ | ONE_THREAD, tree / "src") as server:
-        workflow_study.WARM_COMMANDS.append(str(folder))
-        yield
-        workflow_study.WARM_COMMANDS.clear()
-        server.communicate()
+def all_start_warm(warm_commands: Path | None) -> Iterator[None]:
+    """All studies except cold ones use commands that start warm."""
+    workflow_study.WARM_COMMANDS += [str(warm_commands)] if warm_commands else []
+    yield
+    workflow_study.WARM_COMMANDS.clear()
 
 
 @pytest.fixture(scope="session")

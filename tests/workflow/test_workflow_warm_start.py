@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +26,36 @@ def test_a_warm_start_answers_like_a_plain_one(tree: Path, tmp_path: Path, comma
     warm, cold = (Study(tmp_path, tree, cold=cold).run(command.split()) for cold in (False, True))
     assert warm.returncode == cold.returncode
     assert warm.stdout == cold.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-c", "import sys, __main__ as m; print(sys.argv, sys.path[0], __name__, m.m is m)"],
+        *(["-c", "raise SystemExit('one line')", "x"], ["-c", "1 / 0"], ["-m", "this", "x"]),
+        *(["-m", "timeit", "-no", "x"], ["-I", "-c", "import sys; print(sys.path[0])"]),
+        *(["-c", "import os; os.kill(os.getpid(), 9)"], ["file.py", "a"], ["-V"]),
+    ],
+)
+def test_python_starts_warm_like_plain(
+    warm_commands: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "beside.py").write_text("name = 'beside'\n")
+    program = "import sys, beside; print(sys.argv, sys.path[0], __name__, __file__, beside.name)\n"
+    (tmp_path / "file.py").write_text(program)
+    warm, cold = (
+        subprocess.run(
+            [python, *arguments],
+            cwd=tmp_path,
+            env=Study(tmp_path, tmp_path).environment | {"PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+        )
+        for python in (warm_commands / "python", sys.executable)
+    )
+    assert warm.returncode == cold.returncode
+    assert warm.stdout == cold.stdout
+    assert warm.stderr.splitlines()[-1:] == cold.stderr.splitlines()[-1:]
 
 
 def test_code_of_another_copy_is_loaded_from_there(tree: Path, tmp_path: Path) -> None:

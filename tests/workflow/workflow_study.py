@@ -23,6 +23,7 @@ from nullsae import paths
 from nullsae.config.corpora import BuiltinSource
 from nullsae.corpus.sources import documents
 from nullsae.jobs.of_models import NUMBER
+from warm_start import ONE_THREAD
 
 REPOSITORY = Path(__file__).parents[2]
 N_DOCUMENTS = 60
@@ -65,7 +66,6 @@ CONFIG: dict[str, Any] = {
 }
 WARM_COMMANDS: list[str] = []
 """The folder of commands that start warm (`warm_start.py`), once it is there."""
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 Edit = Callable[[dict[str, Any]], object]
 
 

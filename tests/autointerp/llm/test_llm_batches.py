@@ -22,6 +22,8 @@ from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.config.llm import Llm, Price
 from nullsae.core.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 N = 20
 PRICES = {"m": Price(input_usd_per_million_tokens=100.0, output_usd_per_million_tokens=1000.0)}
 BATCH: dict[str, Any] = {"batch": True, "batch_poll_seconds": 0.05}

@@ -1,11 +1,12 @@
-"""Starts `nullsae` and `snakemake` for tests by forking a process that has loaded libraries.
+"""Starts `nullsae`, `snakemake` and `python` for tests by forking a process with loaded libraries.
 
 A study of the tests has dozens of jobs of a second each, and each would load torch, transformers
 and others for three seconds; Snakemake takes as long to start. The command itself still runs in a
 process of its own, with its own environment, folder, output and code; only the libraries are
 already loaded, and the modules of nullsae if the code is the tests' frozen copy. The commands in
 the server's folder are short clients: they pass on their arguments and signals, and exit as their
-jobs do. A job with variables that change how a library loads is started by the plain command.
+jobs do. A job with variables that change how a library loads is started by the plain command, and
+so is Python with options.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import select
 import signal
 import socket
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import types
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -45,18 +48,23 @@ LIBRARIES = (
 )
 READ_ON_LOADING = ("HF_", "HUGGINGFACE_", "KMP_", "MKL_", "OMP_", "TORCH", "TRANSFORMERS_")
 """Variables that libraries read once, by how their names begin."""
+SET_ON_LOADING = "TORCHINDUCTOR_"
+"""Set by PyTorch itself when it loads."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 SET_BY_MAIN = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     "USE_HUB_KERNELS": "NO",
 }
-COMMANDS = {"nullsae": "nullsae.cli.main", "snakemake": "snakemake.cli"}
+COMMANDS = {"nullsae": "nullsae.cli.main", "snakemake": "snakemake.cli", "python": ""}
 """The module of each command, with its `main`."""
 SIZE_BYTES = 8
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
-own = {{k: v for k, v in os.environ.items() if k.startswith({read_on_loading!r})}}
-if own != {environment!r}:
+read = [k for k in os.environ if k.startswith({read_on_loading!r})]
+own = {{k: os.environ[k] for k in read if not k.startswith({set_on_loading!r})}}
+options = {command!r}.endswith("python") and (sys.argv[1:2] or ["-i"])[0].startswith("-")
+if own != {environment!r} or options and sys.argv[1] not in ("-c", "-m"):
     os.execv({command!r}, [{command!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 same_code = os.environ.get("PYTHONPATH") == {source!r}
@@ -68,7 +76,8 @@ socket.send_fds(server, [len(call).to_bytes({size_bytes}, "big")], [0, 1, 2])
 server.sendall(call)
 status = int(server.recv(16) or b"255")
 if status < 0:
-    signal.signal(-status, signal.SIG_DFL)
+    if status != -signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
 sys.exit(status)
 """
@@ -76,12 +85,11 @@ sys.exit(status)
 
 def read_on_loading(environment: dict[str, str]) -> dict[str, str]:
     """Return the variables that libraries read when they load."""
-    return {k: v for k, v in environment.items() if k.startswith(READ_ON_LOADING)}
+    read = [k for k in environment if k.startswith(READ_ON_LOADING)]
+    return {k: environment[k] for k in read if not k.startswith(SET_ON_LOADING)}
 
 
-def start(
-    folder: Path, environment: dict[str, str], source: Path | None = None
-) -> subprocess.Popen[bytes]:
+def start(folder: Path, environment: dict[str, str], source: Path, session: int) -> None:
     """Start the server, and write the commands into `folder`: the clients that call it.
 
     Args:
@@ -89,24 +97,27 @@ def start(
         environment: variables that the libraries are loaded under.
         source: `src` of a copy of the sources that does not change. Its modules are loaded, too,
             for calls whose PYTHONPATH is this folder.
-
-    Returns:
-        The server, which ends when its input is closed.
+        session: the process with whose end the server ends.
     """
     address, with_code = str(folder / "server"), str(folder / "with_code")
-    server = subprocess.Popen(
-        [sys.executable, "-P", __file__, address, *([with_code, source] if source else [])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**environment, "PYTHONPATH": "", **SET_BY_MAIN},
-    )
+    with open(folder / "server.log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-P", __file__, address, with_code, source, str(session)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**environment, "PYTHONPATH": "", **SET_BY_MAIN},
+            start_new_session=True,
+        )
     assert server.stdout is not None
-    for _ in range(2 if source else 1):
-        assert server.stdout.readline() == b"ready\n", "the server of warm starts did not come up"
+    with server.stdout as said:
+        for _ in range(2):
+            assert said.readline() == b"ready\n", (folder / "server.log").read_text()
     for name in COMMANDS:
         client = CLIENT.format(
             python=sys.executable,
             read_on_loading=READ_ON_LOADING,
+            set_on_loading=SET_ON_LOADING,
             environment=read_on_loading(environment),
             command=str(Path(sys.executable).parent / name),
             source=str(source),
@@ -116,7 +127,6 @@ def start(
         )
         (folder / name).write_text(client)
         (folder / name).chmod(0o755)
-    return server
 
 
 def load_code(source: str) -> None:
@@ -133,12 +143,13 @@ def load_code(source: str) -> None:
     sys.path.remove(source)
 
 
-def serve(address: str, with_code: str = "", source: str = "") -> None:
-    """Fork a job for each call, until the input ends. A second server has loaded nullsae."""
+def serve(address: str, with_code: str, source: str, session: str) -> None:
+    """Fork a job for each call, until the session ends. A second server has loaded nullsae."""
     gc.disable()
     for library in LIBRARIES:
         importlib.import_module(library)
-    if source and os.fork() == 0:
+    end = os.pidfd_open(int(session))
+    if os.fork() == 0:
         load_code(source)
         address = with_code
     gc.freeze()  # a job's garbage collection must not copy pages shared with this process
@@ -150,8 +161,8 @@ def serve(address: str, with_code: str = "", source: str = "") -> None:
     jobs: dict[socket.socket, int] = {}  # who called, and the job
     ends: dict[int, socket.socket] = {}  # becomes readable when the job ends
     while True:
-        for ready in select.select([0, listener, *jobs, *ends], [], [])[0]:
-            if ready == 0:
+        for ready in select.select([end, listener, *jobs, *ends], [], [])[0]:
+            if ready == end:
                 return
             if ready is listener:
                 caller, _ = listener.accept()
@@ -192,6 +203,21 @@ def fork(caller: socket.socket, inherited: list[socket.socket]) -> int:
     return run(*json.loads(call))
 
 
+def run_python(how: str, *rest: str) -> None:
+    """Run code (`-c`), a module (`-m`) or a file, as the main module."""
+    given = how in ("-c", "-m")
+    sys.argv[:] = [how, *(rest[1:] if given else rest)]
+    sys.path.insert(0, "" if given else str(Path(how).resolve().parent))
+    if how == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        return
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if not given:
+        main.__file__ = str(Path(how).absolute())
+    code = rest[0] if given else Path(how).read_text(encoding="utf-8")
+    exec(compile(code, "<string>" if given else how, "exec"), main.__dict__)
+
+
 def run(arguments: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
     """Run the command that these arguments begin with in this folder."""
     os.environ.clear()
@@ -201,7 +227,10 @@ def run(arguments: list[str], folder: str, environment: dict[str, str]) -> NoRet
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     importlib.invalidate_caches()
     try:
-        importlib.import_module(COMMANDS[Path(arguments[0]).name]).main()
+        if module := COMMANDS[Path(arguments[0]).name]:
+            importlib.import_module(module).main()
+        else:
+            run_python(*arguments[1:])
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -140,21 +139,11 @@ class Study:
         return output
 
 
-@pytest.fixture(scope="module")
-def with_trained(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    made = Study(tmp_path_factory.mktemp("study"), "gpt_neox", byte_level())
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    made = Study(tmp_path, "gpt_neox", byte_level())
     made.make()
     return made
-
-
-@pytest.fixture
-def study(with_trained: Study, tmp_path: Path) -> Study:
-    """Return a copy of the study with the trained model, in which a test may write."""
-    root, tokens = with_trained.root, with_trained.tokens
-    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
-    copied = copy(with_trained)
-    copied.root, copied.tokens = tmp_path, tmp_path / tokens.relative_to(root)
-    return copied
 
 
 def ids(study: Study) -> torch.Tensor:

@@ -112,6 +112,19 @@ def both(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> tuple[Captur
     )
 
 
+@pytest.fixture(scope="module")
+def saes(
+    both: tuple[Captured, Captured], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Return the folders of SAEs trained on each."""
+    root = tmp_path_factory.mktemp("saes")
+    folders = root / "kept", root / "computed"
+    for of, folder in zip(both, folders, strict=True):
+        for variant in ("trained", "gaussian"):
+            train(of, variant, folder)
+    return folders
+
+
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Record the number of contexts of each forward pass."""
@@ -244,7 +257,7 @@ def collect(
 
 
 def measure(of: Captured, saes: Path, output: Path) -> dict[str, bytes]:
-    """Train SAEs and measure; return the bytes of all files made from activations."""
+    """Measure SAEs; return the bytes of all files made from activations."""
     for variant in ("trained", "gaussian"):
         evaluate(of, variant, saes, output)
         collect(of, variant, saes, output, model=of.recipes.get(variant))
@@ -264,30 +277,26 @@ def measure(of: Captured, saes: Path, output: Path) -> dict[str, bytes]:
 
 
 def test_saes_and_all_tables_are_the_same_bytes(
-    both: tuple[Captured, Captured], tmp_path: Path
+    both: tuple[Captured, Captured], saes: tuple[Path, Path], tmp_path: Path
 ) -> None:
     found = []
-    for name, of in zip(("kept", "computed"), both, strict=True):
-        saes = tmp_path / name / "saes"
-        for variant in ("trained", "gaussian"):
-            train(of, variant, saes)
-        weights = {str(f.relative_to(saes)): f.read_bytes() for f in saes.rglob("sae.safetensors")}
+    for of, own in zip(both, saes, strict=True):
+        weights = {str(f.relative_to(own)): f.read_bytes() for f in own.rglob("sae.safetensors")}
         assert len(weights) == 2 * len(TWO) * len(RECIPES)
-        found.append((weights, measure(of, saes, tmp_path / name / "tables")))
+        found.append((weights, measure(of, own, tmp_path / own.name)))
     assert found[0] == found[1]
     assert len(found[0][1]) == (3 + 4) * 2 * len(TWO) * len(RECIPES) + 1
 
 
 def test_one_pass_over_each_split_evaluates_all_saes_at_all_sites(
-    both: tuple[Captured, Captured], tmp_path: Path, passes: list[int]
+    both: tuple[Captured, Captured], saes: tuple[Path, Path], tmp_path: Path, passes: list[int]
 ) -> None:
-    of = both[1]
-    train(of, "trained", tmp_path / "saes")
+    of, own = both[1], saes[1]
     passes.clear()
-    evaluate(of, "trained", tmp_path / "saes", tmp_path / "together")
+    evaluate(of, "trained", own, tmp_path / "together")
     assert sum(passes) == 64 + 60  # contexts of the two splits; fidelity asks for logits
     passes.clear()
-    evaluate(of, "trained", tmp_path / "saes", tmp_path / "apart", sites_together=False)
+    evaluate(of, "trained", own, tmp_path / "apart", sites_together=False)
     assert sum(passes) == len(TWO) * (64 + 60)
     tables = [
         {
@@ -299,28 +308,31 @@ def test_one_pass_over_each_split_evaluates_all_saes_at_all_sites(
     assert tables[0] == tables[1]
     # With activations on disk, no pass runs.
     passes.clear()
-    evaluate(both[0], "trained", tmp_path / "saes", tmp_path / "kept")
+    evaluate(both[0], "trained", own, tmp_path / "kept")
     assert passes == []
 
 
 @pytest.mark.parametrize("variant", ["trained", "gaussian"])
 def test_one_pass_over_eval_collects_the_latents_of_all_saes_at_all_sites(
-    both: tuple[Captured, Captured], variant: str, tmp_path: Path, passes: list[int]
+    both: tuple[Captured, Captured],
+    saes: tuple[Path, Path],
+    variant: str,
+    tmp_path: Path,
+    passes: list[int],
 ) -> None:
-    of, saes = both[1], tmp_path / "saes"
-    train(of, variant, saes)
+    of, own = both[1], saes[1]
     found = []
     # Only this job runs the model. Gaussians are fitted in passes.
     n_eval, n_fitted = (60, 0) if variant == "trained" else (0, 64 * len(TWO))
     for name, n_passes in (("together", 1), ("apart", len(TWO) * len(RECIPES))):
         passes.clear()
         _live.cache_clear()
-        found.append(collect(of, variant, saes, tmp_path / name, apart=name == "apart"))
+        found.append(collect(of, variant, own, tmp_path / name, apart=name == "apart"))
         assert sum(passes) == n_passes * n_eval + n_fitted
     assert found[0] == found[1]
     assert len(found[0]) == 4 * len(TWO) * len(RECIPES)
     passes.clear()
-    collect(both[0], variant, saes, tmp_path / "kept")
+    collect(both[0], variant, own, tmp_path / "kept")
     assert passes == []
 
 

@@ -101,7 +101,7 @@ def test_tokens_equal_those_of_a_sort_in_memory_byte_for_byte(
 def test_a_source_is_read_again_if_too_little_of_it_was_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "BUFFER_BYTES", 3000)
+    monkeypatch.setattr(spool, "BUFFER_BYTES", 20_000)
     words = {"kind": "pretrained", "path": str(save_words(tmp_path / "words"))}
     wanted = {"sae_train_tokens": 4000, "eval_tokens": 800, "tokenizer": words}
     made = {}
@@ -168,8 +168,8 @@ KILLS = [("texts", 10), ("texts", 150), ("tokens", 200), ("tokens", 5000), ("wri
 def test_a_killed_preparation_resumes_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, tokenizer: str
 ) -> None:
-    monkeypatch.setattr(preparation, "CHECKPOINT_TOKENS", 300)
-    monkeypatch.setattr(spool, "BUFFER_BYTES", 3000)
+    monkeypatch.setattr(preparation, "CHECKPOINT_TOKENS", 1000)
+    monkeypatch.setattr(spool, "BUFFER_BYTES", 20_000)
     keys: dict[str, Any] = stream_of(tmp_path) if source == "stream" else {}
     if tokenizer == "pretrained":
         folder = save_words(tmp_path / "words")
@@ -205,7 +205,7 @@ def progress(done, _total):
     if done >= int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-preparation.CHECKPOINT_TOKENS = 300
+preparation.CHECKPOINT_TOKENS = 1000
 corpus = parse_section(Corpus, json.loads(sys.argv[2]), where="test")
 prepare.prepare_corpus(PrepareCorpusParams(corpus=corpus), "c", Path(sys.argv[1]), progress)
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nullsae.core import devices
 
 THERE = torch.device("meta")
 # The only operations between a tensor there and one on the CPU: indices are moved by PyTorch.
-MIXED = ("aten.index.Tensor", "aten.index_put_.default", "aten.copy_.default")
+COPY = torch.ops.aten.copy_.default
+MIXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, COPY)
 
 
 class There(Tensor):
@@ -45,36 +45,58 @@ class There(Tensor):
         raise AssertionError(f"{func} outside of the device's mode")
 
 
+def changed(given: Any, change: Callable[[Tensor], Any]) -> Any:
+    """What an operation takes or returns, with its tensors changed."""
+    if isinstance(given, Tensor):
+        return change(given)
+    if isinstance(given, list | tuple):
+        return type(given)([changed(each, change) for each in given])
+    return given
+
+
 class Device(TorchDispatchMode):
     """Runs what is asked of the device, and refuses what it could not do."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ran: set[str] = set()
+        self.ran: set[Any] = set()
         """Operations that were run there."""
+        self.undivided: set[Any] = set()
+        """Operations that are not made of others."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        with self:  # inference mode passes on what is made of other operations
-            made = func.decompose(*args, **kwargs)
-        if made is not NotImplemented:
-            return made
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        there = any(isinstance(x, There) for x in tensors)
+        if func not in self.undivided:
+            with self:  # inference mode passes on what is made of other operations
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+            self.undivided.add(func)
+        owners: dict[int, There] = {}
+        strays: list[Tensor] = []
+
+        def own(x: Tensor) -> Tensor:
+            if isinstance(x, There):
+                owners[id(x.own)] = x
+                return x.own
+            if x.dim():
+                strays.append(x)
+            return x
+
+        args = changed(args, own)
+        kwargs = {name: changed(given, own) for name, given in kwargs.items()}
+        there = bool(owners)
         if kwargs.get("device") is not None:
             there = torch.device(kwargs["device"]) == THERE
             kwargs["device"] = torch.device("cpu")
-        elif there and str(func) not in MIXED:
-            strays = [x for x in tensors if x.dim() and not isinstance(x, There)]
+        elif there and func not in MIXED:
             assert not strays, f"{func} of tensors on two devices"
-        owners = {id(x.own): x for x in tensors if isinstance(x, There)}
-        args, kwargs = tree_map_only(There, lambda x: x.own, (args, kwargs))
         found = func(*args, **kwargs)
-        if str(func) == "aten.copy_.default":
-            there = bool(owners) and id(args[0]) in owners
+        if func is COPY:
+            there = id(args[0]) in owners
         if not there:
             return found
-        self.ran.add(str(func))
+        self.ran.add(func)
 
         def wrapped(x: Tensor) -> Tensor:
             assert x.dtype != torch.float64, f"{func}: float64 on a device that has none"
@@ -83,7 +105,7 @@ class Device(TorchDispatchMode):
             with torch.inference_mode(False):  # a view of what is no inference tensor is none
                 return There(x)
 
-        return tree_map_only(Tensor, wrapped, found)
+        return changed(found, wrapped)
 
 
 @contextmanager

@@ -98,27 +98,27 @@ def test_effects_are_recomputed_from_shards_weights_and_tokens(
     model = load_subject(chain.recipe, CPU).model
     ids = torch.from_numpy(split.ids.reshape(-1, CONTEXT)).long()
 
-    def log_p(position: int, taken: torch.Tensor) -> np.ndarray:
-        context, t = divmod(position, CONTEXT)
+    def log_p(position: np.ndarray, taken: torch.Tensor) -> np.ndarray:
+        context, t = np.divmod(position, CONTEXT)
 
         def take_away(_m: Any, _a: Any, x: torch.Tensor) -> torch.Tensor:
             x = x.clone()
-            x[0, t] -= taken
+            x[range(len(t)), t] -= taken
             return x
 
         handle = model.gpt_neox.layers[1].register_forward_hook(take_away)
-        logits = model(input_ids=ids[context : context + 1]).logits[0, t].double()
+        logits = model(input_ids=ids[context]).logits[range(len(t)), t].double()
         handle.remove()
-        return np.asarray(logits.log_softmax(dim=0))
+        return np.asarray(logits.log_softmax(dim=1))
 
     for index, row in enumerate(of_chain[0][:6]):
-        direction, kl, ce = sae.w_dec[row["latent"]], [], []
-        for position in places.position[places.of == index].tolist():
-            value = codes[position, row["latent"]]
-            assert value > 0
-            clean, edited = (log_p(position, part * direction) for part in (0.0, value))
-            kl.append(np.sum(np.exp(clean) * (clean - edited)))
-            ce.append((clean - edited)[split.ids[position + 1]])
+        position = places.position[places.of == index]
+        value = codes[position, row["latent"]]
+        assert bool((value > 0).all())
+        taken = value[:, None] * sae.w_dec[row["latent"]]
+        clean, edited = log_p(position, 0 * taken), log_p(position, taken)
+        kl = (np.exp(clean) * (clean - edited)).sum(axis=1)
+        ce = (clean - edited)[range(len(kl)), split.ids[position + 1]]
         assert row[N_FIRINGS] == len(kl)
         assert row["ablation_kl_nats"] == pytest.approx(np.mean(kl), rel=1e-3)
         assert row["ablation_ce_nats"] == pytest.approx(np.mean(ce), rel=1e-3, abs=1e-5)
@@ -232,13 +232,14 @@ def test_rates_of_written_tokens_are_near_those_of_writing_them_everywhere(
 
     def codes(tokens: np.ndarray) -> np.ndarray:
         x = subject.activations(
-            torch.from_numpy(tokens), split="eval", contexts=range(n), sites=[SITE]
+            torch.from_numpy(tokens), split="eval", contexts=range(len(tokens)), sites=[SITE]
         )[SITE].flatten(0, 1)
         top = ((x - sae.b_dec) @ sae.w_enc.T + sae.b_enc).topk(sae.k, dim=1)
         dense = torch.zeros(len(x), sae.n_latents).scatter(1, top.indices, top.values.relu())
-        return np.asarray(dense.reshape(n, context, -1))
+        return np.asarray(dense.reshape(*tokens.shape, -1))
 
     plain, differences = codes(ids), []
+    everywhere = np.arange(context)
     for row in of_chain[0][:4]:
         own = plain[:, :, row["latent"]]
         sums = np.bincount(ids.reshape(-1), own.reshape(-1), 96)
@@ -246,17 +247,13 @@ def test_rates_of_written_tokens_are_near_those_of_writing_them_everywhere(
         firings = np.array([(own[ids == v] > 0).sum() for v in peak])
         rates = firings / np.array([(ids == v).sum() for v in peak])
         shares = firings / firings.sum()
-        quiet = whole & (own.reshape(n, -1, 4) == 0).all(axis=2)
+        quiet = (whole & (own.reshape(n, -1, 4) == 0).all(axis=2)).repeat(4, axis=1)
         reached = np.zeros(len(peak))
         for i, v in enumerate(peak):
-            hits, places = 0, 0
-            for t in range(context):
-                written = ids.copy()
-                written[:, t] = v
-                here = quiet[:, t // 4]
-                hits += int((codes(written)[here, t, row["latent"]] > 0).sum())
-                places += int(here.sum())
-            reached[i] = hits / places
+            written = np.tile(ids[:, None], (1, context, 1))
+            written[:, everywhere, everywhere] = v
+            found = codes(written.reshape(-1, context)).reshape(n, context, context, -1)
+            reached[i] = (found[:, everywhere, everywhere, row["latent"]][quiet] > 0).mean()
         wanted = shares @ reached / (shares @ rates)
         differences.append(row["token_injection_rate"] - wanted)
     # Each is of 60 draws, and the rate may be small.

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from firings import pool_of_cells
 from numpy.typing import NDArray
 
-from nullsae import tables
 from nullsae.activations.capture import cache_activations
 from nullsae.activations.store import SiteReader
 from nullsae.config.activations import Exclude
@@ -31,7 +30,7 @@ from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
-from run_stages import collected
+from run_stages import collected, rows_in
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -103,6 +102,14 @@ def tables_of_chain(
     chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Rows]:
     return collect(chain, tiny_sae, tmp_path_factory.mktemp("latents"))
+
+
+@pytest.fixture(scope="module")
+def with_kinds(chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables with silent windows of all kinds."""
+    folder = tmp_path_factory.mktemp("kinds")
+    collect(chain, tiny_sae, folder, silent_windows=KINDS)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -201,12 +208,11 @@ def test_windows_equal_a_dense_recomputation(
 
 def test_other_kinds_of_silent_windows_are_silent_and_move_nothing_drawn(
     chain: Chain,
-    tiny_sae: Path,
-    tmp_path: Path,
+    with_kinds: Path,
     tables_of_chain: dict[str, Rows],
     dense: NDArray[np.float64],
 ) -> None:
-    found = collect(chain, tiny_sae, tmp_path, silent_windows=KINDS)
+    found = {name: rows_in(with_kinds / f"{name}.parquet") for name in tables_of_chain}
     rows, plain = in_pools(found), in_pools(tables_of_chain)
     assert found["latents"] == tables_of_chain["latents"]
     assert found["coverage"] == tables_of_chain["coverage"]
@@ -296,49 +302,65 @@ def test_the_filter_asks_for_both_pools_and_for_silent_windows(
 
 @pytest.mark.parametrize("sizes", [[960], [1, 958, 1], [100] * 9 + [60]])
 def test_other_shards_give_the_same_tables(
-    chain: Chain, tiny_sae: Path, tmp_path: Path, sizes: list[int]
+    chain: Chain, tiny_sae: Path, with_kinds: Path, tmp_path: Path, sizes: list[int]
 ) -> None:
     x, _ = all_rows(chain.eval_activations, SITE)
     manifest = write_site(tmp_path / "activations", x, sizes)
-    collect(chain, tiny_sae, tmp_path / "one", silent_windows=KINDS)
-    collect(chain, tiny_sae, tmp_path / "two", activations=manifest, silent_windows=KINDS)
+    collect(chain, tiny_sae, tmp_path, activations=manifest, silent_windows=KINDS)
     for name in FILES:
-        one, two = (tmp_path / folder / name for folder in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes(), name
+        assert (with_kinds / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module", params=["topk", "jumprelu"])
+def plain(
+    request: pytest.FixtureRequest,
+    chain: Chain,
+    tiny_sae: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with an SAE, and with what is collected from it in stored order."""
+    folder = tmp_path_factory.mktemp(request.param)
+    sae, config = load_sae(tiny_sae)
+    sae = replace(sae, architecture=request.param)
+    if request.param == "jumprelu":
+        sae = replace(sae, k=None, own={"threshold": torch.linspace(0.01, 2.0, 48)})
+    save_sae(sae, folder / "sae", **described(config))
+    collect(chain, folder / "sae/cfg.json", folder, **PLAIN)
+    return folder
+
+
+PLAIN: dict[str, Any] = {"silent_windows": KINDS, "windows": "centred"}
+
+
+def shuffled(chain: Chain, folder: Path, seed: int) -> Path:
+    """The same activations in another order; returns their manifest."""
+    x, _ = all_rows(chain.eval_activations, SITE)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
+    return write_site(folder / "activations", x[order], [500, 460], position=order)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 10_000])
-@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
-def test_batches_pieces_and_the_order_of_tokens_do_not_change_the_tables(
-    chain: Chain,
-    tiny_sae: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    batch: int,
-    architecture: str,
+def test_batches_and_the_order_of_tokens_do_not_change_the_tables(
+    chain: Chain, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    plain, config = load_sae(tiny_sae)
-    sae = replace(plain, architecture=architecture)
-    if architecture == "jumprelu":
-        sae = replace(sae, k=None, own={"threshold": torch.linspace(0.01, 2.0, 48)})
-    save_sae(sae, tmp_path / "sae", **described(config))
-    kinds: dict[str, Any] = {"silent_windows": KINDS, "windows": "centred"}
-    collect(chain, tmp_path / "sae/cfg.json", tmp_path / "one", **kinds)
     monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", batch)
     monkeypatch.setattr("nullsae.latents.store.RUN_FIRINGS", 77)
-    x, _ = all_rows(chain.eval_activations, SITE)
-    order = torch.from_numpy(np.random.default_rng(batch).permutation(len(x)))
-    shuffled = write_site(tmp_path / "activations", x[order], [500, 460], position=order)
-    collect(chain, tmp_path / "sae/cfg.json", tmp_path / "two", activations=shuffled, **kinds)
+    moved = shuffled(chain, tmp_path, batch)
+    collect(chain, plain / "sae/cfg.json", tmp_path, activations=moved, **PLAIN)
     for name in FILES:
-        one, two = (tmp_path / folder / name for folder in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes(), name
-    # Pieces add up in another order, so the last bits may differ.
+        assert (plain / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_pieces_change_the_tables_by_rounding_alone(
+    chain: Chain, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They add up in another order, so the last bits may differ."""
+    monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 64)
+    monkeypatch.setattr("nullsae.latents.store.RUN_FIRINGS", 77)
     monkeypatch.setattr("nullsae.latents.store.PIECE_FIRINGS", 40)
-    found = collect(chain, tmp_path / "sae/cfg.json", tmp_path / "two", **kinds)
+    found = collect(chain, plain / "sae/cfg.json", tmp_path, **PLAIN)
     for name in ("windows", "coverage", "latents"):
-        first = tables.read_table(tmp_path / f"one/{name}.parquet", tables.cell_schema(name))
-        for one_row, two_row in zip(first.to_pylist(), found[name], strict=True):
+        for one_row, two_row in zip(rows_in(plain / f"{name}.parquet"), found[name], strict=True):
             assert two_row == {
                 key: pytest.approx(value, rel=1e-9, abs=1e-9) if isinstance(value, float) else value
                 for key, value in one_row.items()
@@ -403,7 +425,7 @@ def test_sampled_latents_are_drawn_evenly_from_those_that_pass(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     """delphi takes the first N ids."""
-    n_runs, size = 40, 8
+    n_runs, size = 24, 8
     counts = np.zeros(48)
     for seed in range(n_runs):
         # Windows take most of the time and do not matter here.

@@ -45,25 +45,28 @@ def by_loops(
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(("piece", "ranked"), [(1, 1), (30, 10), (30, 30), (2**21, 20)])
 def test_aurocs_are_those_of_loops_whatever_is_computed_together(
-    seed: int, ties: bool, piece: int, ranked: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, ties: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(next_token, "PIECE", piece)
-    monkeypatch.setitem(next_token.RANKED, "cpu", ranked)
     dense, split = random_case(seed)
     latents = np.array([0, 2, 3, 4, 5])
     own, path = effects(seed, len(latents), ties=ties)
-    other = own.roll(1, dims=0)
-    found = next_token_aurocs([own, other], path, firings_of(dense), latents, Successors.of(split))
-    for rows, aurocs in zip((own, other), found, strict=True):
-        effect = (rows @ path.T).numpy()
-        for values, same in ((aurocs.unigram, False), (aurocs.bigram, True)):
-            wanted = [
-                by_loops(dense, split, effect[i], latent, same_token=same)
-                for i, latent in enumerate(latents.tolist())
-            ]
-            np.testing.assert_allclose(values, wanted, rtol=1e-12)
+    each = [own, own.roll(1, dims=0)]
+    wanted = [
+        [
+            by_loops(dense, split, effect[i], latent, same_token=same)
+            for i, latent in enumerate(latents.tolist())
+        ]
+        for effect in ((rows @ path.T).numpy() for rows in each)
+        for same in (False, True)
+    ]
+    for piece, ranked in ((1, 1), (30, 10), (30, 30), (2**21, 20)):
+        monkeypatch.setattr(next_token, "PIECE", piece)
+        monkeypatch.setitem(next_token.RANKED, "cpu", ranked)
+        firings, successors = firings_of(dense), Successors.of(split)
+        found = next_token_aurocs(each, path, firings, latents, successors)
+        values = [of for aurocs in found for of in (aurocs.unigram, aurocs.bigram)]
+        np.testing.assert_allclose(values, wanted, rtol=1e-12)
 
 
 def test_a_row_that_knows_the_next_token_has_one_and_its_negative_nought() -> None:

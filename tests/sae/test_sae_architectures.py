@@ -455,7 +455,7 @@ def trained(sae: Sae, n_steps: int) -> Trainer:
 
 @pytest.fixture(scope="module")
 def of_each() -> dict[str, Trainer]:
-    return {name: trained(small(name), 300) for name in ARCHITECTURES}
+    return {name: trained(small(name, lr=2e-2), 150) for name in ARCHITECTURES}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -133,8 +133,8 @@ def test_a_code_does_not_depend_on_the_tokens_beside_it(architecture: str) -> No
     x = randn(n, d, seed=6)
 
     def dense(batch: int) -> Tensor:
-        codes = torch.zeros(n, width)
-        for start in range(0, n, batch):
+        codes = torch.zeros(min(n, 70 * batch), width)
+        for start in range(0, len(codes), batch):
             values, indices = sae.encode(x[start : start + batch])
             codes[start : start + batch].scatter_add_(1, indices, values)
         return codes
@@ -142,4 +142,5 @@ def test_a_code_does_not_depend_on_the_tokens_beside_it(architecture: str) -> No
     whole = dense(n)
     assert whole.any()
     for batch in (1, 7, 100, 349, 350, 351):
-        assert torch.equal(dense(batch), whole), batch
+        codes = dense(batch)
+        assert torch.equal(codes, whole[: len(codes)]), batch

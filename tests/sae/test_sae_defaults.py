@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from nullsae.sae.trainer import Trainer, evaluate, learning_rate, schedule
 D, N_PLANTED, K, BATCH = 32, 512, 6, 512
 
 
+@cache
 def planted(n: int, split: str) -> Tensor:
     """Return sums of K directions with Zipf frequencies, of mean norm sqrt(D): [n, D]."""
     g = torch_generator(0, "defaults_directions")

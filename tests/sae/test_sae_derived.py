@@ -290,7 +290,7 @@ def test_a_whitened_rotation_explains_the_mean_over_directions_which_may_be_belo
     generator = torch_generator(0, "gaussian")
     scale = torch.linspace(0.1, 3, D_MODEL)
     turned = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=generator))[0]
-    x = torch.randn(20_000, D_MODEL, generator=generator) * scale @ turned + scale
+    x = torch.randn(4000, D_MODEL, generator=generator) * scale @ turned + scale
     # Two latents for each of the six widest directions, which also write into narrow ones.
     rows = torch.cat([turned[-6:], -turned[-6:]])
     spilled = rows + 0.3 * torch.cat([turned[:6], turned[:6]])

@@ -144,11 +144,12 @@ def test_auxk_revives_dead_latents(seed: int) -> None:
     x, _ = planted(4096, seed)
     dead, loss = {}, {}
     for coefficient in (0.0, 1 / 32):
-        sae = recipe(n_latents=32, auxk_coefficient=coefficient, dead_after_tokens=1024, auxk_k=12)
-        trainer = trainer_on(x, sae, n_steps=160)
+        aux = {"auxk_coefficient": coefficient, "auxk_k": 12, "dead_after_tokens": 1024}
+        sae = recipe(n_latents=32, lr=2e-2, **aux)
+        trainer = trainer_on(x, sae, n_steps=80)
         # Half of the latents see the data, but too faintly to enter the top k.
         trainer.sae.w_enc[16:] *= 0.01
-        for step in range(160):
+        for step in range(80):
             loss[coefficient] = trainer.train_step(x[(step * 256) % 4096 :][:256]).fvu
         dead[coefficient] = float(trainer.dead.double().mean())
     assert dead[0.0] >= 0.4
@@ -205,7 +206,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 def test_training_finds_a_planted_dictionary(tmp_path: Path) -> None:
     x, directions = planted(20_000, 5)
-    sae = recipe(epochs=8, evaluate_every_steps=60, dead_after_tokens=5000)
+    sae = recipe(epochs=2, lr=2e-2, evaluate_every_steps=30, dead_after_tokens=5000)
     output = run(tmp_path, x, sae)
     curve = [row["heldout_explained_variance"] for row in history(output)]
     assert curve[-1] > curve[0] + 0.05
@@ -213,7 +214,7 @@ def test_training_finds_a_planted_dictionary(tmp_path: Path) -> None:
     found, config = load_sae(output / "cfg.json")
     cosine = directions @ F.normalize(found.w_dec, dim=1).T
     assert float(cosine.max(dim=1).values.mean()) > 0.9
-    assert config.n_steps == 8 * (20_000 // 256)
+    assert config.n_steps == 2 * (20_000 // 256)
     # The SAE on disk is for activations as captured, not for the scaled ones it trained on.
     heldout = planted(400, 99)[0]
     own = evaluate(found, heldout)["heldout_explained_variance"]
@@ -221,17 +222,30 @@ def test_training_finds_a_planted_dictionary(tmp_path: Path) -> None:
     torch.testing.assert_close(found.w_dec.norm(dim=1), torch.ones(64))
 
 
+RESUMED = {
+    **{"batch_tokens": 128, "epochs": 2, "checkpoint_every_steps": 5},
+    **{"evaluate_every_steps": 4, "dead_after_tokens": 300},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an SAE whose training was not interrupted."""
+    return run(tmp_path_factory.mktemp("whole"), planted(1500, 6)[0], recipe(**RESUMED))
+
+
+def assert_same(resumed: Path, whole: Path) -> None:
+    for file in ("sae.safetensors", "cfg.json"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
+    assert history(resumed) == history(whole)
+
+
 @pytest.mark.parametrize("killed_at", [7, 13, 20])
-def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_at: int) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one(
+    whole: Path, tmp_path: Path, killed_at: int
+) -> None:
     x, _ = planted(1500, 6)
-    sae = recipe(
-        batch_tokens=128,
-        epochs=2,
-        checkpoint_every_steps=5,
-        evaluate_every_steps=4,
-        dead_after_tokens=300,
-    )
-    run(tmp_path, x, sae, output="whole")
+    sae = recipe(**RESUMED)
 
     def kill(step: int, _steps: int, _loss: float) -> None:
         if step == killed_at:
@@ -246,10 +260,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_a
     # Fails if resume is a no-op, since training all of it again could give the same bits.
     checkpoint = killed_at // 5 * 5
     assert steps == list(range(checkpoint + 1, 23))
-    for file in ("sae.safetensors", "cfg.json"):
-        whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
-        assert whole.read_bytes() == resumed.read_bytes(), file
-    assert history(tmp_path / "resumed") == history(tmp_path / "whole")
+    assert_same(tmp_path / "resumed", whole)
     assert not list((tmp_path / "work").iterdir()), "a finished training leaves a checkpoint"
 
 
@@ -280,6 +291,7 @@ def test_a_kill_costs_no_more_than_the_time_between_checkpoints(
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("within", ["a step", "a block", "the first block"])
 def test_no_steps_are_lost_by_a_warning_or_ctrl_c(
+    whole: Path,
     tmp_path: Path,
     within: str,
     kind: signal.Signals,
@@ -288,8 +300,7 @@ def test_no_steps_are_lost_by_a_warning_or_ctrl_c(
 ) -> None:
     """Steps of 128 tokens on blocks of 500 and 1000, which end steps 3, 8, 11, 14, ..."""
     x, _ = planted(1500, 6)
-    sae = recipe(batch_tokens=128, epochs=2, checkpoint_every_steps=5, evaluate_every_steps=4)
-    run(tmp_path, x, sae, output="whole")
+    sae = recipe(**RESUMED)
 
     def terminate(*_: Any) -> None:
         os.kill(os.getpid(), kind)
@@ -324,10 +335,7 @@ def test_no_steps_are_lost_by_a_warning_or_ctrl_c(
     assert steps == list(range(last + 1, 23))
     assert f"resumed at step {last} of 22" in caplog.text
     assert "damaged" not in caplog.text
-    for file in ("sae.safetensors", "cfg.json"):
-        whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
-        assert whole.read_bytes() == resumed.read_bytes(), file
-    assert history(tmp_path / "resumed") == history(tmp_path / "whole")
+    assert_same(tmp_path / "resumed", whole)
 
 
 def test_sigterm_after_the_last_step_leaves_a_finished_sae(tmp_path: Path) -> None:

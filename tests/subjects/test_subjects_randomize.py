@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,11 @@ def trained_values(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def model_of(kind: str, tied: bool, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    return deepcopy(as_trained(kind, tied, dtype, seed))
+
+
+@lru_cache(maxsize=1)
+def as_trained(kind: str, tied: bool, dtype: torch.dtype, seed: int) -> Any:
     model = deepcopy(untrained(kind, tied))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

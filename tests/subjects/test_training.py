@@ -35,7 +35,7 @@ VOCAB, CONTEXT = 50, 16
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """On a busy machine, threads wait for each other, which costs such small models minutes."""
     threads = torch.get_num_threads()
@@ -54,11 +54,14 @@ def tokens(n_contexts: int = 64) -> Tokens:
 
 
 def tiny(**keys: Any) -> TrainSource:
-    plain = {"n_layers": 2, "d_model": 32, "n_heads": 4, "steps": 20, "batch_contexts": 8}
+    plain = {"n_layers": 2, "d_model": 32, "n_heads": 4, "steps": 25, "batch_contexts": 8}
     return TrainSource(kind="train", **{**plain, **keys})
 
 
-def train(**keys: Any) -> tuple[Any, dict[str, Tensor], list[dict[str, float]]]:
+Trained = tuple[Any, dict[str, Tensor], list[dict[str, float]]]
+
+
+def train(**keys: Any) -> Trained:
     arguments: dict[str, Any] = {"seed": 0, "subject": "small", "device": CPU, **keys}
     source = arguments.pop("source", tiny())
     with TemporaryDirectory() as folder:
@@ -66,13 +69,19 @@ def train(**keys: Any) -> tuple[Any, dict[str, Tensor], list[dict[str, float]]]:
         return train_model(source, tokens(), **{"checkpoint": unused, **arguments})
 
 
+@pytest.fixture(scope="module")
+def plain(one_thread: None) -> Trained:
+    """One training, which tests only look at."""
+    return train()
+
+
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     assert first.keys() == second.keys()
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_trainings_with_one_key_are_equal_to_the_bit() -> None:
-    first, first_initial, first_log = train()
+def test_two_trainings_with_one_key_are_equal_to_the_bit(plain: Trained) -> None:
+    first, first_initial, first_log = plain
     torch.manual_seed(123)  # a global generator in another state
     before = torch.get_rng_state()
     second, second_initial, second_log = train()
@@ -101,12 +110,12 @@ def test_the_loss_falls_from_that_of_a_uniform_guess() -> None:
 def test_the_log_and_the_progress_cover_every_step() -> None:
     seen: list[tuple[int, int, float]] = []
     _, _, log = train(
-        source=tiny(steps=45), progress=lambda step, steps, loss: seen.append((step, steps, loss))
+        progress=lambda step, steps, loss: seen.append((step, steps, loss)),
     )
-    assert [(step, steps) for step, steps, _ in seen] == [(i, 45) for i in range(1, 46)]
+    assert [(step, steps) for step, steps, _ in seen] == [(i, 25) for i in range(1, 26)]
     assert len(log) <= LOG_ROWS
-    assert log[-1]["step"] == 45
-    assert log[-1]["tokens"] == 45 * 8 * CONTEXT
+    assert log[-1]["step"] == 25
+    assert log[-1]["tokens"] == 25 * 8 * CONTEXT
     begin = 0
     for row in log:  # the rows' means cover every step once
         part = [loss for _, _, loss in seen[begin : int(row["step"])]]
@@ -114,11 +123,11 @@ def test_the_log_and_the_progress_cover_every_step() -> None:
         begin = int(row["step"])
 
 
-def test_the_initial_weights_are_those_that_training_started_from() -> None:
+def test_the_initial_weights_are_those_that_training_started_from(plain: Trained) -> None:
     model, initial, log = train(source=tiny(steps=1, muon_lr=1e-12, adamw_lr=1e-12))
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, initial[name], rtol=0, atol=1e-9)
-    trained, again, _ = train()
+    trained, again, _ = plain
     assert same(initial, again), "training wrote into the initial weights"
     for name, value in trained.state_dict().items():
         if name.endswith((".weight", ".bias")):
@@ -217,22 +226,22 @@ def stop_at(step: int, checkpoint: Path, **keys: Any) -> None:
         train(checkpoint=checkpoint, progress=terminate_at(step), **keys)
 
 
-@pytest.mark.parametrize("last", [1, 17, 45])
+@pytest.mark.parametrize("last", [1, 9, 25])
 def test_a_training_that_sigterm_stopped_resumes_to_the_same_bits(
-    tmp_path: Path, last: int
+    plain: Trained, tmp_path: Path, last: int
 ) -> None:
-    source = tiny(steps=45)
-    whole, whole_initial, whole_log = train(source=source)
+    """The log has a row for every two steps."""
+    whole, whole_initial, whole_log = plain
     checkpoint = tmp_path / "work/state.safetensors"
-    stop_at(last, checkpoint, source=source)
+    stop_at(last, checkpoint)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     torch.manual_seed(123)  # the global generator has another state in a new process
     steps: list[int] = []
     resumed, initial, log = train(
-        source=source, checkpoint=checkpoint, progress=lambda step, *_: steps.append(step)
+        checkpoint=checkpoint, progress=lambda step, *_: steps.append(step)
     )
     # Fails if resume is a no-op, since training all of it again could give the same bits.
-    assert steps == list(range(last + 1, 46))
+    assert steps == list(range(last + 1, 26))
     assert same(whole.state_dict(), resumed.state_dict())
     assert same(whole_initial, initial)
     assert log == whole_log
@@ -270,14 +279,14 @@ def test_a_finished_training_is_not_made_again_if_what_follows_failed(tmp_path: 
 
 
 def test_a_damaged_checkpoint_is_not_resumed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    plain: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = tmp_path / "state.safetensors"
     stop_at(7, checkpoint)
     flip_byte(checkpoint)
     found, _, log = train(checkpoint=checkpoint)
     assert f"{checkpoint}: damaged (its content differs from its checksum)" in caplog.text
-    whole, _, whole_log = train()
+    whole, _, whole_log = plain
     assert same(whole.state_dict(), found.state_dict())
     assert log == whole_log
 

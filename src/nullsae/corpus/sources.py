@@ -126,7 +126,11 @@ def _stdlib() -> Iterator[str]:
 def _docstrings(tree: ast.Module) -> str:
     """Return the longer docstrings of a module, in file order."""
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    owners = [node for node in ast.walk(tree) if isinstance(node, nodes)]
+    statements: list[ast.AST] = [tree]
+    for statement in statements:  # expressions, most of a tree, have no docstring
+        for block in ("body", "handlers", "orelse", "finalbody", "cases"):
+            statements += getattr(statement, block, ())
+    owners = [statement for statement in statements if isinstance(statement, nodes)]
     owners.sort(key=lambda node: getattr(node, "lineno", 0))
     found = [ast.get_docstring(node) or "" for node in owners]
     return "\n\n".join(text for text in found if len(text) > MIN_DOCSTRING_CHARACTERS)

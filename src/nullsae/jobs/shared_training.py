@@ -84,7 +84,7 @@ def shared_jobs(config: Config, whole: Sequence[int] = ()) -> list[SharedJob]:
         bits = whole[index] if whole else 0
         name = PREFIX + re.sub(r"[^A-Za-z0-9_]", "_", "_".join([str(index), *keys.values()]))
         made = tuple(cell for i, cell in enumerate(params.cells) if bits >> i & 1)
-        missing = tuple(cell for cell in params.cells if cell not in made)
+        missing = tuple(cell for i, cell in enumerate(params.cells) if not bits >> i & 1)
         if missing:
             jobs.append(SharedJob(name, keys, params.only(missing)))
         if made:

@@ -29,6 +29,7 @@ from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.initialization import initialize
 from nullsae.subjects.loading import Subject
+from nullsae.subjects.site_gates import verify_sites
 
 SAMPLE_TOKENS = 8192
 BATCH_CONTEXTS, BATCH_TOKENS, FIDELITY_CONTEXTS = 8, 2048, 32
@@ -204,6 +205,31 @@ class Sample:
                 f"context_tokens: {ids.shape[1]} tokens contain only BOS; use longer contexts"
             )
         self._found: dict[tuple[bool, str], tuple[Tensor, Tensor]] = {}
+        self._widths: dict[str, int | None] = {}
+        self._placebos: dict[tuple[bool, str, int, int], float] = {}
+
+    def width(self, site: str) -> int | None:
+        """Return the width of a site, which is verified once; None if the subject has none."""
+        if site not in self._widths:
+            try:
+                verify_sites(self.subject, [site], where="")
+                self._widths[site] = self.subject.width(site)
+            except UserError:
+                self._widths[site] = None
+        return self._widths[site]
+
+    @torch.inference_mode()
+    def placebo(self, feeding: Feeding, n_latents: int, k: int) -> float:
+        """Return what random directions at the feeding's site explain, k of them per token."""
+        n = max(k, min(n_latents, PLACEBO_LATENTS))
+        at = feeding.prepend_bos, feeding.site, n, k
+        if at not in self._placebos:
+            x = self.activations(feeding)
+            some = x[:PLACEBO_TOKENS].to(self.subject.device)
+            generator = torch_generator(0, "feeding_placebo")
+            random = initialize(some, n_latents=n, k=k, generator=generator)
+            self._placebos[at] = _totals(random, x, x)["explained_variance"] or 0.0
+        return self._placebos[at]
 
     def ids(self, prepend_bos: bool) -> Tensor:
         """Return token ids int32 [contexts, tokens]."""
@@ -288,14 +314,7 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     own = _totals(reader, x, y)
     # Directions at one site are unrelated to another: a transcoder's placebo is the mean.
     if not sae.transcodes:
-        k = max(1, round(own["l0"]))
-        random = initialize(
-            x[:PLACEBO_TOKENS].to(sae.b_dec.device),
-            n_latents=max(k, min(sae.n_latents, PLACEBO_LATENTS)),
-            k=k,
-            generator=torch_generator(0, "feeding_placebo"),
-        )
-        placebo = _totals(random, x, x)["explained_variance"] or 0.0
+        placebo = sample.placebo(feeding, sae.n_latents, max(1, round(own["l0"])))
     return Measured(feeding, own["explained_variance"], own["l0"], placebo, len(x), factor)
 
 

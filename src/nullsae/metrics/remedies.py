@@ -18,7 +18,6 @@ from nullsae.metrics.feeding import (
     measure,
 )
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.subjects.site_gates import verify_sites
 
 # Blocks before and after, for sites of the same kind; other kinds are tried in the same block.
 NEAR = 2
@@ -79,7 +78,9 @@ def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Fee
         if NORMALIZED.get(name) != sae.normalization:
             yield replace(feeding, input=name)
     near = [
-        s for s in near_sites(feeding.site, len(sample.subject.blocks)) if _fits(sample, sae, s)
+        site
+        for site in near_sites(feeding.site, len(sample.subject.blocks))
+        if sample.width(site) == sae.d_model
     ]
     sample.capture(feeding.prepend_bos, *near)
     for site in near:
@@ -94,7 +95,7 @@ def _far_off(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Fee
     blocks = [b for b in range(len(sample.subject.blocks)) if abs(b - layer) > NEAR]
     for start in range(0, len(blocks) if kind != "embed" else 0, SITES_AT_ONCE):
         sites = [f"{kind}.{block}" for block in blocks[start : start + SITES_AT_ONCE]]
-        sites = [site for site in sites if _fits(sample, sae, site)]
+        sites = [site for site in sites if sample.width(site) == sae.d_model]
         sample.capture(feeding.prepend_bos, *sites)
         for site in sites:
             yield replace(feeding, site=site)
@@ -117,12 +118,3 @@ def _at(site: str) -> tuple[str, int]:
     """Return kind and block of a site; the input of a block is the output of the previous one."""
     kind, layer = site_kind(site), site_layer(site)
     return ("resid_post", layer - 1) if kind == "resid_pre" and layer else (kind, layer)
-
-
-def _fits(sample: Sample, sae: Autoencoder, site: str) -> bool:
-    """Whether the subject has this site, with the SAE's width."""
-    try:
-        verify_sites(sample.subject, [site], where="")
-        return sample.subject.width(site) == sae.d_model
-    except UserError:
-        return False

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("written")
+    write_tree(study(), root)
+    return root
+
+
+@pytest.fixture
+def cells(written: Path, tmp_path: Path) -> Path:
+    """The cells of the study, for tests that replace files (and never write into one)."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True, copy_function=os.link)
+    return tmp_path
+
+
 def test_every_table_is_written_with_its_schema(root: Path) -> None:
     for table in tables.AGGREGATED:
         schema = pq.read_schema(root / paths.TABLE.format(table=table))
@@ -235,8 +251,7 @@ def test_documents_widen_the_interval_of_a_score_and_pair_its_contrast(tmp_path:
     assert contrast["standard_error"] < np.sqrt(latents + null.var(ddof=1) / 4 + of_documents / 2)
 
 
-def test_failed_windows_are_counted_over_all_cells_of_an_arm(tmp_path: Path) -> None:
-    write_tree(study(), tmp_path)
+def test_failed_windows_are_counted_over_all_cells_of_an_arm(cells: Path) -> None:
     counts = {"trained": (30, 10, 0), "rerandomized": (20, 10, 10)}
     for file in cell_files(study())["scores"]:
         keys = paths.partition_keys(file)
@@ -245,19 +260,19 @@ def test_failed_windows_are_counted_over_all_cells_of_an_arm(tmp_path: Path) -> 
             {**row, "n_active": active, "n_silent": silent, "n_failed": failed * int(keys["draw"])}
             for row in rows_of("scores", keys)
         ]
-        tables.write_table(tmp_path / file, rows, tables.cell_schema("scores"))
-    aggregate(study(), tmp_path)
-    contrast = only(read(tmp_path, "contrasts"), metric="auroc")
+        tables.write_table(cells / file, rows, tables.cell_schema("scores"))
+    aggregate(study(), cells)
+    contrast = only(read(cells, "contrasts"), metric="auroc")
     # Four latents each: 30 windows in draw 0; 40 in draw 1, of which 10 failed.
     assert (contrast["real_n_failed"], contrast["n_failed"]) == (0, 40)
     assert contrast["answered_share"] == pytest.approx(240 / 280)
-    summary = only(read(tmp_path, "summaries"), metric="auroc", variant="rerandomized")
+    summary = only(read(cells, "summaries"), metric="auroc", variant="rerandomized")
     assert (summary["n_failed"], summary["answered_share"]) == (40, contrast["answered_share"])
-    found = only(read(tmp_path, "verdicts"), metric="auroc")
+    found = only(read(cells, "verdicts"), metric="auroc")
     assert found["answered_share"] == contrast["answered_share"]
     assert "rests on 86% of the windows" in found["reason"]
     for table in ("summaries", "contrasts"):
-        assert {row["n_failed"] for row in read(tmp_path, table) if row["scorer"] is None} == {None}
+        assert {row["n_failed"] for row in read(cells, table) if row["scorer"] is None} == {None}
 
 
 def test_the_interval_of_the_trained_arm_is_the_same_everywhere(root: Path) -> None:
@@ -368,37 +383,33 @@ def test_matched_firing_rates_are_compared_in_addition(root: Path) -> None:
 
 @pytest.mark.parametrize(("loss", "warned"), [(2.9, False), (3.1, True), (4.0, True)])
 def test_a_subject_no_better_than_bigrams_is_a_warning_at_every_number(
-    tmp_path: Path, loss: float, warned: bool
+    cells: Path, loss: float, warned: bool
 ) -> None:
-    write_tree(study(), tmp_path)
     for file in cell_files(study())["models"]:
         trained = "variant=trained" in str(file)
         # A null is expected to be no better.
         row = filled("models", heldout_loss_nats=loss if trained else 9.0, bigram_loss_nats=3.1)
-        tables.write_table(tmp_path / file, [row], tables.cell_schema("models"))
-    aggregate(study(), tmp_path)
+        tables.write_table(cells / file, [row], tables.cell_schema("models"))
+    aggregate(study(), cells)
     for table in ("contrasts", "verdicts"):
-        found = {row["warning"] for row in read(tmp_path, table)}
+        found = {row["warning"] for row in read(cells, table)}
         assert found == {caution(loss, 3.1)}
         assert (None in found) is not warned
 
 
-def test_a_null_whose_site_has_no_variance_is_null_with_that_reason(tmp_path: Path) -> None:
-    write_tree(study(), tmp_path)
+def test_a_null_whose_site_has_no_variance_is_null_with_that_reason(cells: Path) -> None:
     for file in cell_files(study())["documents"]:
         rows = rows_of("documents", paths.partition_keys(file))
         if "variant=rerandomized" in str(file):
             rows = [row | {"squared_error": 0.0, "squared_deviation": 0.0} for row in rows]
-        tables.write_table(tmp_path / file, rows, tables.cell_schema("documents"))
-    aggregate(study(), tmp_path)
-    row = only(read(tmp_path, "contrasts"), metric="explained_variance")
+        tables.write_table(cells / file, rows, tables.cell_schema("documents"))
+    aggregate(study(), cells)
+    row = only(read(cells, "contrasts"), metric="explained_variance")
     assert (row["value"], row["difference"]) == (None, None)
     assert row["real_value"] is not None
     assert "the site has no variance in draw 0, seed 0" in row["reason"]
-    assert (
-        only(read(tmp_path, "verdicts"), metric="explained_variance")["verdict"] == "inconclusive"
-    )
-    assert only(read(tmp_path, "contrasts"), metric="cosine")["difference"] is not None
+    assert only(read(cells, "verdicts"), metric="explained_variance")["verdict"] == "inconclusive"
+    assert only(read(cells, "contrasts"), metric="cosine")["difference"] is not None
 
 
 def test_it_is_stated_what_an_interval_speaks_of(root: Path) -> None:
@@ -485,32 +496,31 @@ def of_arms(table: str, root: Path, config: Config, **values: dict[str, Any]) ->
     ],
 )
 def test_arms_of_unequal_training_or_l0_get_no_verdict(
-    tmp_path: Path, tokens: tuple[int, int], l0: tuple[float, float], problem: str | None
+    cells: Path, tokens: tuple[int, int], l0: tuple[float, float], problem: str | None
 ) -> None:
     config = study()
-    write_tree(config, tmp_path)
     names = ("trained", "rerandomized")
-    of_arms("history", tmp_path, config, tokens=dict(zip(names, tokens, strict=True)))
-    of_arms("reconstruction", tmp_path, config, l0=dict(zip(names, l0, strict=True)))
-    aggregate(config, tmp_path)
-    for row in read(tmp_path, "contrasts"):
+    of_arms("history", cells, config, tokens=dict(zip(names, tokens, strict=True)))
+    of_arms("reconstruction", cells, config, l0=dict(zip(names, l0, strict=True)))
+    aggregate(config, cells)
+    for row in read(cells, "contrasts"):
         assert (row["real_training_tokens"], row["training_tokens"]) == tokens
         assert (row["real_l0"], row["l0"]) == pytest.approx(l0)
         assert problem is None or row["n_family"] == 0
         assert (row["not_comparable"] or "").count(problem or "no problem") == (problem is not None)
-    found = read(tmp_path, "verdicts")
+    found = read(cells, "verdicts")
     assert {row["verdict"] == "none" for row in found} == {problem is not None}
     assert all((problem or "") in row["reason"] for row in found)
-    counts = read(tmp_path, "discriminating_power")
+    counts = read(cells, "discriminating_power")
     assert all((row["n_none"] == row["n_contrasts"]) == (problem is not None) for row in counts)
-    answer = read_answer(tmp_path)
+    answer = read_answer(cells)
     lacks = [sentence for sentence in answer.sentences if "comparable SAEs" in sentence]
     assert len(lacks) == (problem is not None)
     assert problem is None or {one.tier for one in answer.findings} == {"undecided"}
     if problem is not None:
         allowed = {"max_training_token_ratio": None, "max_l0_difference": None, "n_resamples": 400}
-        aggregate(study(statistics=allowed), tmp_path)
-        assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
+        aggregate(study(statistics=allowed), cells)
+        assert "none" not in {row["verdict"] for row in read(cells, "verdicts")}
 
 
 @pytest.mark.parametrize(
@@ -518,32 +528,30 @@ def test_arms_of_unequal_training_or_l0_get_no_verdict(
     [("bfloat16", "float32", True), ("bfloat16", "bfloat16", False), (None, "tf32", False)],
 )
 def test_arms_of_unequal_precision_get_no_verdict(
-    tmp_path: Path, trained: str | None, null: str, problem: bool
+    cells: Path, trained: str | None, null: str, problem: bool
 ) -> None:
     """An SAE that was not trained here has a null precision and is still compared."""
     config = study()
-    write_tree(config, tmp_path)
-    of_arms("history", tmp_path, config, precision={"trained": trained, "rerandomized": null})
-    aggregate(config, tmp_path)
+    of_arms("history", cells, config, precision={"trained": trained, "rerandomized": null})
+    aggregate(config, cells)
     told = "SAEs of trained were trained in bfloat16, those of rerandomized in float32"
-    for row in read(tmp_path, "contrasts"):
+    for row in read(cells, "contrasts"):
         assert (told in (row["not_comparable"] or "")) == problem
-    assert {row["verdict"] == "none" for row in read(tmp_path, "verdicts")} == {problem}
+    assert {row["verdict"] == "none" for row in read(cells, "verdicts")} == {problem}
 
 
-def test_an_sae_of_unknown_training_gets_no_verdict_unless_allowed(tmp_path: Path) -> None:
+def test_an_sae_of_unknown_training_gets_no_verdict_unless_allowed(cells: Path) -> None:
     config = study()
     (topk,) = config.saes.values()
     given = {"saes": {"topk": topk.model_copy(update={"pretrained": "someone/their-sae"})}}
-    write_tree(config, tmp_path)
-    aggregate(config.model_copy(update=given), tmp_path)
-    found = read(tmp_path, "verdicts")
+    aggregate(config.model_copy(update=given), cells)
+    found = read(cells, "verdicts")
     assert {row["verdict"] for row in found} == {"none"}
     assert "number of training tokens is not known" in found[0]["reason"]
-    assert read(tmp_path, "contrasts")[0]["real_training_tokens"] is None
+    assert read(cells, "contrasts")[0]["real_training_tokens"] is None
     allowed = study(statistics={"max_training_token_ratio": None}).model_copy(update=given)
-    aggregate(allowed, tmp_path)
-    assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
+    aggregate(allowed, cells)
+    assert "none" not in {row["verdict"] for row in read(cells, "verdicts")}
 
 
 def test_the_same_inputs_give_the_same_bytes_and_row_order_does_not_matter(
@@ -708,53 +716,49 @@ def test_a_study_of_the_trained_subject_alone_has_no_contrasts(tmp_path: Path) -
     assert len(read(tmp_path, "summaries")) == len(all_metrics()) - 3
 
 
-def test_a_study_without_surviving_latents_is_reported_not_rejected(tmp_path: Path) -> None:
+def test_a_study_without_surviving_latents_is_reported_not_rejected(cells: Path) -> None:
     config = study()
-    write_tree(config, tmp_path)
     for file in cell_files(config)["scores"]:
-        tables.write_table(tmp_path / file, [], tables.cell_schema("scores"))
-    aggregate(config, tmp_path)
-    assert read(tmp_path, "scores") == []
-    found = only(read(tmp_path, "verdicts"), metric="auroc")
+        tables.write_table(cells / file, [], tables.cell_schema("scores"))
+    aggregate(config, cells)
+    assert read(cells, "scores") == []
+    found = only(read(cells, "verdicts"), metric="auroc")
     assert found["verdict"] == "inconclusive"
     assert "no latents" in found["reason"]
 
 
-def test_a_study_in_which_no_latent_can_be_scored_is_one_line(tmp_path: Path) -> None:
+def test_a_study_in_which_no_latent_can_be_scored_is_one_line(cells: Path) -> None:
     config = study()
-    write_tree(config, tmp_path)
     first, *others = cell_files(config)["coverage"]
     empty = [filled("coverage", n_sampled=0)]
     for file in others:
-        tables.write_table(tmp_path / file, empty, tables.cell_schema("coverage"))
-    aggregate(config, tmp_path)  # one cell has some
-    tables.write_table(tmp_path / first, empty, tables.cell_schema("coverage"))
+        tables.write_table(cells / file, empty, tables.cell_schema("coverage"))
+    aggregate(config, cells)  # one cell has some
+    tables.write_table(cells / first, empty, tables.cell_schema("coverage"))
     with pytest.raises(UserError, match=r"^config: latents\.min_firings") as caught:
-        aggregate(config, tmp_path)
+        aggregate(config, cells)
     assert "\n" not in str(caught.value)
     unscored = study(explainers={}, scorers={})
-    aggregate(unscored, tmp_path)
+    aggregate(unscored, cells)
 
 
-def test_a_missing_cell_is_named(tmp_path: Path) -> None:
+def test_a_missing_cell_is_named(cells: Path) -> None:
     config = study()
-    write_tree(config, tmp_path)
-    missing = tmp_path / cell_files(config)["scores"][-1]
+    missing = cells / cell_files(config)["scores"][-1]
     missing.unlink()
     with pytest.raises(UserError, match="the file is missing") as caught:
-        aggregate(config, tmp_path)
+        aggregate(config, cells)
     assert str(missing) in str(caught.value)
 
 
-def test_documents_of_another_split_are_refused(tmp_path: Path) -> None:
+def test_documents_of_another_split_are_refused(cells: Path) -> None:
     config = study()
-    write_tree(config, tmp_path)
     file = cell_files(config)["documents"][-1]
     rows = rows_of("documents", paths.partition_keys(file))
     rows[0]["document"] = 12
-    tables.write_table(tmp_path / file, rows, tables.cell_schema("documents"))
+    tables.write_table(cells / file, rows, tables.cell_schema("documents"))
     with pytest.raises(UserError, match="3 documents that are not the 3 of") as caught:
-        aggregate(config, tmp_path)
+        aggregate(config, cells)
     assert str(caught.value).startswith(file)
 
 

@@ -65,8 +65,8 @@ def test_a_windows_influence_is_the_slope_of_scikit_learns_score_by_its_weight(
     decimals: int,
 ) -> None:
     rng = np.random.default_rng(5)
-    active = np.arange(30) % 3 > 0
-    probability = (rng.random(30) + 0.3 * active).clip(0, 1).round(decimals)
+    active = np.arange(15) % 3 > 0
+    probability = (rng.random(15) + 0.3 * active).clip(0, 1).round(decimals)
     found = window_influences(active, probability)
     theirs = {
         "auroc": (sklearn_metrics.roc_auc_score, probability),
@@ -75,7 +75,7 @@ def test_a_windows_influence_is_the_slope_of_scikit_learns_score_by_its_weight(
         "balanced_accuracy": (sklearn_metrics.balanced_accuracy_score, probability >= 0.5),
     }
     assert found.keys() == theirs.keys()
-    step = 1e-5 * np.eye(30)
+    step = 1e-5 * np.eye(15)
     for name, (their, said) in theirs.items():
         slopes = [
             their(active, said, sample_weight=1 + row) - their(active, said, sample_weight=1 - row)

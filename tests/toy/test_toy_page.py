@@ -24,7 +24,7 @@ from nullsae.jobs.keys import ToyKeys
 from nullsae.jobs.toy import ReportToyParams, TrainToyParams
 from nullsae.tables import read_table
 from nullsae.tables.toy import SWEEP, TOY
-from nullsae.toy.charts import averages
+from nullsae.toy.charts import VARIANCES, averages, pareto, recovery
 from nullsae.toy.page import at_equal_l0, interpolated, mean_and_sd, of_data, report_toy
 from nullsae.toy.sweep import sweep, train_toy
 
@@ -162,6 +162,16 @@ def test_the_page_needs_no_script_and_lacks_no_figure(made: tuple[Path, Toy]) ->
     pareto = (root / paths.FIGURE.format(figure="toy.sharkey", format="svg")).read_text()
     for label in ("input", "Gaussian input", "random MLP of input", "random MLP of Gaussian"):
         assert label in pareto
+
+
+def test_the_charts_are_valid(made: tuple[Path, Toy]) -> None:
+    """Drawing does not check them against Vega-Lite's schema."""
+    root, _ = made
+    rows = read_table(root / paths.TOY_TABLE, TOY).to_pylist()
+    own = [row for row in rows if row["source"] == "sharkey"]
+    for variance in VARIANCES:
+        pareto(own, variance, title="kept").to_dict()
+    recovery(own, title="found").to_dict()
 
 
 def test_the_same_sweeps_give_the_same_page(made: tuple[Path, Toy], tmp_path: Path) -> None:

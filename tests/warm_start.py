@@ -39,6 +39,7 @@ LIBRARIES = (
     "rich.progress",
     "safetensors.torch",
     "scipy.stats",
+    "smart_open",
     "snakemake.cli",
     "torch",
     "transformers.modeling_utils",
@@ -130,16 +131,21 @@ def start(folder: Path, environment: dict[str, str], source: Path, session: int)
 
 
 def load_code(source: str) -> None:
-    """Load all modules of a copy of nullsae, and what the first parsed config builds."""
+    """Load all modules of a copy of nullsae, and what every Snakemake would build anew."""
     sys.path.insert(0, source)
     import nullsae
 
     for module in pkgutil.walk_packages(nullsae.__path__, "nullsae."):
         with suppress(ImportError):  # needs another library
             importlib.import_module(module.name)
+    from snakemake.cli import get_argument_parser
+
     from nullsae.config.read import read_merged_config
+    from nullsae.jobs.code_hash import PACKAGE, file_digests
 
     read_merged_config([Path(source).with_name("config.yaml")])
+    file_digests(*PACKAGE.rglob("*.py"))
+    get_argument_parser()
     sys.path.remove(source)
 
 

@@ -53,7 +53,7 @@ def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Path 
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        start(folder, os.environ | ONE_THREAD, tree / "src", session)
+        start(folder, os.environ | ONE_THREAD, session, tree / "src")
 
     return made_once(tmp_path_factory, "warm", make)
 

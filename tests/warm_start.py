@@ -39,6 +39,7 @@ LIBRARIES = (
     "rich.progress",
     "safetensors.torch",
     "scipy.stats",
+    "smart_open",
     "snakemake.cli",
     "torch",
     "transformers.modeling_utils",
@@ -89,20 +90,23 @@ def read_on_loading(environment: dict[str, str]) -> dict[str, str]:
     return {k: environment[k] for k in read if not k.startswith(SET_ON_LOADING)}
 
 
-def start(folder: Path, environment: dict[str, str], source: Path, session: int) -> None:
+def start(
+    folder: Path, environment: dict[str, str], session: int, source: Path | None = None
+) -> None:
     """Start the server, and write the commands into `folder`: the clients that call it.
 
     Args:
         folder: empty; to put at the front of PATH.
         environment: variables that the libraries are loaded under.
+        session: the process with whose end the server ends.
         source: `src` of a copy of the sources that does not change. Its modules are loaded, too,
             for calls whose PYTHONPATH is this folder.
-        session: the process with whose end the server ends.
     """
     address, with_code = str(folder / "server"), str(folder / "with_code")
+    code = [with_code, str(source)] if source else []
     with open(folder / "server.log", "wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-P", __file__, address, with_code, source, str(session)],
+            [sys.executable, "-P", __file__, str(session), address, *code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -111,7 +115,7 @@ def start(folder: Path, environment: dict[str, str], source: Path, session: int)
         )
     assert server.stdout is not None
     with server.stdout as said:
-        for _ in range(2):
+        for _ in (address, *code[:1]):
             assert said.readline() == b"ready\n", (folder / "server.log").read_text()
     for name in COMMANDS:
         client = CLIENT.format(
@@ -130,26 +134,31 @@ def start(folder: Path, environment: dict[str, str], source: Path, session: int)
 
 
 def load_code(source: str) -> None:
-    """Load all modules of a copy of nullsae, and what the first parsed config builds."""
+    """Load all modules of a copy of nullsae, and what every Snakemake would build anew."""
     sys.path.insert(0, source)
     import nullsae
 
     for module in pkgutil.walk_packages(nullsae.__path__, "nullsae."):
         with suppress(ImportError):  # needs another library
             importlib.import_module(module.name)
+    from snakemake.cli import get_argument_parser
+
     from nullsae.config.read import read_merged_config
+    from nullsae.jobs.code_hash import PACKAGE, file_digests
 
     read_merged_config([Path(source).with_name("config.yaml")])
+    file_digests(*PACKAGE.rglob("*.py"))
+    get_argument_parser()
     sys.path.remove(source)
 
 
-def serve(address: str, with_code: str, source: str, session: str) -> None:
+def serve(session: str, address: str, with_code: str = "", source: str = "") -> None:
     """Fork a job for each call, until the session ends. A second server has loaded nullsae."""
     gc.disable()
     for library in LIBRARIES:
         importlib.import_module(library)
     end = os.pidfd_open(int(session))
-    if os.fork() == 0:
+    if source and os.fork() == 0:
         load_code(source)
         address = with_code
     gc.freeze()  # a job's garbage collection must not copy pages shared with this process
@@ -224,6 +233,8 @@ def run(arguments: list[str], folder: str, environment: dict[str, str]) -> NoRet
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = arguments
+    first = Path(environment.get("PATH", "").split(os.pathsep)[0], "python")
+    sys.executable = str(first) if first.is_file() else sys.executable
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     importlib.invalidate_caches()
     try:

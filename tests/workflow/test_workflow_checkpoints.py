@@ -62,8 +62,8 @@ def test_the_whole_sae_its_contrasts_and_its_verdicts_stay_the_same(
 
 
 def test_the_figure_is_made(study: Study, looked_at: Study) -> None:
-    file = paths.FIGURE.format(figure="small.training", format="png")
-    assert (looked_at.folder / file).read_bytes().startswith(b"\x89PNG")
+    file = paths.FIGURE.format(figure="small.training", format="svg")
+    assert (looked_at.folder / file).read_bytes().startswith(b"<svg")
     assert not (study.folder / file).exists()
     page = (looked_at.folder / paths.REPORT).read_text(encoding="utf-8")
     assert 'id="small.training"' in page

@@ -46,7 +46,7 @@ def both(*edits: Edit) -> Edit:
 CASES: dict[str, tuple[Edit, dict[str, int]]] = {
     "nothing": (lambda config: None, {}),
     "title": (put("report", "title", to="Another"), {"report": 1}),
-    "figure_formats": (put("report", "figure_formats", to=["png", "svg"]), {"report": 1}),
+    "figure_formats": (put("report", "figure_formats", to=["svg", "png"]), {"report": 1}),
     "n_resamples": (put("statistics", "n_resamples", to=300), END),
     "margin": (put("statistics", "equivalence_margins", "auroc", to=0.1), END),
     "add_scorer": (

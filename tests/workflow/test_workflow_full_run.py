@@ -41,9 +41,9 @@ def test_the_report_and_all_figures_are_made(study: Study) -> None:
     assert "Workflow test" in page
     assert "rerandomized" in page
     names = figure_names(parse_config(edited()))
-    files = [study.folder / paths.FIGURE.format(figure=name, format="png") for name in names]
+    files = [study.folder / paths.FIGURE.format(figure=name, format="svg") for name in names]
     assert files
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert all(file.read_bytes().startswith(b"<svg") for file in files)
     assert sorted(files) == sorted((study.folder / "results/figures").iterdir())
 
 

@@ -201,7 +201,7 @@ def test_a_finished_study_is_listed_touched_reported_and_deleted(
     left = {Path(name).suffix for name in content(copied.folder / "results")}
     assert not (copied.folder / TABLE).exists()
     assert not (copied.folder / cell(paths.SAE_CONFIG)).exists()
-    assert ".png" not in left
+    assert ".svg" not in left
 
 
 @pytest.mark.slow

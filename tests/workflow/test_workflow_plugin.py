@@ -75,7 +75,7 @@ def test_tables_hold_all_five(extended: Extended) -> None:
 
 def test_figures_captions_and_controls_name_all_five(extended: Extended) -> None:
     figures = {path.name for path in (extended.folder / "results/figures").iterdir()}
-    assert "small.activation_skewness.png" in figures
+    assert "small.activation_skewness.svg" in figures
     page = (extended.folder / paths.REPORT).read_text(encoding="utf-8")
     for text in (
         "Each tensor is redrawn from a uniform distribution",

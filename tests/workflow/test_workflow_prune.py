@@ -102,7 +102,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     after = files(copied)
     left = ("variant=rerandomized", "explainer=swapped", "scorer=fuzzing", "sae=wide")
     # A single variant cannot be compared.
-    compared = ("results/overlap/", "results/figures/small.discrimination.png")
+    compared = ("results/overlap/", "results/figures/small.discrimination.svg")
     kept = {
         file: content
         for file, content in before.items()

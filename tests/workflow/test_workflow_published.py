@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import warm_start
 import yaml
 from safetensors.numpy import load_file, save_file
 from workflow_study import REPOSITORY, Study, cell, new_study
 
+import warm_start
 from nullsae import paths
 from nullsae.activations.store import SiteReader
 from nullsae.aggregation.answer import read_answer
@@ -92,7 +91,7 @@ def at_the_site(config: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def twin(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
+def twin(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Twin:
     """Activations, the SAE by `sae_lens`, then the study up to the page."""
     need_peers("SAELens")
     home = tmp_path_factory.mktemp("published")
@@ -115,10 +114,9 @@ def twin(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]
         config["evaluation"]["gaussian_floors"] = False
 
     study = Offline(plain.folder, tree, home=home)
-    with warm_start.start(home / "commands", study.environment) as server:
-        study.configure(as_in_the_overlay).make(gpu=2)
-        yield Twin(study, l0, explained)
-        server.communicate()
+    warm_start.start(home / "commands", study.environment, os.getpid())
+    study.configure(as_in_the_overlay).make(gpu=2)
+    return Twin(study, l0, explained)
 
 
 def test_the_sae_has_here_the_figures_that_it_has_in_saelens(twin: Twin) -> None:

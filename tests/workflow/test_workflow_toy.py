@@ -47,8 +47,8 @@ def test_the_target_makes_the_toys_and_nothing_else(toys: Study) -> None:
         *("toy", "figures", "logs", "benchmarks", "run_config.yaml", "code.json"),
     }
     assert {path.name for path in (results / "figures").iterdir()} == {
-        *("toy.sharkey.png", "toy.sharkey_scalar.png", "toy.sharkey_mmcs.png"),
-        *("toy.words.png", "toy.words_scalar.png"),
+        *("toy.sharkey.svg", "toy.sharkey_scalar.svg", "toy.sharkey_mmcs.svg"),
+        *("toy.words.svg", "toy.words_scalar.svg"),
     }
     table = read_table(toys.folder / paths.TOY_TABLE, TOY)
     assert table.num_rows == 2 * 4 * 3

@@ -62,7 +62,7 @@ CONFIG: dict[str, Any] = {
     },
     "scorers": {"detection": {"kind": "detection"}, "fuzzing": {"kind": "fuzzing"}},
     "statistics": {"n_resamples": 200},
-    "report": {"title": "Workflow test", "figure_formats": ["png"]},
+    "report": {"title": "Workflow test", "figure_formats": ["svg"]},
 }
 WARM_COMMANDS: list[str] = []
 """The folder of commands that start warm (`warm_start.py`), once it is there."""

@@ -425,7 +425,7 @@ def test_sampled_latents_are_drawn_evenly_from_those_that_pass(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     """delphi takes the first N ids."""
-    n_runs, size = 24, 8
+    n_runs, size = 40, 8
     counts = np.zeros(48)
     for seed in range(n_runs):
         # Windows take most of the time and do not matter here.

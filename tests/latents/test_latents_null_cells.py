@@ -31,7 +31,7 @@ from nullsae.subjects.loading import Subject
 from small_chain import COMPUTE, CONTEXT, CPU, D_MODEL, VOCAB, cell, tiny_model
 
 SITE = "resid_post.1"
-SEEDS, ERRORS, INSIDE = range(50), 3.0, 48
+SEEDS, ERRORS, INSIDE = range(100), 3.0, 95
 Array = np.ndarray[Any, Any]
 
 
@@ -85,7 +85,7 @@ def errors_from(values: Array, floor: float) -> float:
 
 
 def assert_null(found: list[dict[str, float]]) -> None:
-    """Check that at least 48 of 50 cells are within three standard errors."""
+    """Check that at least 95 of 100 cells are within three standard errors."""
     assert len(found) == len(SEEDS)
     for name in found[0]:
         z = np.array([one[name] for one in found])

@@ -90,20 +90,20 @@ def read_table(
         UserError: it is missing, unreadable or has another schema; names the file and the command.
     """
 
-    def problem(what: str) -> UserError:
-        return UserError(f"{path}: {what}; rebuild it with: {rebuild or rebuild_command(path)}")
+    def command() -> str:
+        return rebuild or rebuild_command(path)
 
     if not Path(path).is_file():
-        raise problem("the file is missing")
+        raise UserError(f"{path}: the file is missing; rebuild it with: {command()}")
     try:
         # ParquetFile, not read_table: the latter would add partition columns from the path.
         table = pq.ParquetFile(path).read(columns=list(columns) if columns else None)
     except (pa.ArrowInvalid, OSError) as error:
         first = str(error).splitlines()[0]
-        raise problem(f"not readable ({first})") from None
+        raise UserError(f"{path}: not readable ({first}); rebuild it with: {command()}") from None
     wanted = pa.schema([schema.field(name) for name in columns]) if columns else schema
     if not table.schema.equals(wanted):
-        raise problem("made by another version of nullsae")
+        raise UserError(f"{path}: made by another version of nullsae; rebuild it with: {command()}")
     return table
 
 

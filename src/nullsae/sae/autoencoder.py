@@ -13,7 +13,7 @@ from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES
 from nullsae.sae.chunks import rows_at_once
-from nullsae.sae.kernels import can_pack, decode, encoder, positive
+from nullsae.sae.kernels import decode, encoder, packs, positive
 from nullsae.sae.normalization import normalize
 
 PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
@@ -107,7 +107,7 @@ class Autoencoder:
             x = normalize(self.normalization, x).y
         select = self.coding.select
         rows = rows_at_once(self.n_latents, x.device.type)
-        if not can_pack(self.w_enc):
+        if not packs(self.w_enc):
             rows = max(1, min(rows, len(x)))
         product = self.pre_activations(rows)
         # At least one piece, even of no tokens; the next product overwrites the previous one.
@@ -122,7 +122,7 @@ class Autoencoder:
     def pre_activations(self, rows: int) -> Callable[[Tensor], Tensor]:
         """Return a function from at most `rows` activations to pre-activations."""
         # Always packed for this many rows, because the packing determines how products are rounded.
-        product = encoder(self.w_enc, self.b_enc, rows, packs=True)
+        product = encoder(self.w_enc, self.b_enc, rows)
         return lambda x: product(x - self.b_dec)
 
     def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:

@@ -31,8 +31,6 @@ GROUPS_PER_ENTRY, GROUPS_MULTIPLE = 4, 64
 CANDIDATES = 1.25
 # Groups with fewer columns are not worth a selection in two stages.
 LEAST_GROUP = 4
-# Products with fewer multiplications take less time than packing their weights.
-LEAST_PACKED = 2**24
 
 
 def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
@@ -216,12 +214,11 @@ def differing_share(found: Hits, exact: Hits, n_latents: int) -> float:
 
 
 def encoder(
-    w_enc: Tensor, b_enc: Tensor, rows: int, precision: Precise = "float32", *, packs: bool = False
+    w_enc: Tensor, b_enc: Tensor, rows: int, precision: Precise = "float32"
 ) -> Callable[[Tensor], Tensor]:
     """Return a function from x [n, d], n at most `rows`, to x @ w_enc.T + b_enc.
 
-    Its next call may overwrite what it returned. If `packs` and the weights can be packed, a row's
-    results do not depend on other rows to the bit. In bfloat16, factors and results are rounded to
+    Its next call may overwrite what it returned. In bfloat16, factors and results are rounded to
     that type, and sums are float32. On a GPU the tensor cores compute this, with results of that
     type. Elsewhere it is a product of rounded factors, with results of the weights' type.
     """
@@ -230,17 +227,17 @@ def encoder(
         if has_tensor_cores(w_enc):
             low = weight.new_empty(rows, len(weight))
             return lambda x: torch.addmm(bias, x.bfloat16(), weight.t(), out=low[: len(x)])
-        rounded = encoder(weight.to(w_enc.dtype), bias.to(w_enc.dtype), rows, packs=packs)
+        rounded = encoder(weight.to(w_enc.dtype), bias.to(w_enc.dtype), rows)
         return lambda x: rounded(x.bfloat16().to(x.dtype)).bfloat16().to(x.dtype)
     if precision == "tf32":
-        plain = encoder(w_enc, b_enc, rows, packs=packs)
+        plain = encoder(w_enc, b_enc, rows)
 
         def by_tensor_float(x: Tensor) -> Tensor:
             with tensor_float():
                 return plain(x)
 
         return by_tensor_float
-    if can_pack(w_enc) and (packs or rows * w_enc.numel() >= LEAST_PACKED):
+    if packs(w_enc):
         # Once for all chunks, and on many CPUs a faster product than that of `addmm`.
         packed = torch.ops.mkldnn._reorder_linear_weight(w_enc, rows)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, b_enc, "none", [], "")
@@ -265,10 +262,13 @@ def tensor_float(used: bool = True) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN can multiply with this weight matrix."""
-    single = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return single and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+def packs(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies with this weight matrix."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
 
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,7 @@ class Offline(Study):
 
 def hub(home: Path) -> dict[str, str]:
     """Return the variables of a process that reads only the hub's cache."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {"HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1", **threads}
+    return {"HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1", **warm_start.ONE_THREAD}
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import yaml
 
 from nullsae.config.sites import site_layer
 from nullsae.config.variants import VARIANTS
@@ -45,6 +46,18 @@ ROWS = (
     *(Row("discrimination", "lexical", "fuzzing"), Row("abstract_share", "lexical", "fuzzing")),
 )
 
+# Metrics of the page of all controls, and variants that its tables of recipes have room for.
+OF_VARIANTS = (
+    *(Row("explained_variance"), Row("next_token_auroc"), Row("token_entropy_bits", digits=2)),
+    *(Row("auroc", "lexical", "detection"), Row("auroc", "lexical", "fuzzing")),
+)
+OF_RECIPES = (
+    Row("explained_variance"),
+    Row("next_token_auroc"),
+    Row("auroc", "lexical", "detection"),
+)
+SHOWN = ("trained", "retrained", "step0", "rerandomized", "noise_embeddings", "gaussian")
+
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format cells as a Markdown table."""
@@ -52,12 +65,9 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def summaries_table(summaries: pd.DataFrame) -> str:
-    """Format each metric of `ROWS` at each site, with its interval, for all variants.
-
-    Null dictionaries, which are recipes made for one variant only, are left out.
-    """
-    summaries = summaries[summaries.groupby("sae")["variant"].transform("nunique") > 1]
+def summaries_table(summaries: pd.DataFrame, recipe: str) -> str:
+    """Format each metric of `ROWS` at each site, with its interval, for a recipe in all variants."""
+    summaries = summaries[summaries["sae"] == recipe]
     variants = [name for name in VARIANTS if name in set(summaries["variant"])]
     rows = []
     for of in ROWS:
@@ -69,9 +79,8 @@ def summaries_table(summaries: pd.DataFrame) -> str:
             continue
         for site, cells in sorted(found.groupby("site"), key=lambda cells: site_layer(cells[0])):
             by_variant = cells.set_index("variant")
-            name = ", ".join(filter(None, (f"`{of.metric}`", of.explainer, of.scorer)))
             numbers = [_number(by_variant.loc[v], of.digits) for v in variants]
-            rows.append([f"{name}, {site}", *numbers])
+            rows.append([f"{_name(of)}, {site}", *numbers])
     return markdown_table(["", *(f"`{name}`" for name in variants)], rows)
 
 
@@ -152,21 +161,90 @@ def _said(sites: pd.DataFrame) -> str:
     return ", ".join(said) or "-"
 
 
+def variants_table(tables: Mapping[str, pd.DataFrame], recipe: str, site: str) -> str:
+    """Format what the SAEs of a recipe are like at a site, a row per variant."""
+    found = tables["reconstruction"].query("sae == @recipe and site == @site and seed == 0")
+    r2 = found.query("draw == 0").set_index("variant")["token_lookup_r2"]
+    loss = tables["models"].query("draw == 0").set_index("variant")["heldout_loss_nats"]
+    metrics = [at_site(tables["summaries"], of, site).get(recipe, {}) for of in OF_VARIANTS]
+    columns = [(loss, 3), (r2, 3), *zip(metrics, (of.digits for of in OF_VARIANTS), strict=True)]
+    rows = [
+        [f"`{name}`", *(_plain(column.get(name), digits) for column, digits in columns)]
+        for name in VARIANTS
+        if name in r2
+    ]
+    head = ["variant", "`heldout_loss_nats`", "`token_lookup_r2`", *map(_name, OF_VARIANTS)]
+    return markdown_table(head, rows)
+
+
+def recipes_table(summaries: pd.DataFrame, of: Row, site: str) -> str:
+    """Format a metric at a site, a row per recipe and a column per variant of `SHOWN`."""
+    values = at_site(summaries, of, site)
+    rows = [
+        [f"`{recipe}`", *(_plain(values[recipe].get(name), of.digits) for name in SHOWN)]
+        for recipe in values
+    ]
+    return markdown_table([_name(of), *(f"`{name}`" for name in SHOWN)], rows)
+
+
+def at_site(summaries: pd.DataFrame, of: Row, site: str) -> dict[str, pd.Series]:
+    """Return the values of a metric at a site by variant, for each recipe that has one."""
+    found = summaries[(summaries["metric"] == of.metric) & (summaries["site"] == site)]
+    for key in ("explainer", "scorer"):
+        value = getattr(of, key)
+        found = found[found[key].isna() if value is None else found[key] == value]
+    return {
+        str(recipe): cells.set_index("variant")["value"]
+        for recipe, cells in found.groupby("sae", sort=False)
+        if cells["value"].notna().any()
+    }
+
+
+def transfer_table(crossed: pd.DataFrame, recipe: str, site: str) -> str:
+    """Format the explained variance of the SAEs of a recipe (rows) on the activations of variants
+    (columns).
+    """
+    found = crossed.query("sae == @recipe and site == @site and seed == 0 and draw == 0")
+    found = found[found["evaluated_on_draw"] == 0]
+    values = found.pivot(index="variant", columns="evaluated_on", values="explained_variance")
+    names = [name for name in VARIANTS if name in values.index]
+    rows = [[f"`{one}`", *(_plain(values.loc[one, other], 2) for other in names)] for one in names]
+    return markdown_table(["trained on", *(f"`{name}`" for name in names)], rows)
+
+
+def _plain(value: float | None, digits: int) -> str:
+    return "-" if value is None or pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _name(of: Row) -> str:
+    return ", ".join(filter(None, (f"`{of.metric}`", of.explainer, of.scorer)))
+
+
 def blocks(results: Path) -> dict[str, str]:
     """Return texts by the names of their marks."""
     tables = {
         name: pd.read_parquet(results / "tables" / f"{name}.parquet")
-        for name in ("summaries", "models", "discriminating_power", "verdicts")
+        for name in (
+            *("summaries", "models", "discriminating_power", "verdicts"),
+            *("reconstruction", "cross_evaluation"),
+        )
     }
+    # Except for those of recipes, tables are about the first recipe; those of controls, also about
+    # the last site.
+    recipe = next(iter(yaml.safe_load((results / "run_config.yaml").read_text("utf-8"))["saes"]))
+    site = max(tables["reconstruction"]["site"], key=site_layer)
     answer = json.loads((results / "tables" / "answer.json").read_text(encoding="utf-8"))
     quoted = textwrap.wrap(" ".join(answer["sentences"]), COLUMNS - 2, break_on_hyphens=False)
     return {
         "answer": "\n".join(f"> {line}" for line in quoted),
-        "summaries": summaries_table(tables["summaries"]),
+        "summaries": summaries_table(tables["summaries"], recipe),
         "models": models_table(tables["models"]),
         "power": power_table(tables["discriminating_power"]),
         "stages": stages_table(tables["verdicts"]),
         "dictionaries": dictionaries_table(tables["verdicts"]),
+        "variants": variants_table(tables, recipe, site),
+        "recipes": "\n\n".join(recipes_table(tables["summaries"], of, site) for of in OF_RECIPES),
+        "transfer": transfer_table(tables["cross_evaluation"], recipe, site),
     }
 
 

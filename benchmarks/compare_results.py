@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 from nullsae.tables import MEASURED
 
@@ -101,13 +102,18 @@ def tensor_difference(old: Path, new: Path, _: set[str]) -> list[str]:
     for name in sorted(before.keys() & after.keys()):
         one, two = before[name], after[name]
         if (one.shape, one.dtype) != (two.shape, two.dtype):
-            lines.append(f"tensor {name}: {one.dtype}{one.shape}, now {two.dtype}{two.shape}")
-        elif one.tobytes() != two.tobytes():
-            by = np.nanmax(np.abs(one.astype(np.float64) - two.astype(np.float64)))
-            count = np.count_nonzero(one != two)
-            lines.append(
-                f"tensor {name}: {count} of {one.size} numbers differ, by at most {by:.3g}"
-            )
+            was, now = (f"{each.dtype} {tuple(each.shape)}" for each in (one, two))
+            lines.append(f"tensor {name}: {was}, now {now}")
+        else:
+            # Bytes, because NaN is equal to NaN here, and 0 not to -0.
+            size = one.element_size()
+            raw = (each.flatten().view(torch.uint8).view(-1, size) for each in (one, two))
+            count = int(torch.ne(*raw).any(1).sum())
+            if count:
+                by = np.nanmax((one.double() - two.double()).abs().numpy())
+                lines.append(
+                    f"tensor {name}: {count} of {one.numel()} numbers differ, by at most {by:.3g}"
+                )
     return lines or ["same tensors, other bytes"]
 
 

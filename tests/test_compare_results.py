@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -91,3 +93,18 @@ def test_other_files_are_summed_up_and_leave_the_exit_code(trees: tuple[Path, Pa
     assert "saes: 1 of 3 are the same" in text
     assert "tensor W_enc: 6 of 6 numbers differ, by at most 2" in text
     assert "key of.seed" in text
+
+
+def test_numbers_in_bfloat16_are_compared_as_numbers(trees: tuple[Path, Path]) -> None:
+    old, new = trees
+    for tree, value in ((old, 1.0), (new, 1.5)):
+        numbers = {"rows": torch.tensor([1.0, value, torch.nan], dtype=torch.bfloat16)}
+        save_tensors(numbers, tree / "results/saes/sae=topk/rows.safetensors")
+    assert "tensor rows: 1 of 3 numbers differ, by at most 0.5" in compare(old, new)[1]
+
+
+def test_zeros_of_other_signs_differ(trees: tuple[Path, Path]) -> None:
+    old, new = trees
+    for tree, value in ((old, 0.0), (new, -0.0)):
+        save_tensors({"rows": torch.tensor([value])}, tree / "results/saes/rows.safetensors")
+    assert "tensor rows: 1 of 1 numbers differ, by at most 0" in compare(old, new)[1]

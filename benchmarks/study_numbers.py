@@ -66,7 +66,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def summaries_table(summaries: pd.DataFrame, recipe: str) -> str:
-    """Format each metric of `ROWS`, with its interval, for a recipe at each site in all variants."""
+    """Format the metrics of `ROWS` of a recipe at each site, with intervals, for all variants."""
     summaries = summaries[summaries["sae"] == recipe]
     variants = [name for name in VARIANTS if name in set(summaries["variant"])]
     rows = []

@@ -23,18 +23,20 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 # Most seconds of each part on a GPU; 8 minutes in total.
-LIMITS = {"tests": 150, "steps": 200, "study": 125}
+LIMITS = {"tests": 140, "steps": 180, "metric": 40, "study": 120}
 # On a CPU nothing is measured, and the machine may be busy.
 CPU_SECONDS = 3600
 NEEDED = {
     "tests": ("pytest", "transformers", "safetensors", "pyarrow", "pydantic"),
     "steps": ("pydantic",),
+    "metric": ("pydantic",),
     "study": ("snakemake", "transformers", "pyarrow", "altair", "vl_convert", "typer"),
 }
 STEPS = {
     "cuda": ["--shapes", "pythia-70m", "pythia-1b", "pythia-6.9b", "--tokens", "8192"],
     "cpu": ["--shapes", "tiny", "--tokens", "512", "--steps", "2"],
 }
+METRIC = {"cuda": [], "cpu": ["--latents", "512", "--vocab", "2000", "--tokens", "8192"]}
 # Verbs whose jobs compute on `compute.device`.
 ON_DEVICE = ("cache_activations", "train_sae", "evaluate_sae", "collect_latents")
 Found = dict[str, Any]
@@ -106,6 +108,16 @@ def steps(folder: Path, args: argparse.Namespace, found: Found) -> None:
         raise PartError("nothing was measured; see steps.log")
     if not any(row["what"].startswith("sparsify") for row in found["rows"]):
         found["note"] = "sparsify is not installed: not compared"
+
+
+def metric(folder: Path, args: argparse.Namespace, found: Found) -> None:
+    """Run `next_token.py`; return its figures."""
+    figures = folder / "metric.json"
+    command = [sys.executable, "benchmarks/next_token.py", "--device", args.device]
+    run(*("metric", [*command, *METRIC[args.device], "--json", str(figures)], folder, args.device))
+    found |= json.loads(figures.read_text())
+    if abs(found["mean_auroc"] - 0.5) > 0.01:
+        raise PartError(f"random rows have a mean AUROC of {found['mean_auroc']:.4f}, not 0.5")
 
 
 def config_of(device: str, text: Path) -> dict[str, Any]:
@@ -252,6 +264,10 @@ def markdown(result: Found) -> str:
             cells = [f"{row[name]:.3f}" for name in ("ms", "pytorch_ms", "bytes_ms")]
             start = [row["shape"], f"{row['tokens']:,}", row["what"]]
             lines.append(f"| {' | '.join([*start, *cells])} |")
+    if "latents_per_second" in (timed := result["parts"].get("metric", {})):
+        sizes = ", ".join(f"{timed[name]:,} {name}" for name in ("latents", "vocab", "tokens"))
+        rate = f"{timed['seconds']:.1f} s, {timed['latents_per_second']:,.0f} latents per second"
+        lines += ["", f"Next-token AUROC, {sizes}: {rate}."]
     if jobs := result["parts"].get("study", {}).get("jobs"):
         lines += ["", "Study: " + "; ".join(f"{n} x {job}" for job, n in jobs.items()) + "."]
     return "\n".join(lines) + "\n"
@@ -276,6 +292,7 @@ def main() -> None:
     parts: dict[str, Callable[[Path, argparse.Namespace, Found], None]] = {
         "tests": tests,
         "steps": steps,
+        "metric": metric,
         "study": study,
     }
     for name in args.parts:

@@ -50,7 +50,11 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     latents, successors = np.arange(args.latents), Successors.of(split)
 
     def run(some: np.ndarray) -> list[Aurocs]:
-        rows = [own[: len(some)], Rows(own, np.roll(some, 1)), other[: len(some)]]
+        rows: list[torch.Tensor | Rows] = [
+            own[: len(some)],
+            Rows(own, np.roll(some, 1)),
+            other[: len(some)],
+        ]
         return next_token_aurocs(rows, path, fired, some, successors)
 
     run(latents[:64])

@@ -289,3 +289,26 @@ def test_an_answer_reads_back_as_it_was_written() -> None:
         controls={"retrained"},
     )
     assert Answer.of_json(json.loads(json.dumps(found.as_json()))) == found
+
+
+def test_a_metric_is_not_held_to_a_null_on_which_it_has_no_value() -> None:
+    nulls = (*NULLS, "gaussian")
+    unmeasured = rows("next_token_auroc", "ssssii", variants=nulls)
+    for row, _ in unmeasured[4:]:
+        row["value"] = None
+    found = of(unmeasured, rows("cosine", "ssssii", variants=nulls))
+    tells, undecided = found.findings
+    assert (tells.metric, tells.tier) == ("next_token_auroc", "tells")
+    assert [one.variant for one in tells.nulls] == [*NULLS]
+    # The reconstruction of sampled activations has a cosine, so it is wanted.
+    assert (undecided.metric, undecided.tier) == ("cosine", "undecided")
+    assert found.sentences[0] == (
+        "One of two metrics distinguishes trained from each of the three nulls at both sites: "
+        "Next-token AUROC by direct effect (no value on gaussian, sampled without a model)."
+    )
+    found = of(unmeasured, rows("cosine", "ssssss", variants=nulls))
+    assert found.sentences[0] == (
+        "Two of two metrics distinguish trained from each of the three nulls at both sites: "
+        "Next-token AUROC by direct effect and Cosine similarity (Next-token AUROC by direct "
+        "effect has no value on gaussian, sampled without a model)."
+    )

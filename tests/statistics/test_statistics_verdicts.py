@@ -161,6 +161,17 @@ def test_an_inconclusive_verdict_says_what_could_have_been_detected() -> None:
     )
 
 
+def test_a_metric_of_the_model_has_no_verdict_on_samples_without_one() -> None:
+    on_gaussian = row(null="gaussian", variant="gaussian", difference=None)
+    word, reason = verdict(on_gaussian, METRIC["next_token_auroc"], 0.95)
+    assert (word, reason) == (
+        "none",
+        "this randomization: no verdict: next_token_auroc has no value on gaussian, which is "
+        "sampled without a model",
+    )
+    assert verdict(on_gaussian, METRIC["cosine"], 0.95)[0] == "inconclusive"
+
+
 def test_the_rule_names_every_word() -> None:
     assert all(word.removesuffix("s") in RULE.lower() for word in VERDICT_WORDS)
     assert "\n" not in RULE + CONTROL_RULE
@@ -588,6 +599,23 @@ def test_power_is_oriented_by_what_the_metric_should_show() -> None:
     assert (unreplicated["n_none"], unreplicated["separates_share"]) == (1, 1.0)
     assert unreplicated["median_standardized_difference"] is None
     assert unreplicated["median_superiority"] == pytest.approx(0.9)
+
+
+def test_power_counts_no_null_on_which_a_metric_has_no_value() -> None:
+    def one(metric: str, variant: str, difference: float | None) -> dict[str, Any]:
+        keys = {"subject": "s", "sae": "a", "explainer": None, "scorer": None, "metric": metric}
+        numbers = {"difference": difference, "standard_error": None, "is_replicated": False}
+        return {**keys, **numbers, "variant": variant, "probability_of_superiority": None}
+
+    rows = [
+        one(metric, variant, None if variant == "gaussian" else -0.2)
+        for metric in ("next_token_auroc", "cosine")
+        for variant in ("step0", "gaussian")
+    ]
+    words = ["separates", "none", "separates", "inconclusive"]
+    of_model, of_samples = discriminating_power(rows, words)
+    assert (of_model["n_contrasts"], of_model["separates_share"]) == (1, 1.0)
+    assert (of_samples["n_contrasts"], of_samples["separates_share"]) == (2, 0.5)
 
 
 @pytest.mark.parametrize("difference", [-0.2, 0.2])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from nullsae.config.variants import is_positive_control
+from nullsae.config.variants import has_model, is_positive_control
 from nullsae.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class Metric:
     margin_share: float = 0.1
     """Differences below this share of |trained - floor| count as none, unless the config says
     otherwise."""
+    has_value_on_samples: bool = True
+    """Whether it has a value for activations that are sampled without a model (`gaussian`)."""
     chance: float | None = None
     """The value for a judge who knows nothing, if the figure should show it."""
 
@@ -245,6 +247,11 @@ def is_of_model(row: Mapping[str, Any]) -> bool:
 
 
 METRICS = Registry("metrics", Metric, "nullsae.metrics.catalogue")
+
+
+def is_defined(metric: str, variant: str) -> bool:
+    """Return whether a metric can have a value for a variant."""
+    return METRICS[metric].has_value_on_samples or has_model(variant)
 
 
 def all_metrics() -> tuple[Metric, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nullsae.config.metrics import METRICS
+from nullsae.config.metrics import METRICS, is_defined
 
 Tier = Literal["tells", "does_not_tell", "undecided"]
 
@@ -21,8 +21,10 @@ TIER_RULE = (
     "A metric distinguishes trained if its verdict is `separates` for every null, site, SAE and "
     "subject, and `equivalent` for any retrained model. It does not if a null is `equivalent` or "
     "`reversed`, or if a retrained model is told apart too. Otherwise it is undecided: a verdict "
-    "is `inconclusive`, or `none` because the arms are not comparable. Null dictionaries do not "
-    "count as SAEs here: they are compared with the learned ones within trained."
+    "is `inconclusive`, or `none` because the arms are not comparable. A null that is sampled "
+    "without a model (`gaussian`) does not count for metrics that have no value on it. Null "
+    "dictionaries do not count as SAEs here: they are compared with the learned ones within "
+    "trained."
 )
 APART = ("separates", "reversed")
 """The verdicts that two models differ."""
@@ -96,13 +98,16 @@ class Finding(Arm):
 
 
 def findings_of(pairs: Iterable[Judged], column: str, controls: Collection[str]) -> list[Finding]:
-    """Summarize verdicts by metric, explainer and scorer, best first; unmeasured ones are left out.
+    """Summarize verdicts by metric, explainer and scorer, best first.
 
+    Left out are variants for which a metric is not defined, and metrics that are not measured.
     `column` of a contrast names what the real thing is compared with.
     """
     groups: dict[Key, list[Judged]] = {}
     for row, word in pairs:
-        groups.setdefault((row["metric"], row["explainer"], row["scorer"]), []).append((row, word))
+        if is_defined(row["metric"], row["variant"]):
+            key = (row["metric"], row["explainer"], row["scorer"])
+            groups.setdefault(key, []).append((row, word))
     # What the config leaves out, such as causal effects, has no values anywhere.
     groups = {key: members for key, members in groups.items() if _is_measured(members)}
     findings = [_finding(key, members, column, controls) for key, members in groups.items()]

@@ -44,7 +44,7 @@ def sentences_of(
     found = [
         f"{_number(len(tells)).capitalize() if tells else 'None'} of {n} "
         f"distinguish{'es' * singular} trained from {every}{but}"
-        f"{f': {_names(tells)}' if tells else ''}."
+        f"{f': {_names(tells)}' if tells else ''}{_not_on(tells, nulls)}."
     ]
     # The first score of explanations is what the field reports.
     judged = [one for one in of["does_not_tell"] if one.metric == "auroc"]
@@ -84,6 +84,18 @@ def _of_dictionaries(findings: Sequence[Finding], best: Sequence[Finding], where
                 only = f"only from {_listed(told)}" if told else "from none"
                 said += f" {one.name} distinguishes it {only}."
     return said
+
+
+def _not_on(findings: Sequence[Finding], nulls: Sequence[str]) -> str:
+    """Name nulls on which some of the metrics have no value."""
+    found = ""
+    for null in nulls:
+        others = [one for one in findings if null not in {each.variant for each in one.against}]
+        if others:
+            have = f"{_names(others)} {'has' if len(others) == 1 else 'have'} "
+            have = have if len(others) < len(findings) else ""
+            found += f" ({have}no value on {null}, sampled without a model)"
+    return found
 
 
 def _usual_first(findings: Iterable[Finding]) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nullsae.config.metrics import METRICS, Metric
+from nullsae.config.metrics import METRICS, Metric, is_defined
 from nullsae.config.variants import is_null, is_positive_control
 from nullsae.statistics.contrasts import THIS_DRAW, THIS_RETRAINING
 from nullsae.statistics.effects import alpha_of
@@ -20,7 +20,8 @@ RULE = (
     "(a minimum-effect test). It is equivalent if the difference is within the margin (two "
     "one-sided tests). Both tests are at 1 - confidence, Holm-corrected in the family that the "
     "table names. It is inconclusive in all other cases, and if a number is missing. None: the "
-    "arms are not comparable."
+    "arms are not comparable, or the null is sampled without a model and the metric has no value "
+    "on it."
 )
 """A short statement of the rule that `verdict` applies."""
 CONTROL_RULE = (
@@ -49,6 +50,9 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
 
 
 def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
+    if not is_defined(metric.name, row["variant"]):
+        sampled = f"{row['variant']}, which is sampled without a model"
+        return "none", f"no verdict: {metric.name} has no value on {sampled}"
     if row["not_comparable"] is not None:
         return "none", f"no verdict: {row['not_comparable']}"
     if None in (row["difference"], row["is_beyond_margin"], row["is_within_margin"]):
@@ -106,10 +110,11 @@ def discriminating_power(
 ) -> list[dict[str, Any]]:
     """Make rows of `discriminating_power`: what a metric's contrasts of one SAE say together.
 
-    One row covers all sites and nulls of a subject, metric, explainer, scorer and SAE. Superiority
-    and standardized differences are oriented so that larger values mean trained on the expected
-    side; if no side is expected, they measure the distance from no difference. Contrasts without
-    replication have no standardized difference. `words` are the verdicts of the contrasts.
+    One row covers all sites and nulls of a subject, metric, explainer, scorer and SAE, without
+    nulls on which the metric has no value. Superiority and standardized differences are oriented so
+    that larger values mean trained on the expected side; if no side is expected, they measure the
+    distance from no difference. Contrasts without replication have no standardized difference.
+    `words` are the verdicts of the contrasts.
 
     Contrasts with positive controls are counted separately, and only if they were tested. Otherwise
     a metric that was never computed would pass for one that tells no trainings apart.
@@ -123,7 +128,11 @@ def discriminating_power(
         named = dict(zip(keys, group, strict=True))
         metric = METRICS[named["metric"]]()
         again = [(row, word) for row, word in members if is_positive_control(row["variant"])]
-        members = [(row, word) for row, word in members if is_null(row["variant"])]
+        members = [
+            (row, word)
+            for row, word in members
+            if is_null(row["variant"]) and is_defined(row["metric"], row["variant"])
+        ]
         directed = [(row, metric.direction_against(row["variant"])) for row, _ in members]
         counts = Counter(word for _, word in members)
         superiority = [

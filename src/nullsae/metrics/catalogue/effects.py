@@ -33,6 +33,7 @@ class _OfPassingLatents(Metric):
     """A mean over all latents that pass the filter, without a judge."""
 
     section, chance = "effects", 0.5
+    has_value_on_samples = False
     values = "[0, 1]"
 
 
@@ -78,6 +79,7 @@ class _OfSampledLatents(Metric):
     """A mean over sampled latents from runs of the subject; 0 if any direction does as well."""
 
     section = "effects"
+    has_value_on_samples = False
     among: Among = "sampled"
     floor, floor_is = 0.0, "as much as another latent's direction"
 
@@ -169,6 +171,7 @@ class TokenInjectionRate(Metric):
     title = "Firing rate on injected tokens, relative to the text"
     columns = ("token_injection_rate",)
     section, direction, dictionary_direction = "tokens", -1, 0
+    has_value_on_samples = False
     among: Among = "sampled"
     floor, floor_is = 1.0, "the token alone"
     # Its latents see no tokens, including injected ones.

@@ -17,6 +17,7 @@ class CeScore(Metric):
     name, position = "ce_score", 50
     title = "Cross-entropy score"
     table, section = "documents", "fidelity"
+    has_value_on_samples = False
     columns = ("ce_clean", "ce_sae", "ce_zero", "fidelity_tokens")
     form = "ratio"
     denominator = "ce_zero - ce_clean"

@@ -53,6 +53,8 @@ class AboveFloors(_OfDocuments):
     name, position = "above_floors", 20
     title = "Share explained above both floors"
     columns = ("squared_error", "squared_deviation", "token_lookup_error")
+    # They are their own floor.
+    has_value_on_samples = False
     form = "relative"
     complement = True
     formula = "1 - FVU / min(FVU_G, FVU_T), FVU = 1 - explained variance"

@@ -303,12 +303,12 @@ def test_a_metric_is_not_held_to_a_null_on_which_it_has_no_value() -> None:
     # The reconstruction of sampled activations has a cosine, so it is wanted.
     assert (undecided.metric, undecided.tier) == ("cosine", "undecided")
     assert found.sentences[0] == (
-        "One of two metrics distinguishes trained from each of the three nulls at both sites: "
+        "One of 2 metrics distinguishes trained from each of the three nulls at both sites: "
         "Next-token AUROC by direct effect (no value on gaussian, sampled without a model)."
     )
     found = of(unmeasured, rows("cosine", "ssssss", variants=nulls))
     assert found.sentences[0] == (
-        "Two of two metrics distinguish trained from each of the three nulls at both sites: "
+        "Two of 2 metrics distinguish trained from each of the three nulls at both sites: "
         "Next-token AUROC by direct effect and Cosine similarity (Next-token AUROC by direct "
         "effect has no value on gaussian, sampled without a model)."
     )

@@ -46,7 +46,7 @@ ROWS = (
     *(Row("discrimination", "lexical", "fuzzing"), Row("abstract_share", "lexical", "fuzzing")),
 )
 
-# Metrics of the page of all controls, and variants that its tables of recipes have room for.
+# Metrics of the page of all controls, and variants that its wider tables have room for.
 OF_VARIANTS = (
     *(Row("explained_variance"), Row("next_token_auroc"), Row("token_entropy_bits", digits=2)),
     *(Row("auroc", "lexical", "detection"), Row("auroc", "lexical", "fuzzing")),
@@ -56,7 +56,10 @@ OF_RECIPES = (
     Row("next_token_auroc"),
     Row("auroc", "lexical", "detection"),
 )
-SHOWN = ("trained", "retrained", "step0", "rerandomized", "noise_embeddings", "gaussian")
+SHOWN = (
+    *("trained", "retrained", "cascade", "permuted_embeddings", "rerandomized"),
+    *("noise_embeddings", "gaussian"),
+)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -201,13 +204,15 @@ def at_site(summaries: pd.DataFrame, of: Row, site: str) -> dict[str, pd.Series]
 
 
 def transfer_table(crossed: pd.DataFrame, recipe: str, site: str) -> str:
-    """Format the explained variance of the SAEs of a recipe (rows) on the activations of variants
-    (columns).
+    """Format the explained variance of the SAEs of a recipe (rows) on the activations of `SHOWN`
+    (columns), scaled to the norm that the SAE knows.
     """
     found = crossed.query("sae == @recipe and site == @site and seed == 0 and draw == 0")
     found = found[found["evaluated_on_draw"] == 0]
-    values = found.pivot(index="variant", columns="evaluated_on", values="explained_variance")
-    names = [name for name in VARIANTS if name in values.index]
+    values = found.pivot(
+        index="variant", columns="evaluated_on", values="explained_variance_rescaled"
+    )
+    names = [name for name in SHOWN if name in values.index]
     rows = [[f"`{one}`", *(_plain(values.loc[one, other], 2) for other in names)] for one in names]
     return markdown_table(["trained on", *(f"`{name}`" for name in names)], rows)
 
@@ -233,13 +238,14 @@ def blocks(results: Path) -> dict[str, str]:
     # the last site.
     recipe = next(iter(yaml.safe_load((results / "run_config.yaml").read_text("utf-8"))["saes"]))
     site = max(tables["reconstruction"]["site"], key=site_layer)
+    power = tables["discriminating_power"]
     answer = json.loads((results / "tables" / "answer.json").read_text(encoding="utf-8"))
     quoted = textwrap.wrap(" ".join(answer["sentences"]), COLUMNS - 2, break_on_hyphens=False)
     return {
         "answer": "\n".join(f"> {line}" for line in quoted),
         "summaries": summaries_table(tables["summaries"], recipe),
         "models": models_table(tables["models"]),
-        "power": power_table(tables["discriminating_power"]),
+        "power": power_table(power[power["sae"] == recipe]),
         "stages": stages_table(tables["verdicts"]),
         "dictionaries": dictionaries_table(tables["verdicts"]),
         "variants": variants_table(tables, recipe, site),

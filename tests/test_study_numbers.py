@@ -77,7 +77,11 @@ def controls() -> dict[str, pd.DataFrame]:
         "cross_evaluation": pd.DataFrame(
             [
                 {**cell, "evaluated_on": on, "evaluated_on_draw": draw}
-                | {"explained_variance": len(on) / 10 if (cell["seed"], draw) in first else 9.0}
+                | {
+                    "explained_variance_rescaled": len(on) / 10
+                    if (cell["seed"], draw) in first
+                    else 9.0
+                }
                 for cell in cells
                 if not cell["draw"]
                 for on in ("trained", "gaussian")

@@ -202,6 +202,7 @@ def test_what_is_kept_is_small_reads_back_and_names_no_machine(
             for row in of_models
             if (row["metric"], row["explainer"], row["scorer"])
             == (one.metric, one.explainer, one.scorer)
+            and is_defined(row["metric"], row["variant"])
         ]
         assert len(own) <= sum(sum(each.verdicts.values()) for each in one.against)
         if one.tier == "tells":

@@ -293,13 +293,15 @@ def test_an_answer_reads_back_as_it_was_written() -> None:
 
 def test_a_metric_is_not_held_to_a_null_on_which_it_has_no_value() -> None:
     nulls = (*NULLS, "gaussian")
-    unmeasured = rows("next_token_auroc", "ssssii", variants=nulls)
+    unmeasured = rows("next_token_auroc", "ssssnn", variants=nulls)
     for row, _ in unmeasured[4:]:
         row["value"] = None
     found = of(unmeasured, rows("cosine", "ssssii", variants=nulls))
     tells, undecided = found.findings
     assert (tells.metric, tells.tier) == ("next_token_auroc", "tells")
-    assert [one.variant for one in tells.nulls] == [*NULLS]
+    assert [one.variant for one in tells.nulls if one.is_defined] == [*NULLS]
+    # A row of the page has a cell for each null.
+    assert [one.variant for one in tells.nulls] == [one.variant for one in undecided.nulls]
     # The reconstruction of sampled activations has a cosine, so it is wanted.
     assert (undecided.metric, undecided.tier) == ("cosine", "undecided")
     assert found.sentences[0] == (

@@ -57,6 +57,8 @@ class Against(Arm):
     """Whether it is a positive control, such as a retrained model, rather than a null."""
     verdicts: dict[str, int]
     """How many comparisons got each verdict."""
+    is_defined: bool = True
+    """Whether the metric can have a value on it, as it must to count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +102,11 @@ class Finding(Arm):
 def findings_of(pairs: Iterable[Judged], column: str, controls: Collection[str]) -> list[Finding]:
     """Summarize verdicts by metric, explainer and scorer, best first.
 
-    Left out are variants for which a metric is not defined, and metrics that are not measured.
-    `column` of a contrast names what the real thing is compared with.
+    Metrics that are not measured are left out. `column` of a contrast names what the real thing is compared with.
     """
     groups: dict[Key, list[Judged]] = {}
     for row, word in pairs:
-        if is_defined(row["metric"], row["variant"]):
-            key = (row["metric"], row["explainer"], row["scorer"])
-            groups.setdefault(key, []).append((row, word))
+        groups.setdefault((row["metric"], row["explainer"], row["scorer"]), []).append((row, word))
     # What the config leaves out, such as causal effects, has no values anywhere.
     groups = {key: members for key, members in groups.items() if _is_measured(members)}
     findings = [_finding(key, members, column, controls) for key, members in groups.items()]
@@ -131,6 +130,7 @@ def _finding(
             variant=name,
             is_control=name in controls,
             verdicts=dict(Counter(word for _, word in own)),
+            is_defined=any(is_defined(metric, row["variant"]) for row, _ in own),
             **_arm([row for row, _ in own], ""),
         )
         for name, own in by_name.items()
@@ -158,7 +158,7 @@ def _arm(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float | No
 def _tier(against: Iterable[Against]) -> Tier:
     """Apply `TIER_RULE`."""
     nulls, controls = Counter[str](), Counter[str]()
-    for one in against:
+    for one in filter(lambda one: one.is_defined, against):
         (controls if one.is_control else nulls).update(one.verdicts)
     if nulls["equivalent"] or nulls["reversed"] or any(controls[word] for word in APART):
         return "does_not_tell"

@@ -90,7 +90,11 @@ def _not_on(findings: Sequence[Finding], nulls: Sequence[str]) -> str:
     """Name nulls on which some of the metrics have no value."""
     found = ""
     for null in nulls:
-        others = [one for one in findings if null not in {each.variant for each in one.against}]
+        others = [
+            one
+            for one in findings
+            if any(each.variant == null and not each.is_defined for each in one.against)
+        ]
         if others:
             have = f"{_names(others)} {'has' if len(others) == 1 else 'have'} "
             have = have if len(others) < len(findings) else ""

@@ -102,7 +102,8 @@ class Finding(Arm):
 def findings_of(pairs: Iterable[Judged], column: str, controls: Collection[str]) -> list[Finding]:
     """Summarize verdicts by metric, explainer and scorer, best first.
 
-    Metrics that are not measured are left out. `column` of a contrast names what the real thing is compared with.
+    Metrics that are not measured are left out. `column` of a contrast names what the real thing is
+    compared with.
     """
     groups: dict[Key, list[Judged]] = {}
     for row, word in pairs:

@@ -292,14 +292,17 @@ def test_every_gpu_gets_blocks_and_every_block_stays_whole(
     monkeypatch.setattr(
         accelerate, "dispatch_model", lambda m, device_map, **_: maps.append(device_map)
     )
-    room = {0: 4 * block, 1: 8 * block, "cpu": 10**9}
+    # Until PyTorch gives back what it keeps of an earlier model, there is no room.
+    room: dict[int | str, int] = {0: 0, 1: 0, "cpu": 10**9}
     monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: dict(room))
+    freed: dict[int | str, int] = {0: 4 * block, 1: 8 * block}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: room.update(freed))
     monkeypatch.setattr("nullsae.subjects.loading.hold_others", lambda own, n_gpus: (0, 1))
     place(model, {"source": {"device_map": how}}, torch.device("cuda"))
     (spread,) = maps
     assert set(spread.values()) == {0, 1}
     assert [name for name in spread if "layers." in name and name.count(".") > 2] == []
-    room[0] = room[1] = block
+    freed[0] = freed[1] = block
     said = refused(place, model, {"source": {"device_map": how}}, torch.device("cuda"))
     assert said.startswith(
         "config: subjects.*.source.device_map: the subject does not fit into the 2 GPUs here"
@@ -327,6 +330,37 @@ def test_the_hooks_of_accelerate_and_of_the_sites_get_along() -> None:
             spread.logits(ids, **EVAL, contexts=contexts, **splice),
             plain.logits(ids, **EVAL, contexts=contexts, **splice),
         ), site
+
+
+def test_a_spread_model_leaves_its_gpus_before_it_is_reread(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They need not have room for two."""
+    import accelerate
+
+    from nullsae.subjects import publish
+
+    spread: list[Any] = []
+
+    def placed(model: Any, *_: Any) -> Any:
+        spread.append(accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True))
+        assert hasattr(model.gpt_neox.layers[0], "_hf_hook")
+        return model
+
+    def reread(*arguments: Any) -> Subject:
+        (model,) = spread
+        assert not hasattr(model, "hf_device_map")
+        assert [n for n, m in model.named_modules() if hasattr(m, "_hf_hook")] == []
+        assert {p.device for p in model.parameters()} == {CPU}
+        return load_subject(*arguments)
+
+    monkeypatch.setattr(publish, "place", placed)
+    monkeypatch.setattr(publish, "load_subject", reread)
+    randomize_model(
+        model_params(chain.source),
+        **{"trained": None, "eval_tokens": chain.eval_tokens, "output": tmp_path},
+    )
+    assert len(spread) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")

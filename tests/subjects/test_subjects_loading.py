@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.config.variants import VARIANTS
 from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.subjects import forward_gates, gates
 from nullsae.subjects.folders import save_subject
+from nullsae.subjects.gates import passed
 from nullsae.subjects.health import heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, place
 from nullsae.subjects.publish import randomize_model
@@ -388,6 +391,18 @@ def test_the_embeddings_that_are_shown_are_those_that_the_subject_sees(
     assert torch.equal(shown["embed"], shown["resid_pre.0"])  # GPT-NeoX adds nothing in between
     zero = noisy.logits(ids, **EVAL, contexts=contexts, site="embed", replace=torch.zeros_like)
     assert torch.equal(zero[0], zero[1]), "the noise is added after the splice"
+
+
+def test_noise_is_checked_on_the_device_of_the_embedding(
+    noisy: Subject, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spread subject may have it on another GPU than that of its logits."""
+    compared: list[Tensor] = []
+    monkeypatch.setattr(forward_gates, "reads_no_text", lambda *_: passed("reads no text", ""))
+    monkeypatch.setattr(gates, "noise", lambda _seen, _again, plain, _std: [compared.append(plain)])
+    monkeypatch.setattr(noisy, "device", torch.device("meta"))
+    VARIANTS["noise_embeddings"].gates(noisy, ids)
+    assert torch.equal(compared[0], noisy.model.get_input_embeddings().weight[ids.long()])
 
 
 def test_noise_does_not_depend_on_the_batch(noisy: Subject, ids: Tensor) -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -22,8 +23,8 @@ from typing import Any
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
-# Most seconds of each part on a GPU; 8 minutes in total.
-LIMITS = {"tests": 140, "steps": 180, "metric": 40, "study": 120}
+# Seconds of each part on a GPU, with what earlier parts leave; less than 8 minutes in total.
+LIMITS = {"tests": 140, "steps": 180, "metric": 35, "study": 120}
 # On a CPU nothing is measured, and the machine may be busy.
 CPU_SECONDS = 3600
 NEEDED = {
@@ -46,13 +47,13 @@ class PartError(Exception):
     """A part failed; the text says how."""
 
 
-def run(name: str, command: list[str], folder: Path, device: str, **environment: str) -> None:
-    """Run a command in its own process group, within the part's time limit; log to NAME.log.
+def run(name: str, command: list[str], folder: Path, limit: float, **environment: str) -> None:
+    """Run a command in its own process group, for at most `limit` seconds; log to NAME.log.
 
     Raises:
         PartError: the command failed; the text says how it ended.
     """
-    log, limit = folder / f"{name}.log", LIMITS[name] if device == "cuda" else CPU_SECONDS
+    log = folder / f"{name}.log"
     with log.open("w") as out:
         print("$", shlex.join(command), file=out, flush=True)
         process = subprocess.Popen(
@@ -66,7 +67,7 @@ def run(name: str, command: list[str], folder: Path, device: str, **environment:
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
-            raise PartError(f"stopped after {limit} s; see {log.name}") from None
+            raise PartError(f"stopped after {limit:.0f} s; see {log.name}") from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -81,7 +82,7 @@ def tests(folder: Path, args: argparse.Namespace, found: Found) -> None:
     command = [sys.executable, "-m", "pytest", "tests/device", f"--junitxml={report}"]
     try:
         run(
-            *("tests", [*command, "-p", "no:cacheprovider"], folder, args.device),
+            *("tests", [*command, "-p", "no:cacheprovider"], folder, args.limit),
             NULLSAE_TEST_DEVICE=args.device,
         )
     finally:
@@ -101,7 +102,7 @@ def steps(folder: Path, args: argparse.Namespace, found: Found) -> None:
     command = [str(args.peers_python), "benchmarks/gpu_train_step.py", "--device", args.device]
     command += [*STEPS[args.device], "--rounds", "2", "--json", str(rows)]
     try:
-        run("steps", command, folder, args.device)
+        run("steps", command, folder, args.limit)
     finally:
         found["rows"] = json.loads(rows.read_text()) if rows.is_file() else []
     if not found["rows"]:
@@ -114,7 +115,7 @@ def metric(folder: Path, args: argparse.Namespace, found: Found) -> None:
     """Run `next_token.py`; return its figures."""
     figures = folder / "metric.json"
     command = [sys.executable, "benchmarks/next_token.py", "--device", args.device]
-    run(*("metric", [*command, *METRIC[args.device], "--json", str(figures)], folder, args.device))
+    run("metric", [*command, *METRIC[args.device], "--json", str(figures)], folder, args.limit)
     found |= json.loads(figures.read_text())
     if abs(found["mean_auroc"] - 0.5) > 0.01:
         raise PartError(f"random rows have a mean AUROC of {found['mean_auroc']:.4f}, not 0.5")
@@ -188,7 +189,7 @@ def study(folder: Path, args: argparse.Namespace, found: Found) -> None:
             *("--workflow-profile", str(REPOSITORY / "profiles/default"), "--quiet", "host"),
         ],
         folder,
-        args.device,
+        args.limit,
         PATH=f"{path}{os.pathsep}{os.environ['PATH']}",
     )
     import pyarrow.parquet as pq
@@ -207,6 +208,23 @@ def study(folder: Path, args: argparse.Namespace, found: Found) -> None:
         raise PartError(f"jobs computed elsewhere: {', '.join(elsewhere) or 'all'}")
     if not found["verdicts"]:
         raise PartError("the study has no verdict")
+
+
+def seconds_for(parts: list[str], at: int, taken: float) -> float:
+    """Return the most seconds of a part: its own, and those that the parts before it left."""
+    return sum(LIMITS[name] for name in parts[: at + 1]) - taken
+
+
+def lacking(name: str, device: str) -> list[str]:
+    """List what a part needs and this machine lacks."""
+    found = [module for module in NEEDED[name] if importlib.util.find_spec(module) is None]
+    if device == "cuda" and importlib.util.find_spec("triton"):
+        # Triton compiles its launcher where it runs.
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            found.append("a C compiler (gcc)")
+        if not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file():
+            found.append("Python.h (python3-dev)")
+    return found
 
 
 def machine(device: str) -> Found:
@@ -295,12 +313,13 @@ def main() -> None:
         "metric": metric,
         "study": study,
     }
-    for name in args.parts:
+    for at, name in enumerate(args.parts):
         found: Found = {}
         start = time.monotonic()
-        missing = [module for module in NEEDED[name] if importlib.util.find_spec(module) is None]
+        seconds = seconds_for(args.parts, at, start - begun)
+        args.limit = seconds if args.device == "cuda" else CPU_SECONDS
         try:
-            if missing:
+            if missing := lacking(name, args.device):
                 raise PartError(f"not run: {', '.join(missing)} not installed")
             parts[name](folder, args, found)
             found["result"] = "passed" + (f" ({found['note']})" if "note" in found else "")

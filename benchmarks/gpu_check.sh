@@ -17,6 +17,8 @@
 #   everything else in requirements.lock, and pytest
 #   sparsify (eai-sparsify in requirements-peers.txt), or the comparison is left out
 #
+# and, for triton on a GPU, gcc or clang and that Python's headers (Python.h).
+#
 # Nothing is installed or downloaded. The Python is $PYTHON, else .venv/bin/python, else python3. If
 # .venv-peers has sparsify, the steps run with its Python. Packages copied to a folder (pip install
 # --no-index --target FOLDER *.whl) are found by PYTHONPATH. nullsae itself need not be installed.

@@ -310,8 +310,10 @@ def main() -> None:
         sys.exit(0)
     name = "CPU"
     if args.device.type == "cuda":
+        import triton  # .venv-peers has its own, which need not be that of PyTorch
+
         card = torch.cuda.get_device_properties(0)
-        name = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
+        name = f"{card.name}, {card.total_memory / 2**30:.0f} GiB, Triton {triton.__version__}"
     print(f"{name}, PyTorch {torch.__version__}, k {K}")
     rows: list[Row] = []
     for name in args.shapes:

@@ -27,6 +27,7 @@ from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.jobs.metrics import EvaluateSaeParams
+from nullsae.jobs.saes import StreamParams
 from nullsae.latents.collect import collect_latents
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.files import load_sae
@@ -212,6 +213,38 @@ def test_a_killed_training_resumes_to_the_same_bits(
     expected = load_file(whole.with_name("sae.safetensors"))
     for name, tensor in load_file(resumed.with_name("sae.safetensors")).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard"])
+def test_a_stream_trains_the_sae_of_a_cache(
+    chain: Chain, last_device: str, tmp_path: Path, architecture: str
+) -> None:
+    """To the same bits, though on a GPU passes run while others train."""
+    compute = Compute(threads=1, device=last_device)
+    cache_activations(
+        capture_params(compute=compute),
+        **{"split": "sae_train", "model": chain.recipe, "tokens": chain.train_tokens},
+        output=tmp_path,
+    )
+    recipe = {**RECIPE, "epochs": 1, "evaluate_every_steps": 16}
+    if architecture == "standard":
+        del recipe["k"], recipe["dead_after_tokens"]
+    sae = Sae.of(architecture=architecture, **recipe)
+    settings: dict[str, Any] = {"dtype": "float32", "batch_contexts": 8}
+    stream = StreamParams(max_tokens=64 * CONTEXT, shard_tokens=8 * CONTEXT, **settings)
+    found = []
+    for mode in (None, stream):
+        train_sae(
+            train_params(sae, compute=compute, stream=mode),
+            train_activations=tmp_path / "manifest.json",
+            eval_activations=chain.eval_activations,
+            output=tmp_path / f"sae-{mode is None}",
+            work=tmp_path / f"work-{mode is None}",
+            **({"train_tokens": chain.train_tokens, "model": chain.recipe} if mode else {}),
+        )
+        found.append(load_file(tmp_path / f"sae-{mode is None}/sae.safetensors"))
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
 
 
 def test_latents_are_those_of_the_cpu(

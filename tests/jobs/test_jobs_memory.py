@@ -105,15 +105,23 @@ def test_trainings_of_two_widths_hold_what_they_ask_for_and_three_quarters_of_it
     assert 1.0 <= min(np.divide(wanted, found)) <= max(np.divide(wanted, found)) <= 1.3
 
 
-def held(rule: str, n_eval: int, variant: str = "trained", **recipe: Any) -> float:
+def held(
+    rule: str,
+    n_eval: int,
+    variant: str = "trained",
+    *,
+    device: str = "cpu",
+    chunk: int = TOKENS // 2,
+    **recipe: Any,
+) -> float:
     """Return the formula's memory for one SAE of a subject with one block."""
     given = {"k": K, "n_latents": M, "batch_tokens": BATCH, "heldout_tokens": BATCH, **recipe}
     changes = {
         "subjects": {"small": {"sites": [SITE]}},
-        "activations": {"sae_train_tokens": TOKENS, "shard_tokens": TOKENS // 2},
+        "activations": {"sae_train_tokens": TOKENS, "shard_tokens": chunk},
         "variants": ["trained", "gaussian"],
         "saes": {"topk": given},
-        "compute": {"device": "cpu"},
+        "compute": {"device": device},
     }
     config = read_merged_config([REPOSITORY / "config.yaml"], changes)
     corpora = {"sotu": CorpusSize(TOKENS, n_eval, TOKENS + n_eval, counted=True)}
@@ -131,6 +139,14 @@ def test_a_training_counts_a_step_in_which_all_latents_are_dead() -> None:
     # By default AuxK uses half as many latents as dimensions.
     auxk = 4 * M * D_MODEL + BATCH * 56 * D_MODEL / 2
     assert held("train_sae", TOKENS) == step + auxk + data + kept
+
+
+def test_memory_that_a_gpu_reads_is_a_power_of_two() -> None:
+    saved = ONE + 2 * (ONE / 2)
+    for chunk, pinned in ((2048, 2**20), (1536, 2**20), (1024, 2**19)):
+        start, block = 4 * D_MODEL * (chunk + BATCH), 2 * D_MODEL * chunk
+        found = held("train_sae", TOKENS, device="cuda", chunk=chunk)
+        assert found == saved + start + block + 2 * pinned
 
 
 def test_collecting_latents_holds_one_thing_after_the_other_and_little_of_each_token() -> None:

@@ -47,6 +47,12 @@ def test_two_stages_find_the_k_largest(width: int, k: int, dtype: torch.dtype) -
     assert np.array_equal(np.sort(values.float().numpy(), axis=1), expected)
 
 
+def test_two_stages_take_a_batch_without_tokens() -> None:
+    """As `Autoencoder.encode` does on a CPU, which selects otherwise."""
+    values, columns = top_k_in_two_stages(torch.empty(0, 4099), 32)
+    assert values.shape == columns.shape == (0, 32)
+
+
 def test_two_stages_pass_no_nan_over_and_stay_inside_a_row_of_infinities() -> None:
     pre = torch.full((3, 403), -math.inf)
     pre[0, 402] = math.nan

@@ -6,8 +6,11 @@ import logging
 import math
 import weakref
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nullsae import tables
+from nullsae.activations.batches import Live
 from nullsae.activations.blocks import CachedBlocks, ahead
 from nullsae.activations.capture import cache_activations
 from nullsae.activations.sampling import sample_gaussian
@@ -29,6 +33,8 @@ from nullsae.jobs.saes import SaeCell, StreamParams, TrainSaeParams
 from nullsae.sae import train_sae as module
 from nullsae.sae import training_run
 from nullsae.sae.files import load_sae
+from nullsae.sae.kernels import tensor_float
+from nullsae.sae.shared_pass import works_ahead
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import Trainer, evaluate
 from refusing import refused
@@ -538,6 +544,29 @@ def test_blocks_read_in_the_background_come_in_order() -> None:
 
     with pytest.raises(UserError, match="block 3"):
         list(ahead(fails, range(2), in_background=True))
+
+
+def seen_elsewhere() -> str:
+    """The precision of float32 products in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_float32_matmul_precision).result()
+
+
+def test_no_pass_runs_beside_training_in_tensorfloat(chain: Chain) -> None:
+    """Which of its products would be rounded would depend on the moment."""
+    with tensor_float():
+        assert seen_elsewhere() == "high"
+    reader = SiteReader.open(chain.train_activations, SITES[0])
+    again = replace(reader, live=cast(Live, object()))
+    read, computed = (CachedBlocks(0, {SITES[0]: each}) for each in (reader, again))
+    gpu, runs = torch.device("cuda"), []
+    for precision in ("bfloat16", "tf32"):
+        run: Any = SimpleNamespace(trainer=SimpleNamespace(model=SimpleNamespace()))
+        run.trainer.model.precision = precision
+        runs.append(run)
+        assert works_ahead(runs, read, gpu)
+        assert works_ahead(runs, computed, gpu) == (precision == "bfloat16")
+        assert not works_ahead(runs, read, torch.device("cpu"))
 
 
 def test_tokens_per_second_leave_out_evaluation_and_other_saes(

@@ -314,3 +314,8 @@ def test_a_metric_is_not_held_to_a_null_on_which_it_has_no_value() -> None:
         "Next-token AUROC by direct effect and Cosine similarity (Next-token AUROC by direct "
         "effect has no value on gaussian, sampled without a model)."
     )
+
+
+def test_what_an_undecided_metric_lacks_is_not_its_value_on_samples() -> None:
+    found = of(rows("ce_score", "sissnn", variants=(*NULLS, "gaussian")))
+    assert "One is undecided for lack of data: Cross-entropy score." in found.sentences

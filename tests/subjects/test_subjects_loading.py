@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.config.variants import VARIANTS
 from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.subjects import forward_gates, gates
 from nullsae.subjects.folders import save_subject
+from nullsae.subjects.gates import passed
 from nullsae.subjects.health import heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, place
 from nullsae.subjects.publish import randomize_model
@@ -292,14 +295,17 @@ def test_every_gpu_gets_blocks_and_every_block_stays_whole(
     monkeypatch.setattr(
         accelerate, "dispatch_model", lambda m, device_map, **_: maps.append(device_map)
     )
-    room = {0: 4 * block, 1: 8 * block, "cpu": 10**9}
+    # Until PyTorch gives back what it keeps of an earlier model, there is no room.
+    room: dict[int | str, int] = {0: 0, 1: 0, "cpu": 10**9}
     monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: dict(room))
+    freed: dict[int | str, int] = {0: 4 * block, 1: 8 * block}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: room.update(freed))
     monkeypatch.setattr("nullsae.subjects.loading.hold_others", lambda own, n_gpus: (0, 1))
     place(model, {"source": {"device_map": how}}, torch.device("cuda"))
     (spread,) = maps
     assert set(spread.values()) == {0, 1}
     assert [name for name in spread if "layers." in name and name.count(".") > 2] == []
-    room[0] = room[1] = block
+    freed[0] = freed[1] = block
     said = refused(place, model, {"source": {"device_map": how}}, torch.device("cuda"))
     assert said.startswith(
         "config: subjects.*.source.device_map: the subject does not fit into the 2 GPUs here"
@@ -329,6 +335,37 @@ def test_the_hooks_of_accelerate_and_of_the_sites_get_along() -> None:
         ), site
 
 
+def test_a_spread_model_leaves_its_gpus_before_it_is_reread(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They need not have room for two."""
+    import accelerate
+
+    from nullsae.subjects import publish
+
+    spread: list[Any] = []
+
+    def placed(model: Any, *_: Any) -> Any:
+        spread.append(accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True))
+        assert hasattr(model.gpt_neox.layers[0], "_hf_hook")
+        return model
+
+    def reread(*arguments: Any) -> Subject:
+        (model,) = spread
+        assert not hasattr(model, "hf_device_map")
+        assert [n for n, m in model.named_modules() if hasattr(m, "_hf_hook")] == []
+        assert {p.device for p in model.parameters()} == {CPU}
+        return load_subject(*arguments)
+
+    monkeypatch.setattr(publish, "place", placed)
+    monkeypatch.setattr(publish, "load_subject", reread)
+    randomize_model(
+        model_params(chain.source),
+        **{"trained": None, "eval_tokens": chain.eval_tokens, "output": tmp_path},
+    )
+    assert len(spread) == 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
 @pytest.mark.parametrize("how", [None, "auto", "sequential"])
 def test_a_subject_on_gpus_is_the_same_as_on_the_cpu(chain: Chain, how: str | None) -> None:
@@ -354,6 +391,18 @@ def test_the_embeddings_that_are_shown_are_those_that_the_subject_sees(
     assert torch.equal(shown["embed"], shown["resid_pre.0"])  # GPT-NeoX adds nothing in between
     zero = noisy.logits(ids, **EVAL, contexts=contexts, site="embed", replace=torch.zeros_like)
     assert torch.equal(zero[0], zero[1]), "the noise is added after the splice"
+
+
+def test_noise_is_checked_on_the_device_of_the_embedding(
+    noisy: Subject, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spread subject may have it on another GPU than that of its logits."""
+    compared: list[Tensor] = []
+    monkeypatch.setattr(forward_gates, "reads_no_text", lambda *_: passed("reads no text", ""))
+    monkeypatch.setattr(gates, "noise", lambda _seen, _again, plain, _std: [compared.append(plain)])
+    monkeypatch.setattr(noisy, "device", torch.device("meta"))
+    VARIANTS["noise_embeddings"].gates(noisy, ids)
+    assert torch.equal(compared[0], noisy.model.get_input_embeddings().weight[ids.long()])
 
 
 def test_noise_does_not_depend_on_the_batch(noisy: Subject, ids: Tensor) -> None:

@@ -34,6 +34,10 @@ class Blocks(Protocol):
     def sizes(self) -> list[int]:
         """The number of tokens in each block."""
 
+    @property
+    def computed(self) -> bool:
+        """Whether making a block takes passes of a model or samples, rather than reading."""
+
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
         """Return one block at some sites, each [n, width], with the same tokens at each.
 
@@ -58,6 +62,10 @@ class CachedBlocks:
     def sizes(self) -> list[int]:
         reader = next(iter(self.readers.values()))  # the same at every site
         return [int(shard["n_tokens"]) for shard in reader.manifest["shards"]]
+
+    @property
+    def computed(self) -> bool:
+        return any(reader.live is not None for reader in self.readers.values())
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
         found = {}

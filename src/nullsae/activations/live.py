@@ -53,6 +53,10 @@ class LiveBlocks:
     def sizes(self) -> list[int]:
         return [len(contexts) * self.context_tokens for contexts in self.shards]
 
+    @property
+    def computed(self) -> bool:
+        return True
+
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
         """Compute one block, all sites in one pass: each [n, width], in the storage type.
 

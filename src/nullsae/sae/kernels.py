@@ -308,7 +308,7 @@ def top_k_in_two_stages(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # Group g has every n_groups-th column from g on, so that adjacent threads read adjacent
     # columns.
     whole = width // n_groups * n_groups
-    maxima = pre[:, :whole].view(n, -1, n_groups).amax(dim=1)
+    maxima = pre[:, :whole].view(n, width // n_groups, n_groups).amax(dim=1)
     if rest := width - whole:
         first = maxima[:, :rest]
         torch.maximum(first, pre[:, whole:], out=first)

@@ -137,7 +137,7 @@ def train_together(
             found[site] = pinned(found[site][order], device)
         return found
 
-    stream = ahead(block, visits, in_background=device.type == "cuda")
+    stream = ahead(block, visits, in_background=works_ahead(runs, blocks, device))
     for at, visit in enumerate(visits):
         with stop.anywhere(leave):
             found = next(stream)
@@ -157,6 +157,16 @@ def train_together(
             logger.info("about %.2g hours, from the time of the first block", hours)
     if diverged:
         raise next(iter(diverged.values()))
+
+
+def works_ahead(runs: Sequence[Run], blocks: Blocks, device: torch.device) -> bool:
+    """Return whether the next block is made while runs train on the last one.
+
+    TensorFloat-32 is a setting of the whole process: passes of a model beside such training would
+    round with it, or not, depending on the moment.
+    """
+    in_tensor_float = any(run.trainer.model.precision == "tf32" for run in runs)
+    return device.type == "cuda" and not (in_tensor_float and blocks.computed)
 
 
 def _train_on(

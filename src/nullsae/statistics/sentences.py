@@ -109,7 +109,8 @@ def _usual_first(findings: Iterable[Finding]) -> list[Finding]:
 
 def _wanted(findings: Iterable[Finding]) -> str:
     """Name what undecided findings lack."""
-    words = {word for one in findings for each in one.against for word in each.verdicts}
+    compared = [each for one in findings for each in one.against if each.is_defined]
+    words = {word for each in compared for word in each.verdicts}
     lacks = {"inconclusive": "data", "none": "comparable SAEs"}
     return " or of ".join(lack for word, lack in lacks.items() if word in words) or "data"
 

@@ -303,6 +303,8 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
     # A block's parts stay together, because what they add to must be on their device.
     whole = {"no_split_module_classes": list(model._no_split_modules or ())}
     held = hold_others(device, recipe["source"].get("gpus"))
+    # Memory that PyTorch keeps after an earlier model counts as used.
+    torch.cuda.empty_cache()
     memory = {at: n for at, n in accelerate.utils.get_max_memory().items() if at in held}
     if device_map != "sequential":
         memory = accelerate.utils.get_balanced_memory(model, max_memory=memory, **whole)
@@ -315,6 +317,16 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
     return accelerate.dispatch_model(
         model, device_map=spread, skip_keys=model._skip_keys_device_placement
     )
+
+
+def take_off(model: Any) -> None:
+    """Move a subject that was placed to the CPU, so that its devices have room for another."""
+    if hasattr(model, "hf_device_map"):
+        from accelerate.hooks import remove_hook_from_submodules
+
+        remove_hook_from_submodules(model)
+        del model.hf_device_map
+    model.to("cpu")
 
 
 def load_subject(recipe_file: Path, device: torch.device) -> Subject:

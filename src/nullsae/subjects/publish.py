@@ -30,7 +30,7 @@ from nullsae.subjects.families import context_limit, text_config
 from nullsae.subjects.folders import save_subject
 from nullsae.subjects.forward_gates import forward_gates
 from nullsae.subjects.health import activation_health, bos_check, heldout_loss
-from nullsae.subjects.loading import Subject, fetch, load_subject, place
+from nullsae.subjects.loading import Subject, fetch, load_subject, place, take_off
 
 log = logging.getLogger(__name__)
 
@@ -277,8 +277,7 @@ def publish(
     saved = before.logits(probe, **of)
     save_subject(model, folder, recipe, tokenizer=tokenizer, weights=weights)
     written = read_json(folder / "recipe.json", rebuild="")
-    if device.type != "cpu" and not hasattr(model, "hf_device_map"):
-        model.to(CPU)  # one model at a time
+    take_off(model)  # one model at a time
     subject = load_subject(folder / "recipe.json", device)
     logits = subject.logits(probe, **of)
     activations = subject.activations(probe, **of, sites=subject.block_outputs)

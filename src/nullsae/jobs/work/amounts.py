@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -135,6 +136,17 @@ class SizedStudy:
         """Return how many tokens are captured, sampled or read at once."""
         kept = self.cached(keys, keys.get("split", "sae_train"))
         return min(self.config.activations.shard_tokens, kept)
+
+    def block_bytes(self, keys: Keys, widths: Iterable[float]) -> float:
+        """Return the memory of the blocks of a training, at sites of these widths.
+
+        On a CPU these are two. On a GPU, two are in memory that it reads directly, which PyTorch
+        rounds up to a power of two, and one more is permuted on its way there.
+        """
+        plain = [d * self.chunk(keys) * BYTES[self.config.activations.dtype] for d in widths]
+        if self.on_cpu:
+            return 2.0 * sum(plain)
+        return sum(plain) + 2.0 * sum(2.0 ** math.ceil(math.log2(n)) for n in plain)
 
     def pass_bytes(self, keys: Keys, n_contexts: int, *, head: bool) -> float:
         """Return the memory of a subject and a batch in it: `BLOCK_NUMBERS` d per token of a block.

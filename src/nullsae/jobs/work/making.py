@@ -350,7 +350,7 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     start = sum(widths) * 4.0 * (sampled + heldout)
     held = max(on_device, states + copy, fitting) if study.on_cpu else max(copy, fitting)
     held += start + 2.0 * min(KEPT_BLOCK, block)
-    held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
+    held += study.block_bytes(keys, widths)
     passes = 0.0
     if (stream and has_model(keys["variant"])) or not settings.kept:
         passes = study.pass_bytes(keys, settings.batch_contexts, head=False)

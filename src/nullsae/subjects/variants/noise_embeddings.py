@@ -77,7 +77,7 @@ class NoiseEmbeddings(Variant):
         subject.logits(probe, split="eval", contexts=range(len(probe)))
         subject.logits(probe[order], split="eval", contexts=order)
         handle.remove()
-        plain = embedding.weight[probe.to(subject.device, torch.int64)].cpu()
+        plain = embedding.weight[probe.to(embedding.weight.device, torch.int64)].cpu()
         std = subject.recipe["embedding_noise_std"]
         return [
             *gates.noise(seen[0], seen[1][order], plain, std),

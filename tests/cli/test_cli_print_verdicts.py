@@ -86,6 +86,11 @@ def test_verdicts_are_followed_by_what_they_say_together(
     assert "Warning: a judge answered about only 62% of a comparison's windows." in in_short
     assert "Warning: subject small: the subject [b]knows[/b] little." in in_short
     assert len(in_short) < 25
+    assert in_short[-1].startswith("No report: ")
+    (tmp_path / paths.REPORT).parent.mkdir(parents=True)
+    (tmp_path / paths.REPORT).touch()
+    print_verdicts(tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {tmp_path / paths.REPORT}"
     print_verdicts(tmp_path, all_verdicts=True)
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]

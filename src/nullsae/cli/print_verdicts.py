@@ -84,7 +84,8 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
         said = f"Each latent with its q against placebo: {ranked}"
         console.print(said, markup=False, highlight=False, soft_wrap=True)
     page = (root / paths.REPORT).resolve()
-    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+    said = f"Report: {page}" if page.is_file() else f"No report: {way_to_run(root, 'draws it')}"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[str, Any]]) -> None:

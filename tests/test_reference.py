@@ -145,15 +145,15 @@ def test_no_verdict_may_become_another_one(
 
 
 def test_few_verdicts_may_become_inconclusive(
-    script: ModuleType, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, study: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "reference"
     script.write(study, folder)
     changed(study, "verdicts", "verdict", 0, "inconclusive")
     # One of six.
-    assert len(script.disagreements(study, folder)) == 1
-    monkeypatch.setattr(script, "SHARE_UNDECIDED", 1 / 6)
     assert script.disagreements(study, folder) == []
+    changed(study, "verdicts", "verdict", 1, "inconclusive")
+    assert len(script.disagreements(study, folder)) == 2
 
 
 def test_few_values_may_be_further_off(

@@ -18,7 +18,7 @@ from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTo
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import atomic_folder
-from nullsae.core.folders import check_files
+from nullsae.core.folders import check_files, expanded
 from nullsae.corpus.hub import check_repository
 
 EOS = "<|endoftext|>"
@@ -205,7 +205,7 @@ def load_tokenizer(
         path, keys = str(file.parent), {"gguf_file": file.name}
     else:
         key, name = f"{where}.path", config.path
-        path = str(Path(config.path).expanduser()) if is_local(config.path) else config.path
+        path = str(expanded(config.path)) if is_local(config.path) else config.path
         keys = {"revision": config.revision or "main"}
         check_repository(path, kind="model", revision=config.revision, where=key)
         if Path(path).is_dir():

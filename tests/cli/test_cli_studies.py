@@ -180,6 +180,43 @@ def test_a_config_that_cannot_be_read_is_named_before_snakemake_begins(tmp_path:
     assert str(error).startswith(f"{tmp_path / 'study.yaml'}: not YAML")
 
 
+@pytest.mark.parametrize("line", [["plan", "s"], ["run", "s"], ["prune", "s"], ["init", "s"]])
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_config_that_is_no_file_is_not_passed_over(
+    line: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, the default study would be planned, or a new one written over the link."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("s/study.yaml")
+    file.parent.mkdir()
+    file.mkdir() if kind == "folder" else file.symlink_to("nowhere")
+    error = CliRunner().invoke(app, line).exception
+    assert isinstance(error, UserError)
+    assert re.match("s/study.yaml: (not a file, or a broken link|exists already)", str(error))
+    assert file.is_dir() or file.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["init", "q", "--model", "~nobody-of-this-name/m"],
+        ["init", "q", "--model", "a/b", "--corpus", "~nobody-of-this-name/t"],
+        ["check", "~nobody-of-this-name/s", "--model", "m"],
+        ["plan", "s", "--configfile", "~nobody-of-this-name/c.yaml"],
+    ],
+)
+def test_the_home_of_a_user_who_does_not_exist_is_one_line(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("s/study.yaml"), "seed: 1")
+    error = CliRunner().invoke(app, line).exception
+    assert isinstance(error, UserError), error
+    assert "\n" not in str(error)
+    assert not Path("q").exists()
+
+
 def test_a_study_that_cannot_be_written_to_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

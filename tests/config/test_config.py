@@ -180,6 +180,26 @@ MISTAKES: list[tuple[str, Any, str]] = [
         "subjects.small.sites: 'resid_post.1' is named twice",
     ),
     ("variants", ["trained", "trained"], "variants: 'trained' is named twice"),
+    ("variants", [], "variants: is empty; give at least 1"),
+    ("variants", {"trained", "step0"}, "variants: a value of type set; write a list"),
+    ("draws", 10**9, "draws: 1000000000: input should be less than or equal to 1000"),
+    ("saes/topk/pretrained", 7, "saes.topk.pretrained: 7: input should be an object"),
+    (
+        "saes/topk/seeds",
+        [-1],
+        "saes.topk.seeds.0: -1: input should be greater than or equal to 0",  # and no more
+    ),
+    (
+        "saes/" + "a" * 101,
+        {"k": 1, "n_latents": 2},
+        "saes: 'aaaaaaaaaaaaaaaaaaaa...' has 101 characters; use at most 100: it becomes a folder",
+    ),
+    (
+        "report/title",
+        "a\udcff",  # a byte of a command line that is not UTF-8
+        "report.title: not text: it has a byte that is not UTF-8, or half of a surrogate pair",
+    ),
+    ("report/title", b"hello", "report.title: a value of type bytes; write text"),
     ("saes/topk/seeds", [0, 1, 0], "saes.topk.seeds: '0' is named twice"),
     # what does not fit together
     ("variants", ["step0"], "variants: 'trained' is missing; every contrast is against it"),
@@ -299,7 +319,7 @@ def test_a_bare_date_of_yaml_is_read_as_text() -> None:
 def test_an_entry_set_to_null_is_removed() -> None:
     config = parse_config(changed("saes/other", None))
     assert list(config.saes) == ["topk"]
-    empty = "saes: {}: dictionary should have at least 1 item after validation, not 0"
+    empty = "saes: is empty; give at least 1"
     assert refusal(changed("saes/topk", None)) == f"config: {empty}"
 
 

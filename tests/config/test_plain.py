@@ -98,7 +98,13 @@ def test_anything_but_a_regular_file_is_reported_and_not_read(tmp_path: Path, ki
             read()
 
 
-@pytest.mark.parametrize("text", ["a: 2024-13-45", "? [a]\n: 1", "a: !!int x", "a: b: c", "\ta: 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: 2024-13-45", "? [a]\n: 1", "a: !!int x", "a: b: c", "\ta: 1"),
+        *("a: !!bool maybe", "a: !!timestamp now", "a: !!int ''", "a: !!float ''"),
+    ],
+)
 def test_invalid_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)

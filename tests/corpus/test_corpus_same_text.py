@@ -19,6 +19,7 @@ from nullsae.core.errors import UserError
 from nullsae.corpus.documents import Replaced, normalize
 from nullsae.corpus.reading import Reader
 from nullsae.corpus.sources import documents, rows_at_once
+from refusing import refused
 
 TEXTS = ["a line\nand another", "Grüße, 世界 \U0001f600", "", "plain"]
 
@@ -208,3 +209,23 @@ def test_each_script_is_read_in_each_encoding_without_a_mark(tmp_path: Path, enc
 def test_zero_bytes_between_texts_do_not_change_the_encoding(tmp_path: Path, record: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(record * 100)
     assert read(tmp_path / "a.txt") == [record.decode() * 100]
+
+
+def test_a_column_that_is_missing_is_one_line_however_the_others_are_named(tmp_path: Path) -> None:
+    names = ["a\nb", "c" * 10_000, *(f"d{i}" for i in range(100))]
+    pq.write_table(pa.table({name: ["x"] for name in names}), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text(json.dumps(dict.fromkeys(names, "x")))
+    for file in ("a.parquet", "a.jsonl"):
+        said = refused(read, tmp_path / file)
+        assert "has no column 'text'; it has a b, cccc" in said
+        assert said.endswith("d17 and 82 more")
+        assert len(said) < 500
+
+
+def test_a_folder_is_not_taken_for_a_pattern_without_files(tmp_path: Path) -> None:
+    assert f"{str(tmp_path)!r} is a folder; name its files, such as" in refused(read, tmp_path)
+
+
+def test_the_home_of_a_user_who_does_not_exist_is_a_file_that_does_not(tmp_path: Path) -> None:
+    said = refused(read, Path("~nobody-of-this-name/a.txt"))
+    assert "no file matches '~nobody-of-this-name/a.txt'" in said

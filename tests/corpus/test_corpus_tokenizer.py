@@ -166,6 +166,27 @@ def test_an_unusable_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "corpora.c.tokenizer.path" in said
 
 
+def test_a_text_that_a_tokenizer_cannot_encode_is_one_line(tmp_path: Path) -> None:
+    """The library finds out that an unknown token is missing when it needs it."""
+    save_tokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}))),
+        tmp_path / "t",
+    )
+    loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t")))
+    for encode in (lambda: loaded.encode(["other"]), lambda: loaded.added_before):
+        said = refused(encode)
+        assert said.startswith("config: corpora.*.tokenizer: it cannot encode the text (WordLevel")
+
+
+def test_a_token_id_that_no_table_can_have_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 2**31}))),
+        tmp_path / "t",
+    )
+    config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t"))
+    assert f"has the token id {2**31}; ids are below" in refused(load_tokenizer, config)
+
+
 def test_the_tokenizer_of_a_gguf_file_is_read_from_it(gguf: Path, tmp_path: Path) -> None:
     encoder = load_tokenizer(GgufTokenizer(kind="gguf", path=str(gguf)))
     assert (encoder.vocab_size, encoder.eos_token_id) == (len(TOKENS), TOKENS.index(GGUF_EOS))

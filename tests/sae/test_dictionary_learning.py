@@ -17,6 +17,7 @@ from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.pretrained import read_with_origin
 from peers import need_peers, run_with_peers
+from refusing import refused
 
 D, WIDTH, K = 12, 40, 5
 LINEAR = {"encoder.weight": (WIDTH, D), "encoder.bias": (WIDTH,), "decoder.weight": (D, WIDTH)}
@@ -181,6 +182,23 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(
     with pytest.raises(UserError, match=r"ae\.pt: not readable as tensors only"):
         read_with_origin(str(tmp_path), None, where="config")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"\x80\x05.", b"", b"PK\x03\x04junk", b"\x80\x02}q."])
+def test_a_damaged_pickle_is_one_line(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, "AutoEncoder")
+    (tmp_path / "ae.pt").write_bytes(content)
+    said = refused(read_with_origin, str(tmp_path), None, where="config")
+    assert said.startswith(f"{tmp_path / 'ae.pt'}: not readable as tensors only (")
+
+
+@pytest.mark.parametrize("section", ["trainer", "buffer"])
+def test_a_section_that_has_no_keys_is_named(tmp_path: Path, section: str) -> None:
+    write(tmp_path, "AutoEncoder")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), section: [1]}))
+    said = refused(read_with_origin, str(tmp_path), None, where="config")
+    assert said == f"{file}: {section}: [1] is not an object with keys"
 
 
 @pytest.mark.parametrize(

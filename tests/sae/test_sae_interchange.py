@@ -373,6 +373,9 @@ def test_an_unsupported_sparsify_config_is_refused(
         ("scaling_factor", torch.full((WIDTH,), 2.0), "scaling_factor is unknown"),
         ("b_enc", torch.zeros(WIDTH, dtype=torch.int8), "b_enc is torch.int8"),
         ("W_dec", torch.full((WIDTH, D), torch.nan), "W_dec contains NaN"),
+        ("W_enc", torch.full((D, WIDTH), torch.inf), "W_enc contains NaN or infinite values"),
+        # Infinite in float32 only.
+        ("b_dec", torch.full((D,), 1e300, dtype=torch.float64), "b_dec contains NaN or infinite"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from family_models import SHAPE, random_model
+from family_models import SHAPE, VOCAB, random_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
@@ -235,3 +237,105 @@ def test_a_folder_of_results_is_looked_at_as_well(model: Path, tmp_path: Path) -
     (folder / INDEX).write_text('{"metadata": {}, "weight_map": {"a": "../x.safetensors"}}')
     with pytest.raises(UserError, match=r"names '\.\./x\.safetensors'"):
         load_subject(folder / "recipe.json", torch.device("cpu"))
+
+
+FIRST = "gpt_neox.layers.0.attention.query_key_value.weight"
+
+
+def reweigh(folder: Path, act: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the weights, which are in one file afterwards."""
+    files = sorted(folder.glob("model-*.safetensors"))
+    tensors = {name: t for file in files for name, t in load_file(file).items()}
+    act(tensors)
+    for file in (*files, folder / INDEX):
+        file.unlink()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2])
+def test_blocks_that_the_config_does_not_count_are_not_left_out(model: Path, n_blocks: int) -> None:
+    change(model / "config.json", lambda c: c.update(num_hidden_layers=n_blocks))
+    said = refusal(model)
+    assert f"its files have gpt_neox.layers.{n_blocks}." in said
+    assert f"its config.json describes {n_blocks} blocks" in said
+
+
+def test_weights_of_no_block_beside_those_of_the_model_are_ignored(model: Path) -> None:
+    reweigh(model, lambda tensors: tensors.update({"head.0.weight": torch.zeros(2)}))
+    assert len(load(model).gpt_neox.layers) == 3
+
+
+def test_a_weight_of_another_shape_is_named_with_both_shapes(model: Path) -> None:
+    reweigh(model, lambda tensors: tensors.update({FIRST: tensors[FIRST].T.contiguous()}))
+    assert f"{FIRST} is (16, 48) in its files, but its config.json describes (48, 16)" in (
+        refusal(model)
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_named(model: Path, bad: float) -> None:
+    """Attention gives zero for a row of NaN, so the activations are finite."""
+    reweigh(model, lambda tensors: tensors[FIRST].fill_(bad))
+    assert f"{FIRST} has NaN or infinite values as float32" in refusal(model)
+
+
+def test_weights_beyond_a_dtype_are_named_with_it(model: Path) -> None:
+    reweigh(model, lambda tensors: tensors[FIRST].fill_(1e5))
+    load(model, dtype="bfloat16")
+    assert f"{FIRST} has NaN or infinite values as float16" in refusal(model, dtype="float16")
+
+
+def test_a_missing_part_of_a_model_is_named(model: Path) -> None:
+    names = sorted(set(json.loads((model / INDEX).read_text())["weight_map"].values()))
+    (model / names[1]).unlink()
+    assert f"{INDEX} names {names[1]}, which is not in the folder (1 of {len(names)} files" in (
+        refusal(model)
+    )
+
+
+def test_an_index_left_from_other_weights_does_not_matter(model: Path) -> None:
+    index = (model / INDEX).read_bytes()
+    reweigh(model, lambda tensors: None)
+    (model / INDEX).write_bytes(index)
+    load(model)
+
+
+def test_an_encoder_with_a_decoder_is_not_taken_for_a_language_model(tmp_path: Path) -> None:
+    keys = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    config = transformers.BartConfig(
+        vocab_size=VOCAB, d_model=16, encoder_layers=1, decoder_layers=1, **keys
+    )
+    with torch.random.fork_rng(devices=[]):
+        transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "m")
+    said = refused(load, tmp_path / "m")
+    assert "config.json describes an encoder and a decoder (bart)" in said
+
+
+def test_a_model_that_returns_tuples_runs_as_any_other(model: Path) -> None:
+    ids = torch.arange(8)[None]
+    logits = load(model)(ids).logits
+    change(model / "config.json", lambda c: c.update(return_dict=False))
+    assert torch.equal(load(model)(ids).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_attention_heads", "2", "TypeError: Field 'num_attention_heads' expected int"),
+        ("hidden_act", "gleu", "KeyError: 'gleu'"),
+    ],
+)
+def test_what_a_config_gets_wrong_is_in_the_line(
+    model: Path, key: str, value: Any, said: str
+) -> None:
+    change(model / "config.json", lambda c: c.update({key: value}))
+    assert said in refusal(model)
+
+
+def test_a_pickle_that_was_cut_off_is_called_damaged(model: Path) -> None:
+    reweigh(model, lambda tensors: torch.save(tensors, model / "pytorch_model.bin"))
+    (model / "model.safetensors").unlink()
+    load(model)
+    file = model / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:-300])
+    assert "pytorch_model.bin is damaged or incomplete" in refusal(model)

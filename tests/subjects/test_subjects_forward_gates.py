@@ -123,6 +123,13 @@ def test_rows_of_a_batch_that_see_each_other_are_found() -> None:
     assert "rows of the batch affect each other" in failures(model)["alone"]
 
 
+def test_activations_that_are_no_numbers_are_not_called_a_mix_of_rows() -> None:
+    model = tiny_model("gpt_neox")
+    model.gpt_neox.layers[1].mlp.dense_4h_to_h.bias.fill_(float("nan"))
+    assert list(failures(model)) == ["finite"]
+    assert failures(model)["finite"].startswith("resid_post.1: NaN or infinite values: the weights")
+
+
 def test_rows_that_belong_to_another_token_are_found() -> None:
     model = tiny_model("gpt_neox", use_parallel_residual=True)
     model.gpt_neox.layers[2] = Shifted(model.gpt_neox.layers[2])

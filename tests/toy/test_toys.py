@@ -76,7 +76,7 @@ def test_a_config_without_the_section_has_no_toy_jobs_of_its_own() -> None:
     ("toy", "said"),
     [
         ({"seed": 1}, "config: toy.seed: unknown key; did you mean 'seeds'?"),
-        ({"sources": {}}, "config: toy.sources: {}: dictionary should have at least 1 item"),
+        ({"sources": {}}, "config: toy.sources: is empty; give at least 1"),
         ({"sources": {"a/b": {"kind": "sharkey"}}}, "config: toy.sources: 'a/b' is not a name"),
         ({"sources": {"a": {"kind": "glove"}}}, "config: toy.sources.a: kind: 'glove' is not one"),
         ({"sources": {"a": {"kind": "word_vectors"}}}, "config: toy.sources.a.path: missing"),

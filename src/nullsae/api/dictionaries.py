@@ -65,7 +65,7 @@ def load_sae(
             supported; the message names it.
     """
     for name, place in (("site", site), ("output_site", output_site)):
-        if place is not None and not SITE.match(place):
+        if place is not None and not (isinstance(place, str) and SITE.match(place)):
             raise UserError(f"load_sae: {name}: {place!r} is not a site, such as resid_post.3")
     given: Pretrained
     if isinstance(path, Mapping):

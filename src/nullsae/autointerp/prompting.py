@@ -16,6 +16,7 @@ from nullsae.autointerp.llm.messages import Reply, Request
 from nullsae.autointerp.marking import LEFT, RIGHT, Shown, mark, marks_are_clear
 from nullsae.autointerp.templates import RENDERER, TemplateError
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import expanded
 from nullsae.core.visible import visible
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tupl
     Returns the file; the text before the first name; (name, text) in order; 16 hex digits over the
     file. Texts are stripped. A `UserError` names a file that cannot be read or is not text.
     """
-    file = Path(path).expanduser() if path else PROMPTS / f"{kind}.txt"
+    file = expanded(path) if path else PROMPTS / f"{kind}.txt"
     try:
         if file.exists() and not file.is_file():
             raise UserError(f"{file}: cannot be read as a prompt: not a file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer.core
 from typer import Argument, Option
 
 from nullsae.core.errors import UserError
+from nullsae.core.folders import expanded
 
 if TYPE_CHECKING:
     from nullsae.autointerp.llm.session import Session
@@ -114,14 +116,14 @@ def _from_outside(line: str, folder: Path, overlays: Sequence[Path]) -> str:
     if name == "config":
         key = rest.partition(":")[0].partition(",")[0]
         return f"{giver(study_files(folder, overlays), key)}: {rest}"
-    is_inside = name == Path(name).name and (folder / name).exists()
+    is_inside = name == Path(name).name and os.path.lexists(folder / name)
     return f"{folder / name}: {rest}" if is_inside or name.startswith("results/") else line
 
 
 def seen_from(folder: Path, *files: Path) -> list[Path]:
     """Return files named on the command line as paths that `in_study` can open."""
     here = folder == Path()
-    return [file if here else file.expanduser().absolute() for file in files]
+    return [file if here else expanded(file).absolute() for file in files]
 
 
 class Verb(typer.core.TyperCommand):

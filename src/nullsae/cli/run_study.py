@@ -33,12 +33,13 @@ def run_study(study: Path, options: Sequence[str]) -> NoReturn:
     Raises:
         UserError: the folder has no study, is not writable, or its config cannot be read.
     """
+    files = study_files(study)
     if not any((study / name).is_file() for name in (OVERLAY, BASE)):
         way = f"nullsae init {quote(str(study))} --model PATH_OR_ID"
         raise UserError(f"{study}: no {OVERLAY} here; `{way}` writes one")
     if not os.access(study, os.W_OK):
         raise UserError(f"{study}: not writable, but results go there; copy it elsewhere")
-    for file in study_files(study):
+    for file in files:
         read_config(file)  # Snakemake would name it without the folder
     # Rules call `nullsae` by name, but this environment may not be activated.
     scripts = sysconfig.get_path("scripts")

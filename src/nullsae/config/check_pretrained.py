@@ -26,7 +26,7 @@ from nullsae.config.saelens_list import listed, overridden, refuse_corrected
 from nullsae.config.sites import PROJECTED, site_kind, site_layer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
-from nullsae.core.folders import check_files
+from nullsae.core.folders import check_files, expanded
 
 
 def check_pretrained(config: Config) -> None:
@@ -100,7 +100,7 @@ def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int |
     if isinstance(pretrained, FromObject):
         pretrained.source_file(where)
         for i, name in enumerate(pretrained.files):
-            if not Path(name).expanduser().is_file():
+            if not expanded(name).is_file():
                 raise UserError(f"{where}.files[{i}]: {name!r} is not a file")
         return MadeOn(), pretrained.d_model, None
     path, inside = pretrained_sae_path(pretrained, site)

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from nullsae.config.section import Kind
 from nullsae.config.sites import site_layer
 from nullsae.core.errors import UserError
+from nullsae.core.folders import expanded
 
 Key = Literal["subject", "variant", "draw", "site", "sae", "seed"]
 KEYS = ("subject", "variant", "draw", "site", "sae", "seed")
@@ -62,7 +63,7 @@ class Imported(Kind):
         """Return the file or folder of a cell; None if the config gives it none."""
         if any(keys[key] != value for key, value in self.wanted.items()):
             return None
-        return Path(self.path.format(**_filled(keys))).expanduser()
+        return expanded(self.path.format(**_filled(keys)))
 
     def source_of(self, keys: Keys) -> str | None:
         """Return the source in a cell's file to read; None if the config names none."""

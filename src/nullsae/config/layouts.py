@@ -11,6 +11,7 @@ from nullsae.config.parse import parse_section
 from nullsae.config.plain import read_object
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import expanded
 from nullsae.core.registry import Registry
 
 Shapes = dict[str, tuple[int, ...]]
@@ -138,7 +139,7 @@ def local_folder(path: str, inside: str, where: str) -> Path:
     Raises:
         UserError: it does not exist; begins with `where`.
     """
-    folder = Path(path).expanduser() / inside
+    folder = expanded(path) / inside
     if folder.is_file():
         raise UserError(f"{where}: {str(folder)!r} is a file; give the folder that it is in")
     if not folder.is_dir():

@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError
+from nullsae.core.folders import expanded
 
 # What reading a GGUF file needs, as arguments of pip.
 GGUF_PACKAGES = "gguf==0.19.0 accelerate==1.15.0"
@@ -54,7 +55,7 @@ def is_local(path: str) -> bool:
 def from_anywhere(path: str) -> str:
     """Make a local path absolute, with any `::` part; return a hub id as it is."""
     folder, inside, name = path.partition("::")
-    return f"{Path(folder).expanduser().absolute()}{inside}{name}" if is_local(folder) else path
+    return f"{expanded(folder).absolute()}{inside}{name}" if is_local(folder) else path
 
 
 def find_gguf(given: GgufFile, *, where: str) -> Path:
@@ -68,7 +69,7 @@ def find_gguf(given: GgufFile, *, where: str) -> Path:
         UserError: there is no such file or package, or the package has none or several.
     """
     if given.path is not None:
-        file = Path(given.path).expanduser()
+        file = expanded(given.path)
         if not file.is_file():
             raise UserError(f"{where}.path: {given.path!r} does not exist; give a .gguf file")
         return file

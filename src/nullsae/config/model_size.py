@@ -14,6 +14,7 @@ from nullsae.config.model_limits import check_sizes
 from nullsae.config.sites import site_kind
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import expanded
 
 Source = TrainSource | PretrainedSource | GgufSource
 HUB_TIMEOUT_SECONDS = 10.0
@@ -119,7 +120,7 @@ def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
             return Shape()
         return shape_of(_gguf_header(file, where, FOR_PATTERNS, "; or name each site"))
     if is_local(source.path):
-        file = Path(source.path).expanduser() / "config.json"
+        file = expanded(source.path) / "config.json"
         if not file.is_file():
             raise UserError(
                 f"{where}.path: {source.path!r} holds no config.json; give a local model "
@@ -300,7 +301,7 @@ def _pythia(source: PretrainedSource) -> tuple[int, int, int] | None:
 def model_config(source: PretrainedSource, where: str) -> dict[str, Any]:
     """Return a model's config.json, from a local folder, the hub's cache, or else the hub."""
     need = f"a plan needs the size of {source.path!r}"
-    local = Path(source.path).expanduser() / "config.json"
+    local = expanded(source.path) / "config.json"
     file = local if is_local(source.path) else _hub_config(source, where, need)
     return _read_described(file, f"{where}.path: {need}, and ")
 

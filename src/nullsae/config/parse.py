@@ -42,26 +42,53 @@ def parse_config(data: Any) -> Config:
 def parse_section(model: type[S], data: Any, *, where: str) -> S:
     """Validate plain data against a model; mistakes become a `UserError` that names the key."""
     check_amount(data, where)
-    try:
-        # In JSON mode lists may fill tuples, but text never passes for a number. `str` is for
-        # dates: YAML reads a bare 2024-01-31, which can be a revision, as one.
-        text = json.dumps(data, default=str)
-    except TypeError:
-        raise UserError(f"{where}: a key is neither text nor a number") from None
+    if wrong := _not_plain(data):
+        raise UserError(f"{where}: {wrong}")
+    # In JSON mode lists may fill tuples, but text never passes for a number. `str` is for dates:
+    # YAML reads a bare 2024-01-31, which can be a revision, as one.
+    text = json.dumps(data, default=str)
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        lines = [_explain(detail, data, model) for detail in error.errors()]
+        found = error.errors()
+        # A list whose items are wrong is not also empty.
+        lines = [
+            _explain(one, data, model)
+            for one in found
+            if one["type"] != "too_short"
+            or not any(
+                other["loc"][: len(one["loc"])] == one["loc"] != other["loc"] for other in found
+            )
+        ]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _not_plain(data: Any, key: str = "") -> str | None:
+    """Say which key or value is of a type that a config does not have, or half a character."""
+    at = f"{key}: " if key else ""
+    if isinstance(data, dict):
+        for name, value in data.items():
+            if not isinstance(name, str | int | float | None):
+                return f"{at}the key {name} is a {type(name).__name__}, not text; put it in quotes"
+            part = "***" if has_key(str(name)) else name
+            if wrong := _not_plain(name, key) or _not_plain(value, f"{key}.{part}".lstrip(".")):
+                return wrong
+    elif isinstance(data, list | tuple):
+        return next(filter(None, (_not_plain(v, f"{key}.{i}") for i, v in enumerate(data))), None)
+    elif isinstance(data, str) and re.search("[\ud800-\udfff]", data):
+        return f"{at}not text: it has a byte that is not UTF-8, or half of a surrogate pair"
+    elif isinstance(data, set | frozenset | bytes):
+        kinds = "a list" if isinstance(data, set | frozenset) else "text"
+        return f"{at}a value of type {type(data).__name__}; write {kinds}"
+    return None
 
 
 def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
     """Return one line for one mistake found by pydantic."""
     key, current = [], data
     for part in detail["loc"]:
-        sections = (SECTION, OTHER_SECTION)
-        tags = (*sections, current.get("kind")) if isinstance(current, dict) else ()
-        if part in tags and part not in current:
+        keys = current if isinstance(current, dict) else {}
+        if part in (SECTION, OTHER_SECTION, keys.get("kind")) and part not in keys:
             continue  # the tag of a union, not a key of the file
         key.append(str(part))
         if isinstance(current, dict):
@@ -78,6 +105,8 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
         return f"{prefix}missing"
     if kind == "union_tag_not_found":
         return f"{prefix}kind: missing"
+    if kind == "too_short" and detail["ctx"]["actual_length"] == 0:
+        return f"{prefix}is empty; give at least {detail['ctx']['min_length']}"
     if kind in ("union_tag_invalid", "literal_error"):
         context = detail["ctx"]
         if kind == "union_tag_invalid":

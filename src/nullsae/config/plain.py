@@ -48,6 +48,10 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not YAML ({_without_text(error)})") from None
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path}: not YAML ({first_line(error)})") from None
+    except (LookupError, TypeError, AttributeError):
+        # PyYAML's answers to a value that its tag does not fit.
+        said = "a value does not fit the tag before it, such as !!bool"
+        raise UserError(f"{path}: not YAML ({said})") from None
     except RecursionError:
         raise UserError(f"{path}: nested more than {MOST_DEPTH} times") from None
 
@@ -165,6 +169,8 @@ def _inside(value: Any) -> list[Any]:
 
 def _length(value: Any, where: str) -> int:
     if isinstance(value, yaml.ScalarNode):
+        if value.tag == "tag:yaml.org,2002:int" and len(value.value) > MOST_DIGITS:
+            raise UserError(f"{where}: a number of more than {MOST_DIGITS} digits")
         value = value.value
     if isinstance(value, int) and value.bit_length() > 3 * MOST_DIGITS:
         raise UserError(f"{where}: a number of more than {MOST_DIGITS} digits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -23,8 +24,14 @@ def study_files(folder: Path, more: Iterable[Path] = ()) -> list[Path]:
 
     They are the folder's `config.yaml`, or else nullsae's own; the folder's `study.yaml`, if it has
     one; and `more`.
+
+    Raises:
+        UserError: one of these is there, but not a file; without it, another study would be read.
     """
     own, overlay = folder / BASE, folder / OVERLAY
+    for file in (own, overlay):
+        if os.path.lexists(file) and not file.is_file():
+            raise UserError(f"{file}: not a file, or a broken link; put the config itself there")
     base = own if own.is_file() else workflow_folder() / BASE
     return [base, *([overlay] if overlay.is_file() else []), *more]
 

@@ -30,6 +30,8 @@ from nullsae.core.registry import Registry
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
+# Of a name in a path; file systems allow 255 bytes, key included.
+MOST_CHARACTERS = 100
 # Tags of sections in unions with other types, such as text.
 SECTION, OTHER_SECTION = "section", "other section"
 
@@ -219,6 +221,11 @@ def fit_into_paths(marks: str) -> Callable[[dict[str, T]], dict[str, T]]:
             if not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{marks}]*", name):
                 allowed = f"letters, digits, {', '.join(map(repr, marks))}"
                 raise ValueError(f"{name!r} is not a name; use {allowed}: it becomes a folder")
+            if len(name) > MOST_CHARACTERS:
+                raise ValueError(
+                    f"{name[:20] + '...'!r} has {len(name)} characters; use at most "
+                    f"{MOST_CHARACTERS}: it becomes a folder"
+                )
         return entries
 
     return check

@@ -44,7 +44,7 @@ class Config(Section):
     subjects: Annotated[dict[str, Subject], Field(min_length=1)]
     variants: Annotated[tuple[VariantName, ...], Field(min_length=1)]
     """The variants of each subject. `trained` must be among them."""
-    draws: PositiveInt = 1
+    draws: Annotated[PositiveInt, Field(le=1000)] = 1
     """Independent randomizations of each random variant."""
     randomization: Randomization = Randomization()
     activations: Activations

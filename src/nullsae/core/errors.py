@@ -18,6 +18,13 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """Return the first line of an error's message, or its type if it has none.
+
+    A first line that ends with a colon announces the second, and a `KeyError` has only the key.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    kind = f"{type(error).__name__}: " if isinstance(error, KeyError) else ""
+    return kind + first.rstrip(".")

@@ -1,13 +1,22 @@
-"""Checks of folders that somebody else filled, before they are read."""
+"""Folders that people name, and checks of those that somebody else filled."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nullsae.core.errors import UserError
 
 # The files of a model, a tokenizer or an SAE that libraries read.
 SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".py", ".txt", ".jinja", ".model", ".tiktoken")
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder for its `~` or `~user`.
+
+    As in a shell, a user who does not exist has none, and the path stays as it is.
+    """
+    return Path(os.path.expanduser(path))
 
 
 def check_files(folder: Path, *, where: str) -> None:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import expanded
 from nullsae.corpus.encodings import START_BYTES, encoding_of
 from nullsae.corpus.hub import check_repository
 
@@ -34,6 +35,8 @@ PIECE_CHARACTERS = 1_500
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
+# Columns that a message names, and characters of each.
+MOST_NAMES, MOST_CHARACTERS = 20, 40
 # How much of a Parquet file is in memory at once.
 READ_BYTES = 2**24
 
@@ -148,8 +151,13 @@ def _files(source: FilesSource, where: str) -> Iterator[str]:
     files: set[Path] = set()
     for pattern in source.paths:
         # A name with brackets is literal if such a file exists, else a pattern.
-        literal = Path(pattern).expanduser()
+        literal = expanded(pattern)
         names = [literal] if literal.is_file() else glob.glob(str(literal), recursive=True)
+        if literal.is_dir():
+            raise UserError(
+                f"{where}.paths: {pattern!r} is a folder; name its files, such as "
+                f"{str(Path(pattern) / '*.jsonl')!r}"
+            )
         if not (matched := [Path(name) for name in names if Path(name).is_file()]):
             raise UserError(
                 f"{where}.paths: no file matches {pattern!r} (looked in {Path.cwd()}); give a file "
@@ -365,8 +373,12 @@ def _text_of(row: dict[str, Any], column: str, at: str, where: str) -> str:
 
 
 def _no_column(what: str, column: str, present: list[str], where: str) -> UserError:
+    # Names are as long and as odd as whoever wrote the data made them.
+    names = [" ".join(name.split())[:MOST_CHARACTERS] for name in present[:MOST_NAMES]]
+    more = f" and {len(present) - MOST_NAMES} more" if len(present) > MOST_NAMES else ""
     return UserError(
-        f"{where}.column: {what} has no column {column!r}; it has {', '.join(present) or 'none'}"
+        f"{where}.column: {what} has no column {column!r}; it has "
+        f"{', '.join(names) or 'none'}{more}"
     )
 
 

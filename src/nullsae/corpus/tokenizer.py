@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTo
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import atomic_folder
-from nullsae.core.folders import check_files
+from nullsae.core.folders import check_files, expanded
 from nullsae.corpus.hub import check_repository
 
 EOS = "<|endoftext|>"
@@ -26,6 +27,8 @@ EOS = "<|endoftext|>"
 PROBE = "the text"
 
 
+# More token ids than any tokenizer has; tables have a row for each, used or not.
+MOST_TOKENS = 2**24
 # Characters that are encoded at once.
 BATCH_CHARACTERS = 2**20
 # Characters in a piece of a longer text, and shared by two neighbouring pieces.
@@ -63,7 +66,8 @@ class Encoder:
         return [*found, *self._encode_batch(waiting)]
 
     def _encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        with _in_a_line():
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def _encode_long(self, text: str) -> NDArray[np.int32]:
@@ -85,7 +89,8 @@ class Encoder:
 
     def _piece(self, text: str, at: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return ids of the piece from a character on, and where in the text each starts."""
-        found = self._backend.encode(text[at : at + PIECE_CHARACTERS], add_special_tokens=False)
+        with _in_a_line():
+            found = self._backend.encode(text[at : at + PIECE_CHARACTERS], add_special_tokens=False)
         starts = np.asarray(found.offsets, dtype=np.int64).reshape(-1, 2)[:, 0] + at
         return np.asarray(found.ids, dtype=np.int32), starts
 
@@ -98,9 +103,10 @@ class Encoder:
     @cached_property
     def added_before(self) -> tuple[int, ...]:
         """Ids that the tokenizer's post-processor, of any kind, puts before a text."""
-        plain, whole = (
-            self._backend.encode(PROBE, add_special_tokens=added).ids for added in (False, True)
-        )
+        with _in_a_line():
+            plain, whole = (
+                self._backend.encode(PROBE, add_special_tokens=added).ids for added in (False, True)
+            )
         for start in range(len(whole) - len(plain) + 1):
             if whole[start : start + len(plain)] == plain:
                 return tuple(whole[:start])
@@ -140,6 +146,18 @@ class Encoder:
         backend.no_truncation()
         backend.no_padding()
         return backend
+
+
+@contextmanager
+def _in_a_line() -> Iterator[None]:
+    """Say in a line that a tokenizer cannot encode a text, which the library tells only then."""
+    try:
+        yield
+    except Exception as error:  # the library raises no class of its own
+        raise UserError(
+            f"config: corpora.*.tokenizer: it cannot encode the text ({first_line(error)}); choose "
+            f"one that has a token for anything, as a byte-level one has"
+        ) from None
 
 
 def _meeting(
@@ -205,7 +223,7 @@ def load_tokenizer(
         path, keys = str(file.parent), {"gguf_file": file.name}
     else:
         key, name = f"{where}.path", config.path
-        path = str(Path(config.path).expanduser()) if is_local(config.path) else config.path
+        path = str(expanded(config.path)) if is_local(config.path) else config.path
         keys = {"revision": config.revision or "main"}
         check_repository(path, kind="model", revision=config.revision, where=key)
         if Path(path).is_dir():
@@ -228,7 +246,13 @@ def load_tokenizer(
         raise UserError(
             f"{key}: {name!r} holds no tokenizer, only a config; save the model's tokenizer there"
         )
-    return encoder_of(tokenizer, asks_for_bos=asks)
+    encoder = encoder_of(tokenizer, asks_for_bos=asks)
+    if encoder.vocab_size > MOST_TOKENS:
+        raise UserError(
+            f"{key}: {name!r} has the token id {encoder.vocab_size - 1}; ids are below "
+            f"{MOST_TOKENS:,}, and count what a table per token has in rows"
+        )
+    return encoder
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast, *, asks_for_bos: bool = False) -> Encoder:

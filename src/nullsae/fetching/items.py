@@ -15,6 +15,7 @@ from nullsae.config.layouts import layout_files
 from nullsae.config.pretrained import FromSaeLens, pretrained_sae_path
 from nullsae.config.saelens_list import listed
 from nullsae.core.errors import UserError
+from nullsae.core.folders import expanded
 from nullsae.subjects.checkpoints import check_checkpoint
 
 # Small files at the top of a model's repository: configs, tokenizers, chat templates.
@@ -194,7 +195,7 @@ class DataSet:
 
         next(documents(self.source, where=self.where), None)
         *owner, name = self.source.path.split("/")
-        folder = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
+        folder = expanded(datasets.config.HF_DATASETS_CACHE)
         folder /= "___".join([*owner, camelcase_to_snakecase(name)])
         # Offline, the library ignores the revision and takes the newest version that it finds.
         made = list(folder.glob(f"{escape(self.source.name or '') or '*'}/*/*/"))

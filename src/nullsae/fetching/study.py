@@ -23,6 +23,7 @@ from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, write_text
+from nullsae.core.folders import expanded
 from nullsae.core.home import cache_folder
 from nullsae.core.visible import visible
 from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, ReleasedSae, TokenizerFiles
@@ -64,7 +65,7 @@ def fetch_study(
                 f"{name} is set; unset it here, and set it on the machines without network"
             )
     if into is not None:
-        into = into.expanduser()
+        into = expanded(into)
         _move_home(into)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -97,7 +98,7 @@ def fetch_study(
 
 def _move_home(into: Path) -> None:
     """Make the hub's libraries store everything in a folder, but keep the user's login."""
-    before = Path(os.environ.get("HF_HOME") or cache_folder() / "huggingface").expanduser()
+    before = expanded(os.environ.get("HF_HOME") or cache_folder() / "huggingface")
     os.environ.setdefault("HF_TOKEN_PATH", str(before / "token"))
     for name in OTHER_HOMES:
         os.environ.pop(name, None)

@@ -21,6 +21,7 @@ from nullsae.config.model_files import find_gguf, is_local
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, write_text
+from nullsae.core.folders import expanded
 from nullsae.core.home import cache_folder
 from nullsae.core.visible import visible
 
@@ -39,7 +40,7 @@ def stamps(patterns: Iterable[str]) -> tuple[str, ...]:
 def path_stamps(path: str) -> tuple[str, ...]:
     """Return `stamps` of one file, or a single stamp of all files in a folder."""
     found = stamps([named_file(path)])
-    if not Path(path).expanduser().is_dir():
+    if not expanded(path).is_dir():
         return found
     inside = stamps([f"{named_file(path)}/**/*"])
     digest = xxhash.xxh3_128_hexdigest("\n".join(inside).encode())
@@ -74,7 +75,7 @@ def _content(path: str, n_bytes: int, time_ns: int) -> str:
 
 def named_file(path: str | Path) -> str:
     """Return the pattern of one file."""
-    return escape(str(Path(path).expanduser()))
+    return escape(str(expanded(path)))
 
 
 def folder_files(path: str) -> list[str]:

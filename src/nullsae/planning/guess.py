@@ -16,6 +16,7 @@ from nullsae.config.model_size import PYTHIA, Size, model_config, model_size
 from nullsae.config.pretrained import FromSaeLens, SaeLensRelease
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
+from nullsae.core.folders import expanded
 
 CONTEXT_TOKENS = 128
 # Share of the documents: the builtin corpora are small, with long documents.
@@ -114,7 +115,7 @@ def _model(model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
 
 def _gguf(model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the same for a GGUF file, whose header is read only for its size."""
-    file = Path(model).expanduser().absolute()
+    file = expanded(model).absolute()
     source = {"kind": "gguf", "path": str(file)}
     return {}, source, source
 
@@ -146,7 +147,7 @@ def corpus_source(corpus: str) -> dict[str, Any]:
     """Return the source of a corpus."""
     if corpus in BUILTIN:
         return {"kind": "builtin", "name": corpus}
-    path = Path(corpus).expanduser().absolute()
+    path = expanded(corpus).absolute()
     if path.is_dir():
         kinds = [kind for kind in TEXT_FILES if any(path.glob(kind))]
         if not kinds:

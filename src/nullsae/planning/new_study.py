@@ -100,7 +100,7 @@ def init_study(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder to create")
     for name in (OVERLAY, BASE):
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise UserError(f"{folder / name}: exists already; edit it, or choose another folder")
     if example is not None and (model or sae or sites or corpus != "auto"):
         raise UserError(

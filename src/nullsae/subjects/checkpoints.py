@@ -1,4 +1,4 @@
-"""Checks what the files of a model may name, before a library opens one of them.
+"""Checks what the files of a model may name, before a library opens one, and what was loaded.
 
 A config names the class, the code, the weights and the kernels of a model; an index names files. A
 hostile one names a pickle, a file of somebody else's, or a kernel that is downloaded and run. Here
@@ -9,16 +9,19 @@ only if the study's config allows it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from nullsae.config.model_files import is_local
 from nullsae.config.model_size import check_described, local_weight_bytes
 from nullsae.config.plain import read_object
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.folders import check_files
+from nullsae.core.folders import check_files, expanded
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -26,6 +29,8 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 MAX_BYTES = 64_000_000
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# The list and the number of the block that a weight belongs to.
+_OF_BLOCK = re.compile(r"([A-Za-z_.]+)\.(\d+)\.")
 # Keys of a config for weights in fewer bits than a randomization can work on.
 QUANTIZED = ("quantization_config", "compression_config")
 
@@ -47,7 +52,7 @@ def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | No
         UserError: a file names what it may not name, or is not a file of this kind.
     """
     if is_local(path):
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         if folder.is_dir():
             check_folder(folder, where=where)
         return revision
@@ -70,6 +75,7 @@ def check_folder(folder: Path, *, where: str) -> None:
     """Check the files of a local folder, and what its config and indexes name."""
     check_files(folder, where=where)
     check_named(folder, where=where)
+    _check_complete(folder, where)
 
 
 def check_named(folder: Path, *, where: str) -> None:
@@ -95,6 +101,20 @@ def _check_index(file: Path, suffix: str, where: str) -> None:
                 f"{where}: {file.name}: {tensor!r} is in {name!r}, which is not a file name"
             )
         _plain(name, (suffix,), file.name, where)
+
+
+def _check_complete(folder: Path, where: str) -> None:
+    """Check that the files of the index that Transformers would read are there."""
+    known = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1])
+    first = next((name for name in known if (folder / name).is_file()), "")
+    if not first.endswith(".json"):
+        return
+    names = sorted(set(_read(folder / first, where)["weight_map"].values()))
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(
+            f"{where}: {first} names {missing[0]}, which is not in the folder ({len(missing)} of "
+            f"{len(names)} files are missing); fetch the rest of the model"
+        )
 
 
 def _read(file: Path, where: str) -> dict[str, Any]:
@@ -162,13 +182,20 @@ def own_config(
     """Return a model's `PretrainedConfig` with the attention that Transformers would choose.
 
     A model's files can name another implementation of attention or experts, up to a kernel that is
-    downloaded and run. Raises a `UserError` if it describes more weights than its files contain.
+    downloaded and run. Raises a `UserError` if it describes more weights than its files contain, or
+    a model that reads text with an encoder.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
         path, revision=revision, trust_remote_code=trust_remote_code
     )
+    if getattr(config, "is_encoder_decoder", False):
+        # Transformers would drop the encoder, and call the rest a language model.
+        raise UserError(
+            f"{where}: {CONFIG} describes an encoder and a decoder ({config.model_type}); only "
+            f"models that continue a text are supported, such as GPT-2 or Llama"
+        )
     # Keys that the file omits have the defaults of the family, which may be large.
     check_described(config.to_dict(), f"{where}: {CONFIG}", local_weight_bytes(str(path)))
     waiting, seen = [config], set()
@@ -179,5 +206,41 @@ def own_config(
         seen.add(id(one))
         one._attn_implementation = None
         one._experts_implementation = None
+        one.return_dict = True  # with tuples, many families fail
         waiting += vars(one).values()
     return config
+
+
+def unlike_its_files(model: nn.Module, info: Mapping[str, Any]) -> str | None:
+    """Say which weights a loaded model lacks, the files have beyond it, or are no numbers.
+
+    Transformers would draw missing weights at random, and call the result pretrained. It would also
+    leave out blocks that the config does not count.
+    """
+    if missing := sorted(info["missing_keys"]):
+        return f"{len(missing)} weights are missing, such as {missing[0]}"
+    if other := sorted(info.get("mismatched_keys", ())):
+        name, stored, described = other[0]
+        return (
+            f"{name} is {tuple(stored)} in its files, but its config.json describes "
+            f"{tuple(described)}; they belong to different models"
+        )
+    own = [name for name, _ in model.named_parameters()]
+    for name in sorted(info["unexpected_keys"]):
+        found = _OF_BLOCK.match(name)
+        if found and (
+            n := len({o[2] for o in map(_OF_BLOCK.match, own) if o and o[1] == found[1]})
+        ):
+            return (
+                f"its files have {name}, but its config.json describes {n} blocks; they belong to "
+                f"different models"
+            )
+    for name, weights in model.named_parameters():
+        # Attention skips rows of NaN, so that activations alone need not show them.
+        if weights.numel() and not all(bool(end.isfinite()) for end in torch.aminmax(weights)):
+            kind = str(weights.dtype).removeprefix("torch.")
+            return (
+                f"{name} has NaN or infinite values as {kind}; its files are damaged, or it needs "
+                f"another source.dtype"
+            )
+    return None

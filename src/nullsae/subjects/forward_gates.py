@@ -43,6 +43,14 @@ def forward_gates(subject: Subject, probe: Tensor) -> list[Gate]:
     """
     sites = ["embed", *subject.block_outputs]
     whole = _run(subject, probe, sites)
+    if bad := next((site for site, x in whole.items() if not bool(x.isfinite().all())), None):
+        return [
+            failed(
+                "finite",
+                f"{bad}: NaN or infinite values: the weights are damaged, or too large for "
+                f"{str(whole[bad].dtype).removeprefix('torch.')}",
+            )
+        ]
     return [
         alone(subject, probe, whole),
         causal(subject, probe, whole),

@@ -21,8 +21,14 @@ from nullsae.config.sites import PROJECTED, site_kind
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.devices import hold_others
-from nullsae.core.errors import UserError
-from nullsae.subjects.checkpoints import check_checkpoint, check_folder, own_config
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import expanded
+from nullsae.subjects.checkpoints import (
+    check_checkpoint,
+    check_folder,
+    own_config,
+    unlike_its_files,
+)
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
 from nullsae.subjects.folders import read_recipe
 
@@ -62,7 +68,7 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
         check_cached(path, "config.json", revision=revision, **keys)
         revision = check_checkpoint(path, revision, where=f"{what}: cannot be loaded")
         settings: dict[str, Any] = {
-            **{"path": str(Path(path).expanduser()) if is_local(path) else path, "what": what},
+            **{"path": str(expanded(path)) if is_local(path) else path, "what": what},
             **{"revision": revision or "main", "dtype": DTYPES[source.dtype]},
             "trust_remote_code": source.trust_remote_code,
         }
@@ -113,11 +119,12 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         if "gguf_file" not in keys:
             own = {"revision": keys["revision"], "trust_remote_code": keys["trust_remote_code"]}
             keys["config"] = own_config(path, where=what, **own)
+            keys["ignore_mismatched_sizes"] = True  # reported below, with their shapes
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
     except UserError:
         raise
     except Exception as error:  # anything that a foreign repository makes the loader raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         lacking = "safetensors" in reason and isinstance(error, OSError)
         if lacking and keys.get("use_safetensors"):
             raise NoSafetensorsError(f"{what}: cannot be loaded: no safetensors") from None
@@ -129,11 +136,11 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
             reason = f"{PICKLE} contains more than weights and could run code, so it is not read"
         elif "trust_remote_code" in str(error):
             reason = "it needs its own Python code, which only source.trust_remote_code allows"
+        elif keys.get("use_safetensors") is False and isinstance(error, OSError):
+            reason = f"{PICKLE} is damaged or incomplete ({reason})"
         raise UserError(f"{what}: cannot be loaded: {reason}") from None
-    # Transformers would draw missing weights at random, and call the result pretrained.
-    if missing := sorted(info["missing_keys"]):
-        reason = f"{len(missing)} weights are missing, such as {missing[0]}"
-        raise UserError(f"{what}: cannot be loaded: {reason}")
+    if lacks := unlike_its_files(model, info):
+        raise UserError(f"{what}: cannot be loaded: {lacks}")
     return model  # type: ignore[no-any-return]
 
 

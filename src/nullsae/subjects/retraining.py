@@ -20,6 +20,7 @@ from nullsae.core import provenance
 from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
+from nullsae.core.folders import expanded
 from nullsae.core.randomness import seed_of
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.subjects import RetrainSubjectParams, training_key
@@ -228,7 +229,7 @@ def _tokenizer_file(path: str, revision: str | None) -> Path | None:
     from huggingface_hub import errors
 
     if is_local(path):
-        file = Path(path).expanduser() / TOKENIZER_FILE
+        file = expanded(path) / TOKENIZER_FILE
         return file if file.is_file() else None
     try:
         return Path(huggingface_hub.hf_hub_download(path, TOKENIZER_FILE, revision=revision))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from nullsae.config.toy import SharkeySource, WordVectorsSource
 from nullsae.core.errors import UserError
+from nullsae.core.folders import expanded
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.toy import TrainToyParams
@@ -159,7 +159,7 @@ def read_word_vectors(source: WordVectorsSource) -> Tensor:
         UserError: the file is missing, too short, or a line is not in this format; names the file
             and the line.
     """
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     rows: list[np.ndarray] = []
     try:
         with open(path, encoding="utf-8") as stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Collection
 from pathlib import Path
 
@@ -31,10 +30,12 @@ def stored_tensors(weights: Path) -> dict[str, Tensor]:
             raise UserError(f"{weights}: not readable as safetensors ({error})") from None
     try:
         data = torch.load(weights, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # anything that a damaged pickle makes its reader raise
+        refused = "Weights only load failed" in str(error)
+        reason = "it has other content" if refused else first_line(error)
         raise UserError(
-            f"{weights}: not readable as tensors only ({first_line(error)}); other content of "
-            f"a pickle is never run here"
+            f"{weights}: not readable as tensors only ({reason}); other content of a pickle is "
+            f"never run here"
         ) from None
     if not isinstance(data, dict):
         raise UserError(f"{weights}: contains a {type(data).__name__}, not tensors by name")
@@ -47,8 +48,8 @@ def fitting_tensors(
     """Return the tensors of `shapes` as float32; only `unused` ones may be there too.
 
     Raises:
-        UserError: a tensor is missing, unknown, of another shape, not floating point, or NaN; the
-            message names `weights` and the tensor.
+        UserError: a tensor is missing, unknown, of another shape, not floating point, or has NaN
+            or infinite values; the message names `weights` and the tensor.
     """
     tensors = {name: tensor for name, tensor in stored.items() if name not in unused}
     for name in sorted(shapes.keys() | tensors.keys()):
@@ -65,8 +66,10 @@ def fitting_tensors(
         if not tensor.is_floating_point():
             raise UserError(f"{weights}: {name} is {tensor.dtype}, not floating point")
         tensors[name] = tensor.float()
-        if bool(tensors[name].isnan().any()):
-            raise UserError(f"{weights}: {name} contains NaN")
+        # A latent with an infinite threshold never fires; other infinities end in NaN.
+        bad = tensors[name].isnan() if name == "threshold" else ~tensors[name].isfinite()
+        if bool(bad.any()):
+            raise UserError(f"{weights}: {name} contains NaN or infinite values")
     return tensors
 
 

@@ -70,6 +70,9 @@ class DictionaryLearning(Layout):
     @classmethod
     def content(cls, config: dict[str, Any]) -> dict[str, Any]:
         trainer, buffer = config["trainer"], config.get("buffer") or {}
+        for name, section in (("trainer", trainer), ("buffer", buffer)):
+            if not isinstance(section, dict):
+                raise ValueError(f"{name}: {section!r} is not an object with keys")
         found = {name: trainer[name] for name in cls.model_fields if trainer.get(name) is not None}
         return found | {name: buffer[name] for name in ("ctx_len", "io") if buffer.get(name)}
 

@@ -265,6 +265,12 @@ def test_weights_of_no_block_beside_those_of_the_model_are_ignored(model: Path) 
     assert len(load(model).gpt_neox.layers) == 3
 
 
+def test_what_old_files_have_beside_the_weights_of_a_block_is_ignored(model: Path) -> None:
+    mask = {"gpt_neox.layers.0.attention.causal_mask": torch.zeros(2)}
+    reweigh(model, lambda tensors: tensors.update(mask))
+    assert len(load(model).gpt_neox.layers) == 3
+
+
 def test_a_weight_of_another_shape_is_named_with_both_shapes(model: Path) -> None:
     reweigh(model, lambda tensors: tensors.update({FIRST: tensors[FIRST].T.contiguous()}))
     assert f"{FIRST} is (16, 48) in its files, but its config.json describes (48, 16)" in (

@@ -249,8 +249,8 @@ def load_tokenizer(
     encoder = encoder_of(tokenizer, asks_for_bos=asks)
     if encoder.vocab_size > MOST_TOKENS:
         raise UserError(
-            f"{key}: {name!r} has the token id {encoder.vocab_size - 1}; ids are below "
-            f"{MOST_TOKENS:,}, and count what a table per token has in rows"
+            f"{key}: {name!r} has the token id {encoder.vocab_size - 1}; ids must be below "
+            f"{MOST_TOKENS:,}, because tables have a row for each"
         )
     return encoder
 

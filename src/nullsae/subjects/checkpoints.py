@@ -225,15 +225,15 @@ def unlike_its_files(model: nn.Module, info: Mapping[str, Any]) -> str | None:
             f"{name} is {tuple(stored)} in its files, but its config.json describes "
             f"{tuple(described)}; they belong to different models"
         )
-    own = [name for name, _ in model.named_parameters()]
+    own = [found for name, _ in model.named_parameters() if (found := _OF_BLOCK.match(name))]
     for name in sorted(info["unexpected_keys"]):
         found = _OF_BLOCK.match(name)
-        if found and (
-            n := len({o[2] for o in map(_OF_BLOCK.match, own) if o and o[1] == found[1]})
-        ):
+        known = {one[2] for one in own if found and one[1] == found[1]}
+        # Files of a known block may have more than weights, such as masks.
+        if found and known and found[2] not in known:
             return (
-                f"its files have {name}, but its config.json describes {n} blocks; they belong to "
-                f"different models"
+                f"its files have {name}, but its config.json describes {len(known)} blocks; they "
+                f"belong to different models"
             )
     for name, weights in model.named_parameters():
         # Attention skips rows of NaN, so that activations alone need not show them.

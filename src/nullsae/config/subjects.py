@@ -158,8 +158,9 @@ class Subject(Section):
     source: TrainSource | PretrainedSource | GgufSource = Field(discriminator="kind")
     sites: Annotated[tuple[str, ...], Field(min_length=1)]
     """Where activations are read: `resid_post.L` (output of block L, counted from 0),
-    `resid_pre.L`, `attn_out.L`, `mlp_out.L`, `embed`. Instead of L: `*` for all blocks, `-1` for
-    the last, `0..8` for a range with both ends, `0..-1..4` for every fourth."""
+    `resid_pre.L`, `hook_z.L`, `attn_out.L`, `resid_mid.L`, `mlp_in.L`, `mlp_post.L`, `mlp_out.L`,
+    `embed`. Instead of L: `*` for all blocks, `-1` for the last, `0..8` for a range with both ends,
+    `0..-1..4` for every fourth."""
 
     @field_validator("sites")
     @classmethod

@@ -231,7 +231,7 @@ def overlay(found: Guess, amounts: Amounts) -> str:
     if found.sae is not None:
         saes = {"topk": None, "given": found.sae, **placebos_of("given")}
         tokens_for = "for means and firing rates"
-        of_sae = "   # nothing is trained: the SAE and placebos made from it read every variant"
+        of_sae = "   # nothing is trained: the SAE reads every variant, its placebos only trained"
         evaluation = "null_dictionaries: []   # they are above\n  gaussian_floors: false"
     recipes = "\n".join(f"  {name}: {_flow(recipe)}" for name, recipe in saes.items())
     return f"""{_head()}# `nullsae init` guessed these values: change them at will.

@@ -181,7 +181,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ),
     ("variants", ["trained", "trained"], "variants: 'trained' is named twice"),
     ("variants", [], "variants: is empty; give at least 1"),
-    ("variants", {"trained", "step0"}, "variants: a value of type set; write a list"),
+    ("variants", {"trained"}, "variants: a value of type set; write a list"),
     ("draws", 10**9, "draws: 1000000000: input should be less than or equal to 1000"),
     ("saes/topk/pretrained", 7, "saes.topk.pretrained: 7: input should be an object"),
     (

@@ -26,7 +26,7 @@ from nullsae.config.corpora import TrainedTokenizer
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator, torch_generator
 from nullsae.corpus.tokenizer import save_tokenizer, train_tokenizer
-from nullsae.fetching.study import OFFLINE, fetch_study
+from nullsae.fetching.study import OFFLINE, OTHER_HOMES, fetch_study, print_use
 from tiny_hub import Files, TinyHub
 
 PYTHIA, SHARDED, JUDGE = "someone/pythia-tiny", "someone/sharded", "someone/judge"
@@ -498,6 +498,19 @@ def test_having_nothing_to_fetch_is_no_error(
         "--model",
         "This study reads nothing from hubs.",
     ]
+
+
+def test_a_shell_understands_what_is_printed_to_export_whatever_the_folder_is_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in OTHER_HOMES:
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "My $models, 'mine'"
+    print_use([], home)
+    exports = [line for line in capsys.readouterr().out.splitlines() if "export" in line]
+    command = "\n".join([*exports, 'printf %s "$HF_HOME"'])
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == str(home.resolve())
 
 
 def test_fetching_in_offline_mode_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

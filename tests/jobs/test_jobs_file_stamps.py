@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from nullsae.config.corpora import Corpus, FilesSource, TrainedTokenizer
+from nullsae.corpus.sources import documents
 from nullsae.jobs import file_stamps
+from nullsae.jobs.corpus import corpus_key
 from nullsae.jobs.file_stamps import SETTLED_NANOSECONDS, named_file, stamps
+from nullsae.jobs.resources import known_corpus
 
 
 @pytest.fixture
@@ -88,3 +92,31 @@ def test_a_cache_that_cannot_be_written_or_is_damaged_changes_nothing(
     write(home / "a file", "in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "a file"))
     assert stamped(file) == before
+
+
+@pytest.mark.parametrize(
+    "path", ["~/texts/a[1].txt", "texts/a[1].txt", "~/texts/*.txt", "**/*.txt"]
+)
+def test_an_edit_of_a_text_changes_its_corpus_however_its_path_is_written(
+    home: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    file = write(home / "texts/a[1].txt", "a text")
+    corpus = Corpus(
+        source=FilesSource(kind="files", paths=(path,)), tokenizer=TrainedTokenizer(kind="train")
+    )
+
+    def key() -> str:
+        file_stamps._content.cache_clear()
+        corpus_key.cache_clear()
+        return corpus_key("texts", corpus)
+
+    before = key()
+    write(file, "another text, which is longer")
+    assert key() != before
+    # The same files as the corpus is read from.
+    (text,) = documents(corpus.source)
+    size = known_corpus(corpus)
+    assert size is not None
+    assert size.read_tokens == len(text) // 3

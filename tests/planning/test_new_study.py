@@ -165,6 +165,14 @@ def test_what_cannot_be_guessed_is_one_line(model: str, given: dict[str, str], s
     assert refused(guessed, **{"model": model, **given}).startswith(said)
 
 
+@pytest.mark.parametrize("name", ["2024-01-01", "no", "0x10", "1000"])
+def test_a_subject_has_the_name_of_its_model_whatever_that_is_in_yaml(
+    model: str, tmp_path: Path, name: str
+) -> None:
+    folder = Path(model).rename(tmp_path / name)
+    assert list(parsed(guessed(str(folder))).subjects) == [name]
+
+
 def test_a_model_without_a_tokenizer_is_refused(model: str) -> None:
     Path(model, "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"holds no tokenizer.json; save the tokenizer there"):

@@ -250,6 +250,23 @@ def test_the_size_of_the_builtin_corpus_is_estimated_within_a_tenth() -> None:
     assert not size.counted
 
 
+@pytest.mark.parametrize("path", ["~/texts/a[1].txt", "~/texts/*.txt", "**/*.txt"])
+def test_the_size_of_a_corpus_of_files_is_that_of_the_files_it_is_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a[1].txt").write_text("a text " * 10_000)
+    source = {"kind": "files", "paths": [path]}
+    more = {
+        "corpora": {"mine": {"source": source, "tokenizer": {"kind": "train"}}},
+        "subjects": {"small": {"corpus": "mine"}},
+    }
+    config = read_merged_config([REPOSITORY / "config.yaml"], more)
+    assert corpus_sizes(config, tmp_path)["mine"].read_tokens > 10_000
+
+
 def test_evaluation_goes_through_eval_once_and_four_times_through_a_part(tmp_path: Path) -> None:
     text = "evaluation: {fidelity_tokens: 8192, gaussian_floors: false}"
     found = planned(text, tmp_path)

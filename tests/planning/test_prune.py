@@ -120,6 +120,8 @@ LEFT = (
     f"results/work/collected/{CELL.replace('topk', 'wide')}/windows.parquet",
     f"results/activations/{MODEL.replace('draw=0', 'draw=1')}/split=eval/.manifest.json.lock",
     "results/work/prepare_corpus-0123456789abcdef/documents/eval-0a.texts",
+    # Of a stream.
+    "results/work/prepare_corpus-0123456789abcdef/digests",
     "results/work/model.q4_0.0123456789abcdef.gguf",
     # Half-written, and of another machine's job.
     f"results/saes/{CELL.replace('topk', 'wide')}/.sae.123.partial.safetensors",

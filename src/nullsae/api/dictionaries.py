@@ -127,7 +127,6 @@ def null_dictionary(
     Raises:
         UserError: the kind or a setting is unknown, the kind needs training, activations, token
             ids and SAE do not fit together, or the dictionary fails a gate.
-            ids and SAE do not fit each other, or the dictionary fails a gate.
     """
     check_sae(sae, "null_dictionary")
     x, seed = _rows(sae, activations), whole(seed, "null_dictionary: seed")

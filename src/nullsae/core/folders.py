@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
@@ -17,6 +18,18 @@ def expanded(path: str | Path) -> Path:
     As in a shell, a user who does not exist has none, and the path stays as it is.
     """
     return Path(os.path.expanduser(path))
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the files that a name or a glob pattern means, as a corpus reads them.
+
+    A name with brackets is literal if such a file exists, else a pattern.
+    """
+    literal = expanded(pattern)
+    if literal.is_file():
+        return [literal]
+    found = map(Path, glob.glob(str(literal), recursive=True))
+    return [file for file in found if file.is_file()]
 
 
 def check_files(folder: Path, *, where: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import glob
 import importlib
 import importlib.metadata
 import importlib.util
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.folders import expanded
+from nullsae.core.folders import expanded, matching
 from nullsae.corpus.encodings import START_BYTES, encoding_of
 from nullsae.corpus.hub import check_repository
 
@@ -150,15 +149,12 @@ def _files(source: FilesSource, where: str) -> Iterator[str]:
     }
     files: set[Path] = set()
     for pattern in source.paths:
-        # A name with brackets is literal if such a file exists, else a pattern.
-        literal = expanded(pattern)
-        names = [literal] if literal.is_file() else glob.glob(str(literal), recursive=True)
-        if literal.is_dir():
+        if expanded(pattern).is_dir():
             raise UserError(
                 f"{where}.paths: {pattern!r} is a folder; name its files, such as "
                 f"{str(Path(pattern) / '*.jsonl')!r}"
             )
-        if not (matched := [Path(name) for name in names if Path(name).is_file()]):
+        if not (matched := matching(pattern)):
             raise UserError(
                 f"{where}.paths: no file matches {pattern!r} (looked in {Path.cwd()}); give a file "
                 f"or a glob pattern"

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -86,7 +87,7 @@ def fetch_study(
     if not items:
         print("This study reads nothing from hubs.")
     elif failed < len(items):
-        _print_use(streams, home)
+        print_use(streams, home)
     if failed:
         raise UserError(
             f"{failed} of {len(items)} could not be fetched, see above; run the same command "
@@ -226,13 +227,13 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
 
 
-def _print_use(streams: list[Stream], home: Path) -> None:
+def print_use(streams: list[Stream], home: Path) -> None:
     """Print what to export, and write the overlay that replaces streams by saved documents."""
     variables = {name: os.environ[name] for name in OTHER_HOMES if name in os.environ}
     variables = {"HF_HOME": str(home.resolve()), **variables}
     print("Where there is no network:")
     for name, value in {**variables, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}.items():
-        print(f"  export {name}={value}")
+        print(f"  export {name}={quote(value)}")
     if streams:
         corpora = {stream.name: {"source": stream.overlay()} for stream in streams}
         text = yaml.safe_dump({"corpora": corpora}, sort_keys=False)

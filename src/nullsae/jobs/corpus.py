@@ -9,6 +9,7 @@ from nullsae.config.model_files import find_gguf
 from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.core.files import content_key
+from nullsae.core.folders import matching
 from nullsae.jobs.file_stamps import folder_files, named_file, stamps
 from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
 
@@ -28,7 +29,8 @@ def prepare_corpus(config: Config, wildcards: Wildcards) -> PrepareCorpusParams:
 
 
 def _params(name: str, corpus: Corpus) -> PrepareCorpusParams:
-    read = list(corpus.source.paths) if isinstance(corpus.source, FilesSource) else []
+    paths = corpus.source.paths if isinstance(corpus.source, FilesSource) else ()
+    read = [named_file(file) for path in paths for file in matching(path)]
     if isinstance(corpus.tokenizer, PretrainedTokenizer):
         read += folder_files(corpus.tokenizer.path)
     if isinstance(corpus.tokenizer, GgufTokenizer):

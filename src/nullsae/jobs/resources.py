@@ -6,15 +6,14 @@ not known offline, jobs request the values in `OTHERWISE`.
 
 from __future__ import annotations
 
-import glob
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource
 from nullsae.config.model_size import known_size
 from nullsae.config.study import Config
+from nullsae.core.folders import matching
 from nullsae.jobs.autointerp import asks
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.work import WORK, job_work, rates
@@ -181,7 +180,7 @@ def known_corpus(corpus: Corpus) -> CorpusSize | None:
     if isinstance(source, BuiltinSource):
         held = BUILTIN_CHARACTERS // CHARACTERS_PER_TOKEN
     elif isinstance(source, FilesSource):
-        files = [Path(file) for pattern in source.paths for file in glob.glob(pattern)]
+        files = {file for pattern in source.paths for file in matching(pattern)}
         held = sum(file.stat().st_size for file in files) // CHARACTERS_PER_TOKEN
     elif None in wanted:
         return None

@@ -249,7 +249,7 @@ corpora:
     eval_tokens: {amounts.eval_tokens:_}
 subjects:
   small: null
-  {found.name}:
+  {_flow(found.name)}:
     corpus: {found.corpus_name}
     source: {_flow(found.source)}
     sites: {_flow(list(found.sites))}   # of blocks 0 to {found.size.n_layers - 1}

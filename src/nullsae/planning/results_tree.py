@@ -38,7 +38,7 @@ CHECKPOINT_FILES = (
     r"|model(-\d+-of-\d+)?\.safetensors"
 )
 SPOOL_FILES = (
-    r"head|head\.json|packed\.json|(sae_train|eval)[^/]*|tokenizer/[^/]+"
+    r"digests|head|head\.json|packed\.json|(sae_train|eval)[^/]*|tokenizer/[^/]+"
     r"|documents/(state\.json|(sae_train|eval)-[0-9a-f]{2}\.\w+)"
 )
 # A half-written file, by `core.files.atomic_path`: `.STEM.PID.partial.SUFFIX`.

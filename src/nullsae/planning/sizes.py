@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 from functools import cache
@@ -14,6 +13,7 @@ from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource, HubSource
 from nullsae.config.model_size import Size, subject_size, vocabulary
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.core.folders import matching
 from nullsae.corpus.documents import split_of_digest, text_digest
 from nullsae.corpus.sources import documents
 from nullsae.jobs.work.amounts import CorpusSize
@@ -82,7 +82,7 @@ def _characters(corpus: Corpus, split: str) -> float:
     if isinstance(corpus.source, BuiltinSource):
         return _builtin_characters(corpus.source.name, corpus.eval_share)[split]
     assert isinstance(corpus.source, FilesSource)
-    files = [Path(file) for pattern in corpus.source.paths for file in glob.glob(pattern)]
+    files = {file for pattern in corpus.source.paths for file in matching(pattern)}
     share = corpus.eval_share if split == "eval" else 1 - corpus.eval_share
     return share * sum(file.stat().st_size for file in files)
 

@@ -184,7 +184,7 @@ def test_a_token_id_that_no_table_can_have_is_refused(tmp_path: Path) -> None:
         tmp_path / "t",
     )
     config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t"))
-    assert f"has the token id {2**31}; ids are below" in refused(load_tokenizer, config)
+    assert f"has the token id {2**31}; ids must be below" in refused(load_tokenizer, config)
 
 
 def test_the_tokenizer_of_a_gguf_file_is_read_from_it(gguf: Path, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ CANNOT = 77
 PATIENCE_SECONDS = 420.0
 # Less than twice what the training of an SAE requests.
 MAX_MEGABYTES = 6_000
-SUBJECT_STEPS, SAE_STEPS = 300, 2_048
+# Seconds of training on any machine: SLURM continues a frozen process before it ends it.
+SUBJECT_STEPS, SAE_STEPS = 300, 8_192
 # Records each `nullsae` that a job starts, as `Started` reads it. The GPUs are not real: a job that
 # knew of its GPU would stop, since it cannot use it.
 WRAPPER = """#!/bin/sh
@@ -40,7 +41,7 @@ def small(config: dict[str, Any]) -> None:
     """Configure few jobs, some long enough to be interrupted in the middle."""
     config["compute"]["device"] = "auto"
     config["subjects"]["small"]["source"]["steps"] = SUBJECT_STEPS
-    config["saes"]["topk"].update(batch_tokens=64, epochs=8, checkpoint_every_steps=10**6)
+    config["saes"]["topk"].update(batch_tokens=64, epochs=32, checkpoint_every_steps=10**6)
     config["explainers"] = {"lexical": {"kind": "lexical"}}
     config["scorers"] = {"detection": {"kind": "detection"}}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from script_files import script_module
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -25,12 +26,7 @@ PLACE = "…"
 def site() -> Any:
     """Import the module that mkdocs calls."""
     [hook] = MKDOCS["hooks"]
-    spec = importlib.util.spec_from_file_location("site_hook", REPOSITORY / hook)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module(hook)
 
 
 def leaves(nav: Any) -> list[str]:

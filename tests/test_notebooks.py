@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+
+from script_files import script_module
 
 REPOSITORY = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -17,13 +18,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 def runner() -> Any:
     """Import the module that `make notebooks` runs."""
-    file = REPOSITORY / "notebooks/run.py"
-    spec = importlib.util.spec_from_file_location("run_notebooks", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("notebooks/run.py")
 
 
 def words_and_numbers(text: str) -> tuple[list[str], list[float]]:

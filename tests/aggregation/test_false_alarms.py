@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from itertools import combinations
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +17,8 @@ from nullsae import paths, tables
 from nullsae.aggregation import aggregate
 from nullsae.config.study import Config
 from nullsae.jobs.grid import cell_files
+from script_files import script_module
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "false_alarms.py"
 N_LATENTS = 20
 # AUROC of each draw; trained's gives a margin of (0.9 - 0.5) / 10.
 MEANS = {"trained": [0.9], "rerandomized": [0.60, 0.61, 0.62, 0.70, 0.80]}
@@ -28,14 +26,7 @@ MEANS = {"trained": [0.9], "rerandomized": [0.60, 0.61, 0.62, 0.70, 0.80]}
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("false_alarms", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # NamedTuple looks up its module there.
-    sys.modules["false_alarms"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("benchmarks/false_alarms.py")
 
 
 def replicated() -> Config:

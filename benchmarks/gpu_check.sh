@@ -6,10 +6,10 @@
 # It runs the tests of tests/device on the GPU (kernels, capture, training, resuming, latents,
 # metrics, likelihood, cuda:N), then benchmarks/gpu_train_step.py for the shapes of Pythia-70m, 1b
 # and 6.9b, with sparsify as shipped for comparison, then the next-token AUROC of 32,768 latents
-# (benchmarks/next_token.py), then a small study end to end with `device: cuda`. FOLDER (by default build/gpu_check) gets gpu_check.json, gpu_check.md and a log of each
-# part. If a part fails or cannot run, it is named, the others still run, and the exit status is 1.
-# With `--device cpu` everything runs with tiny shapes, which shows that the script works. `--parts`
-# reruns single parts.
+# (benchmarks/next_token.py), then a small study end to end with `device: cuda`. FOLDER (by default
+# build/gpu_check) gets gpu_check.json, gpu_check.md and a log of each part. If a part fails or
+# cannot run, it is named, the others still run, and the exit status is 1. With `--device cpu`
+# everything runs with tiny shapes, which shows that the script works. `--parts` reruns single parts.
 #
 # The machine needs this repository, bash, and one Python 3.11 or newer that can import
 #

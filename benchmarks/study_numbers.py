@@ -74,10 +74,7 @@ def summaries_table(summaries: pd.DataFrame, recipe: str) -> str:
     variants = [name for name in VARIANTS if name in set(summaries["variant"])]
     rows = []
     for of in ROWS:
-        found = summaries[summaries["metric"] == of.metric]
-        for key in ("explainer", "scorer"):
-            value = getattr(of, key)
-            found = found[found[key].isna() if value is None else found[key] == value]
+        found = _rows_of(summaries, of)
         if found["value"].isna().all():  # this study measured none
             continue
         for site, cells in sorted(found.groupby("site"), key=lambda cells: site_layer(cells[0])):
@@ -192,10 +189,7 @@ def recipes_table(summaries: pd.DataFrame, of: Row, site: str) -> str:
 
 def at_site(summaries: pd.DataFrame, of: Row, site: str) -> dict[str, pd.Series]:
     """Return the values of a metric at a site by variant, for each recipe that has one."""
-    found = summaries[(summaries["metric"] == of.metric) & (summaries["site"] == site)]
-    for key in ("explainer", "scorer"):
-        value = getattr(of, key)
-        found = found[found[key].isna() if value is None else found[key] == value]
+    found = _rows_of(summaries[summaries["site"] == site], of)
     return {
         str(recipe): cells.set_index("variant")["value"]
         for recipe, cells in found.groupby("sae", sort=False)
@@ -215,6 +209,14 @@ def transfer_table(crossed: pd.DataFrame, recipe: str, site: str) -> str:
     names = [name for name in SHOWN if name in values.index]
     rows = [[f"`{one}`", *(_plain(values.loc[one, other], 2) for other in names)] for one in names]
     return markdown_table(["trained on", *(f"`{name}`" for name in names)], rows)
+
+
+def _rows_of(summaries: pd.DataFrame, of: Row) -> pd.DataFrame:
+    found = summaries[summaries["metric"] == of.metric]
+    for key in ("explainer", "scorer"):
+        value = getattr(of, key)
+        found = found[found[key].isna() if value is None else found[key] == value]
+    return found
 
 
 def _plain(value: float | None, digits: int) -> str:

@@ -140,6 +140,7 @@ def test_an_sae_says_where_and_on_what_it_was_trained(
         ("texts", {"kind": "files", "paths": ["{0}/texts/*.jsonl", "{0}/texts/*.txt"]}),
         ("texts/a.txt", {"kind": "files", "paths": ["{0}/texts/a.txt"]}),
         ("texts/*.txt", {"kind": "files", "paths": ["{0}/texts/*.txt"]}),
+        ("texts/**/*.txt", {"kind": "files", "paths": ["{0}/texts/**/*.txt"]}),
     ],
 )
 def test_a_corpus_is_builtin_or_files_or_a_data_set(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from nullsae.config.model_size import PYTHIA, Size, model_config, model_size
 from nullsae.config.pretrained import FromSaeLens, SaeLensRelease
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
-from nullsae.core.folders import expanded
+from nullsae.core.folders import expanded, matching
 
 CONTEXT_TOKENS = 128
 # Share of the documents: the builtin corpora are small, with long documents.
@@ -153,7 +152,7 @@ def corpus_source(corpus: str) -> dict[str, Any]:
         if not kinds:
             raise UserError(f"--corpus: {corpus!r} has no files of type {', '.join(TEXT_FILES)}")
         return {"kind": "files", "paths": [str(path / kind) for kind in kinds]}
-    if path.is_file() or glob.glob(str(path)):
+    if matching(str(path)):
         return {"kind": "files", "paths": [str(path)]}
     if corpus.count("/") == 1 and not is_local(corpus):
         return {"kind": "hub", "path": corpus}

@@ -1,5 +1,9 @@
 """nullsae: the placebo-controlled SAE experiment, from text to verdicts."""
 
+from nullsae.core.memory import collect_rarely
+
+collect_rarely()  # before other imports, which make most of the objects
+
 from nullsae.jobs.entry import config_files, guard_shells
 
 for config_file in config_files(workflow):

@@ -162,3 +162,24 @@ def test_a_plan_loads_nothing_that_computes(tmp_path: Path) -> None:
     assert code == 0, said
     assert "transformers" not in loaded
     assert "torch" not in loaded
+
+
+def test_parsing_a_config_loads_no_parser_of_replies_and_no_kernels_of_arrow() -> None:
+    """Every dry run does it."""
+    probe = """
+import sys
+from pathlib import Path
+from nullsae.config.read import read_merged_config
+config = read_merged_config([Path(sys.argv[1])])
+assert config.explainers and config.scorers
+late = {"torch", "pyarrow.compute", "nullsae.autointerp.replies"}
+print(*late & sys.modules.keys(), *(m for m in sys.modules if m.endswith(".explanation_text")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", probe, str(REPOSITORY / "config.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [], done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from nullsae.autointerp.shards import of_latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import Key, numpy_generator
+from nullsae.tables import of_pool
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -93,8 +94,7 @@ def examples_of(
     table's file, for messages. A `UserError` names a window whose flag `active` contradicts its
     activations.
     """
-    wanted = pc.is_in(table["latent"], value_set=latents.combine_chunks())
-    table = table.filter(pc.and_(pc.equal(table["pool"], "score"), wanted))
+    table = of_latents(of_pool(table, "score"), latents.to_numpy())
     table = table.sort_by([("latent", "ascending"), ("window", "ascending")])
     peaks = np.array([max(row) for row in table["activations"].to_pylist()])
     for i in np.flatnonzero((peaks > 0) != table["active"].to_numpy())[:1].tolist():
@@ -104,8 +104,8 @@ def examples_of(
             f"{'active' if row['active'] else 'silent'}, its largest activation is "
             f"{peaks[i]:g}; rebuild it with: {rebuild_command(source)}"
         )
-    kind = pc.equal(pc.fill_null(table["silent_kind"], ""), negatives)
-    table = table.filter(pc.or_(table["active"], kind))
+    of_kind = np.array([kind == negatives for kind in table["silent_kind"].to_pylist()], bool)
+    table = table.filter(pa.array(table["active"].to_numpy() | of_kind))
     lists = table["token_ids"].combine_chunks()
     tokens = lists.flatten().to_numpy().astype(np.int64)
     return Examples(

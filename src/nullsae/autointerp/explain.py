@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks
@@ -81,7 +80,7 @@ def explain_latents(
     """
     job = ExplainJob(params, windows, tokenizer, output, base, session or Session(), ranks)
     table = params.explainer.explain(job)
-    if n_cut := pc.sum(pc.greater(table["n_characters_cut"], 0)).as_py():
+    if n_cut := sum(bool(n) for n in table["n_characters_cut"].to_pylist()):
         log.warning("%d explanations were cut at %d characters", n_cut, MOST_CHARACTERS)
     write_table(output, table, cell_schema("explanations"))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
@@ -38,7 +37,7 @@ class Ranks:
 
 def of_latents(table: pa.Table, latents: np.ndarray) -> pa.Table:
     """Return the rows of a table about these latents, int64 [n]."""
-    return table.filter(pc.is_in(table["latent"], value_set=pa.array(latents, pa.int64())))
+    return table.filter(pa.array(np.isin(table["latent"].to_numpy(), latents)))
 
 
 def join_shards(files: Sequence[Path], table: str, output: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
-import gc
 import logging
 import os
 import re
@@ -18,6 +16,7 @@ from nullsae import __version__
 from nullsae.cli import latents, options, saes, studies, study, subjects, tools, toy
 from nullsae.core.errors import UserError
 from nullsae.core.files import FULL, is_full
+from nullsae.core.memory import collect_rarely
 from nullsae.core.visible import show_only_visible
 
 ABOUT = (
@@ -91,10 +90,7 @@ for part in (studies, tools, subjects, saes, latents, study, toy):
 
 def main() -> None:
     """Run the command line; a `UserError` or an inaccessible file is one line and exit code 2."""
-    # Libraries make a million objects that stay. Garbage collection while they load, and once more
-    # at exit, took a third of a small job's time.
-    gc.set_threshold(200_000)
-    atexit.register(gc.freeze)
+    collect_rarely()
     # Torch reads it as it loads: spinning barriers cost more than they save if jobs share cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Kernels are code: download none just because a model's family has one.

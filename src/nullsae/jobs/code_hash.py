@@ -116,7 +116,7 @@ def code_tokens(text: str) -> list[str]:
     imported: set[str] = set()
     widths = [0]
     for width, line in _lines(text):
-        if all(token[-1] in "\"'" for token in line):
+        if line[0][-1] in "\"'" and all(token[-1] in "\"'" for token in line):
             continue
         if line[:2] == ["from", "nullsae"]:
             names = (token for token in line[line.index("import") + 1 :] if token not in "()")
@@ -141,7 +141,9 @@ def _lines(text: str) -> list[tuple[int, list[str]]]:
     brackets: list[tuple[bool, int]] = []
     for token in _TOKEN.findall("\n" + text.replace("\r\n", "\n") + "\n"):
         first = token[0]
-        if first == "\n":
+        if first not in "\n#\\([{,)]}":
+            line.append(token)
+        elif first == "\n":
             if not brackets:
                 if line:
                     lines.append((width, line))

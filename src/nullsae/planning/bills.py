@@ -15,7 +15,7 @@ from nullsae.config.explainers import Explainer
 from nullsae.config.scorers import Scorer
 from nullsae.config.study import Config
 from nullsae.jobs.grid import explainer_cells, scorer_cells
-from nullsae.tables import cell_schema, read_table
+from nullsae.tables import cell_schema, of_pool, read_table
 
 
 @dataclass
@@ -70,11 +70,12 @@ def _windows(config: Config, root: Path, keys: dict[str, str], negatives: str) -
         return WindowCounts(shown, scored, active_ones, length, counted=False)
     columns = ["latent", "pool", "active", "silent_kind"]
     table = read_table(path, cell_schema("windows"), columns=columns)
-    scoring = table.filter(pc.equal(table["pool"], "score"))
+    scoring = of_pool(table, "score")
     active = others = scoring.filter(scoring["active"])
     if negatives != "misplaced":
         others = scoring.filter(pc.equal(scoring["silent_kind"], negatives))
-    explaining = table.filter(pc.and_(pc.equal(table["pool"], "explain"), table["active"]))
+    explaining = of_pool(table, "explain")
+    explaining = explaining.filter(explaining["active"])
     scored = _per_latent(pa.concat_tables([active, others]))
     shown, length = _per_latent(explaining), settings.window_tokens
     return WindowCounts(shown, scored, _per_latent(active), length, counted=True)

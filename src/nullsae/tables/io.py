@@ -107,6 +107,14 @@ def read_table(
     return table
 
 
+def of_pool(windows: pa.Table, pool: str) -> pa.Table:
+    """Return the rows of a table `windows` in one pool: `explain`, `score` or `top`."""
+    # Not imported above, because every dry run would load it.
+    import pyarrow.compute as pc
+
+    return windows.filter(pc.equal(windows["pool"], pool))
+
+
 def read_whole(root: Path, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a table of all cells below `root`, checked as in `read_table`."""
     return read_table(root / paths.TABLE.format(table=table), SCHEMAS[table], columns=columns)

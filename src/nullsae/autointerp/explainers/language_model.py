@@ -10,23 +10,26 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, PositiveInt
 
 from nullsae.autointerp import prompting
 from nullsae.autointerp.examples import strong
 from nullsae.autointerp.explain import ExplainJob, explained_in_words
-from nullsae.autointerp.explanation_text import explanation, repeats
 from nullsae.autointerp.llm.messages import Reply
 from nullsae.autointerp.marking import activation_scale, window_texts
 from nullsae.autointerp.prompting import Notation, Prompt, load_prompt, one_line
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
+from nullsae.core.registry import lazy
+from nullsae.tables import of_pool
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from nullsae.autointerp import explanation_text
     from nullsae.autointerp.llm.client import LanguageModel
+else:
+    explanation_text = lazy("nullsae.autointerp.explanation_text")
 
 log = logging.getLogger(__name__)
 
@@ -126,15 +129,19 @@ async def _write(
     model: LanguageModel, prompt: Prompt, mine: ShownWindows, max_tokens: int
 ) -> Written:
     """Ask until an explanation comes that does not repeat an example; tolerate one repeat."""
-    examples = [text for one in prompt.examples if (text := explanation(Reply(one, (), "stop")))]
+    examples = [
+        text
+        for one in prompt.examples
+        if (text := explanation_text.explanation(Reply(one, (), "stop")))
+    ]
     n_repeats = 0
 
     def read(reply: Reply) -> Written | None:
         nonlocal n_repeats
-        text = explanation(reply)
+        text = explanation_text.explanation(reply)
         if text is None:
             return None
-        if not repeats(text, examples):
+        if not explanation_text.repeats(text, examples):
             return Written(text, n_repeats)
         n_repeats += 1
         return Written(None, n_repeats) if n_repeats == MAX_REPEATS else None
@@ -157,8 +164,10 @@ def shown_windows(
     windows: pa.Table, tokenizer: Tokenizer, explainer: OpenAIExplainer
 ) -> dict[int, ShownWindows]:
     """Return the windows of `windows` to show for each latent, strongest first, by latent."""
-    wanted = pc.and_(pc.equal(windows["pool"], "explain"), windows["active"])
-    windows = windows.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
+    windows = of_pool(windows, "explain")
+    windows = windows.filter(windows["active"]).sort_by(
+        [("latent", "ascending"), ("window", "ascending")]
+    )
     latents = windows["latent"].to_numpy()
     rows = [np.asarray(row, np.float32) for row in windows["activations"].to_pylist()]
     peaks = np.array([row.max() for row in rows])

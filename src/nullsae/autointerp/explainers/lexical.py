@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import PositiveInt
 
 from nullsae.autointerp.examples import Floats, Ints
 from nullsae.autointerp.explain import ExplainJob
 from nullsae.config.explainers import Explainer
 from nullsae.corpus.token_text import token_text
-from nullsae.tables import cell_schema
+from nullsae.tables import cell_schema, of_pool
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -114,7 +113,7 @@ def lexical_explanations(
     the text names `top_tokens` tokens or, in the context `bigram`, pairs. Returns the table
     `explanations`; `token_ids` ascend, pairs ascend by (token, previous), `base_probability` is r.
     """
-    windows = windows.filter(pc.equal(windows["pool"], "explain"))
+    windows = of_pool(windows, "explain")
     # Sorted, so that sums of floats do not depend on the order of the rows.
     windows = windows.sort_by([("latent", "ascending"), ("window", "ascending")])
     latents, of_window = np.unique(windows["latent"].to_numpy(), return_inverse=True)

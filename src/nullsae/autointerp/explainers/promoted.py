@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import PositiveInt
 
 from nullsae.autointerp.explain import ExplainJob
 from nullsae.autointerp.explainers.lexical import quote_token
 from nullsae.config.explainers import Explainer, Side
-from nullsae.tables import cell_schema
+from nullsae.tables import cell_schema, of_pool
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,8 +81,8 @@ def promoted_explanations(
     Returns:
         The table `explanations`; `token_ids` ascend, `base_probability` is that of other tokens.
     """
-    shown = windows.filter(pc.equal(windows["pool"], "explain"))["token_ids"]
-    ids, counts = np.unique(pc.list_flatten(shown).to_numpy(), return_counts=True)
+    shown = of_pool(windows, "explain")["token_ids"]
+    ids, counts = np.unique(shown.combine_chunks().flatten().to_numpy(), return_counts=True)
     share = dict(zip(ids.tolist(), (counts / max(1, counts.sum())).tolist(), strict=True))
     rows = []
     for latent in latents.to_pylist():

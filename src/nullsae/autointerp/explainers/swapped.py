@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nullsae.autointerp.explain import ExplainJob
@@ -66,7 +65,7 @@ def swap_explanations(explanations: pa.Table, generator: np.random.Generator) ->
     They are as specific, long and well formed as the real explanations, but about the wrong latent.
     Sorted by latent, without unexplained latents; zero rows for fewer than two.
     """
-    explanations = explanations.filter(pc.is_valid(explanations["explanation"]))
+    explanations = explanations.filter(explanations["explanation"].is_valid())
     explanations = explanations.sort_by("latent")
     if explanations.num_rows < 2:
         return explanations.slice(0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,21 +21,24 @@ from nullsae.autointerp.prompting import (
     load_prompt,
     one_line,
 )
-from nullsae.autointerp.replies import Judgement, judgements
 from nullsae.autointerp.score import Judged, ScoreJob
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
 from nullsae.config.scorers import Scorer
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
+from nullsae.core.registry import lazy
 
 if TYPE_CHECKING:
+    from nullsae.autointerp import replies
     from nullsae.autointerp.llm.client import LanguageModel
+else:
+    replies = lazy("nullsae.autointerp.replies")
 
 # Length of an answer: its frame, and a number, a label and punctuation per window.
 FRAME_TOKENS, WINDOW_TOKENS = 32, 10
 
-Answer = Judgement | None
+Answer: TypeAlias = "replies.Judgement | None"
 
 
 class AskingScorer(Scorer):
@@ -181,7 +184,7 @@ async def _ask_labels(
         reply = await model.ask(Request(messages, length, schema, logprobs=True))
         if reply is None:
             break
-        said = judgements(reply, n)
+        said = replies.judgements(reply, n)
         for number, judgement in said.items():
             answers[unanswered[number - 1]] = judgement
         unanswered = [row for i, row in enumerate(unanswered, 1) if i not in said]

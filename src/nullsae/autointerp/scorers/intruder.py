@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -12,7 +12,6 @@ from nullsae.autointerp.examples import Examples, Floats, Ints, wrong_marks
 from nullsae.autointerp.llm.messages import object_schema
 from nullsae.autointerp.marking import shown_examples
 from nullsae.autointerp.prompting import Notation, load_prompt
-from nullsae.autointerp.replies import choice
 from nullsae.autointerp.score import Judged, ScoreJob
 from nullsae.autointerp.scorers import asking
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
@@ -21,7 +20,13 @@ from nullsae.config.latents import SilentKind
 from nullsae.config.scorers import Scorer
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
+from nullsae.core.registry import lazy
 from nullsae.jobs.autointerp import ScoreLatentsParams
+
+if TYPE_CHECKING:
+    from nullsae.autointerp import replies
+else:
+    replies = lazy("nullsae.autointerp.replies")
 
 # The frequency judge distinguishes windows if their marked tokens differ by a factor of two.
 TOLD_OCTAVES = 1.0
@@ -105,7 +110,7 @@ class IntruderScorer(Scorer):
             lambda model: [
                 prompt.ask(
                     model,
-                    lambda reply: choice(reply, n),
+                    lambda reply: replies.choice(reply, n),
                     length,
                     object_schema({"intruder": list(range(1, n + 1))}),
                     notation,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from nullsae import paths, tables
@@ -55,7 +54,7 @@ def explained_by(cell: LatentFolder, explainer: str, tokenizer: Tokenizer) -> Ex
             f"explainers that did: {', '.join(there) or 'none'}"
         )
     table = tables.read_table(file, tables.cell_schema("explanations"))
-    rows = table.filter(pc.is_valid(table["explanation"])).to_pylist()
+    rows = table.filter(table["explanation"].is_valid()).to_pylist()
     found = Explained(
         explainer,
         {row["latent"]: row["explanation"] for row in rows},
@@ -84,7 +83,7 @@ def _windows(cell: LatentFolder) -> dict[tuple[int, int], Row]:
     table = tables.read_table(
         cell.folder / "windows.parquet", tables.cell_schema("windows"), columns=names
     )
-    rows: pa.Table = table.filter(pc.equal(table["pool"], "score"))
+    rows: pa.Table = tables.of_pool(table, "score")
     return {(row["latent"], row["window"]): row for row in rows.to_pylist()}
 
 

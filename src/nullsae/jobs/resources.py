@@ -30,8 +30,8 @@ LIBRARIES = {
     **{"light": 205e6, "torch": 310e6, "optimizer": 390e6, "transformers": 490e6, "all": 540e6},
     "cuda": 3e9,
 }
-# How much more they are if PyTorch contains code for GPUs, on a CPU too.
-FOR_GPUS = {"torch": 290e6, "optimizer": 290e6, "transformers": 360e6, "all": 360e6}
+# How much more PyTorch holds on a CPU if it contains code for GPUs.
+FOR_GPUS_BYTES = 160e6
 # Megabytes and minutes of a job whose sizes are unknown.
 OTHERWISE = {
     **{"take_checkpoint": (1_000, 30), "report_toy": (2_000, 30), "train_toy": (4_000, 240)},
@@ -133,8 +133,8 @@ class Needs:
         libraries = LIBRARIES[work.imports]
         if on_gpu:
             libraries += LIBRARIES["cuda"]
-        elif _has_code_for_gpus():
-            libraries += FOR_GPUS.get(work.imports, 0.0)
+        elif work.imports != "light" and _has_code_for_gpus():
+            libraries += FOR_GPUS_BYTES
         disk = math.ceil((work.written_bytes + work.work_bytes) * DISK_MARGIN / 1e6)
         # The time of an endpoint's answers is unknown.
         whole = rule.replace("_shard", "_latents")

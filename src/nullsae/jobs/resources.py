@@ -30,8 +30,8 @@ LIBRARIES = {
     **{"light": 205e6, "torch": 310e6, "optimizer": 390e6, "transformers": 490e6, "all": 540e6},
     "cuda": 3e9,
 }
-# How much more PyTorch holds on a CPU if it contains code for GPUs.
-FOR_GPUS_BYTES = 160e6
+# How much more they are on a CPU if PyTorch contains code for GPUs; 150 MB of it are no file's.
+FOR_GPUS = {"light": 0, "torch": 380e6, "optimizer": 350e6, "transformers": 420e6, "all": 420e6}
 # Megabytes and minutes of a job whose sizes are unknown.
 OTHERWISE = {
     **{"take_checkpoint": (1_000, 30), "report_toy": (2_000, 30), "train_toy": (4_000, 240)},
@@ -130,11 +130,9 @@ class Needs:
         if joins:
             work = Work(written_bytes=work.written_bytes)
         on_gpu = work.gpu and not study.on_cpu
-        libraries = LIBRARIES[work.imports]
-        if on_gpu:
-            libraries += LIBRARIES["cuda"]
-        elif work.imports != "light" and _has_code_for_gpus():
-            libraries += FOR_GPUS_BYTES
+        libraries = LIBRARIES[work.imports] + (LIBRARIES["cuda"] if on_gpu else 0.0)
+        if not on_gpu and _has_code_for_gpus():
+            libraries += FOR_GPUS[work.imports]
         disk = math.ceil((work.written_bytes + work.work_bytes) * DISK_MARGIN / 1e6)
         # The time of an endpoint's answers is unknown.
         whole = rule.replace("_shard", "_latents")

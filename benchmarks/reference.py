@@ -26,6 +26,7 @@ import yaml
 from nullsae import paths, tables
 from nullsae.aggregation.answer import read_answer
 from nullsae.config.parse import parse_config
+from nullsae.core.errors import UserError
 from nullsae.tables.study import CONTRASTS, PROVENANCE, STAGE_KEYS, VERDICTS
 
 REFERENCE = Path(__file__).parent.parent / "docs/reference"
@@ -195,10 +196,13 @@ def main() -> int:
     parser.add_argument("name", help="folder in docs/reference")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     given = parser.parse_args()
-    if not given.check:
-        write(given.study, REFERENCE / given.name)
-        return 0
-    lines = disagreements(given.study, REFERENCE / given.name)
+    try:
+        if not given.check:
+            write(given.study, REFERENCE / given.name)
+            return 0
+        lines = disagreements(given.study, REFERENCE / given.name)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     print("\n".join(lines) or f"agrees with docs/reference/{given.name}")
     return int(bool(lines))
 

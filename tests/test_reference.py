@@ -207,3 +207,11 @@ def test_what_is_kept_is_small_reads_back_and_names_no_machine(
         assert len(own) <= sum(sum(each.verdicts.values()) for each in one.against)
         if one.tier == "tells":
             assert set(own) <= {"separates", "equivalent"}
+
+
+def test_a_folder_without_a_finished_study_is_one_line(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["reference.py", "--check", str(tmp_path), "default"])
+    with pytest.raises(SystemExit, match=r"^error: .*contrasts\.parquet: the file is missing"):
+        script.main()

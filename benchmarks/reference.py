@@ -26,6 +26,7 @@ import yaml
 from nullsae import paths, tables
 from nullsae.aggregation.answer import read_answer
 from nullsae.config.parse import parse_config
+from nullsae.config.plain import read_yaml
 from nullsae.core.errors import UserError
 from nullsae.tables.study import CONTRASTS, PROVENANCE, STAGE_KEYS, VERDICTS
 
@@ -43,6 +44,7 @@ MAKERS = (
     *("dtype", "threads", "precision"),
 )
 DIGITS = 5
+MOST_LINES = 60  # that are printed
 SHARE_UNDECIDED, SHARE_FAR, SHARE_ARMS = 1 / 6, 1 / 20, 1 / 20
 VALUES = (
     ("real_value", "real_low", "real_high"),
@@ -57,7 +59,7 @@ def contrasts(root: Path) -> list[dict[str, Any]]:
 
     Null dictionaries are compared with the learned one; other comparisons of theirs are left out.
     """
-    config = parse_config(yaml.safe_load((root / paths.RUN_CONFIG).read_text(encoding="utf-8")))
+    config = parse_config(read_yaml(root / paths.RUN_CONFIG))
     found = []
     read = [
         tables.read_table(root / paths.TABLE.format(table=name), schema).to_pylist()
@@ -104,7 +106,7 @@ def write(root: Path, folder: Path) -> None:
     (folder / "answer.json").write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
     _write_csv(folder / "contrasts.csv", COLUMNS, rounded(contrasts(root)))
     _write_csv(folder / "provenance.csv", (*MAKERS, "n"), makers(root))
-    config = yaml.safe_load((root / paths.RUN_CONFIG).read_text(encoding="utf-8"))
+    config = read_yaml(root / paths.RUN_CONFIG)
     shown = yaml.safe_dump(without_folders(config), sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(shown, encoding="utf-8")
 
@@ -193,7 +195,7 @@ def main() -> int:
     """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path, help="folder of a finished study")
-    parser.add_argument("name", help="folder in docs/reference")
+    parser.add_argument("name", help="folder in docs/reference, such as default")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     given = parser.parse_args()
     try:
@@ -203,7 +205,8 @@ def main() -> int:
         lines = disagreements(given.study, REFERENCE / given.name)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
-    print("\n".join(lines) or f"agrees with docs/reference/{given.name}")
+    more = [f"and {len(lines) - MOST_LINES:,} more"] if len(lines) > MOST_LINES else []
+    print("\n".join(lines[:MOST_LINES] + more) or f"agrees with docs/reference/{given.name}")
     return int(bool(lines))
 
 

@@ -213,5 +213,5 @@ def test_a_folder_without_a_finished_study_is_one_line(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["reference.py", "--check", str(tmp_path), "default"])
-    with pytest.raises(SystemExit, match=r"^error: .*contrasts\.parquet: the file is missing"):
+    with pytest.raises(SystemExit, match=r"^error: .*config\.yaml: No such file"):
         script.main()

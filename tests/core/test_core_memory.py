@@ -56,3 +56,20 @@ def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
     full, kept, left = map(int, done.stdout.split())
     assert full - kept < 2**13 < full - left
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_objects_are_not_collected_at_exit_unless_triton_would_call_them_leaks(
+    triton: bool,
+) -> None:
+    code = """
+import atexit, gc, sys
+from nullsae.core.memory import collect_rarely
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # runs after those registered later
+collect_rarely()
+if sys.argv[1] == "True":
+    sys.modules["triton._C.libtriton"] = sys
+"""
+    call = [sys.executable, "-c", code, str(triton)]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(not triton)

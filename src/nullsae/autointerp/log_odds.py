@@ -167,7 +167,8 @@ class Likelihood:
         logits, cache = self._logits(ids, torch.ones_like(ids), None, [(0, len(prefix) - 1)])
         first = torch.log_softmax(logits[0], dim=0)
         # Without a cache that can be repeated, the prefix is read again with each window.
-        shared = hasattr(cache, "batch_repeat_interleave")
+        parts = (cache, *getattr(cache, "layers", ()))
+        shared = all(hasattr(part, "batch_repeat_interleave") for part in parts)
         for start in range(0, len(waiting), self.batch_windows):
             batch = waiting[start : start + self.batch_windows]
             later = self._after_first(batch, prefix, cache if shared else None)

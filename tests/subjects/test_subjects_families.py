@@ -371,3 +371,8 @@ def test_an_unsupported_model_is_refused() -> None:
     assert refused(find_blocks, Odd()) == (
         "subject of class Odd: not supported; found no list of 4 blocks (config.num_hidden_layers)"
     )
+    hierarchical = Odd()
+    hierarchical.config = PretrainedConfig()
+    assert refused(find_blocks, hierarchical) == (
+        "subject of class Odd: not supported; its config has no num_hidden_layers"
+    )

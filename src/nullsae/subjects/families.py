@@ -123,10 +123,10 @@ def find_blocks(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
     if not lists:
-        raise UserError(
-            f"subject of class {type(model).__name__}: not supported; found no list of "
-            f"{n_layers} blocks (config.num_hidden_layers)"
-        )
+        looked_for = f"found no list of {n_layers} blocks (config.num_hidden_layers)"
+        if n_layers is None:
+            looked_for = "its config has no num_hidden_layers"
+        raise UserError(f"subject of class {type(model).__name__}: not supported; {looked_for}")
     return min(lists, key=lambda entry: entry[:2])[2]
 
 

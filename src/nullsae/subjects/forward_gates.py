@@ -51,7 +51,7 @@ def forward_gates(subject: Subject, probe: Tensor) -> list[Gate]:
                 f"{str(whole[bad].dtype).removeprefix('torch.')}",
             )
         ]
-    if broken := _not_handed_on(subject, probe, whole):
+    if broken := _not_handed_on(subject, probe):
         return [broken]
     return [
         alone(subject, probe, whole),
@@ -60,16 +60,19 @@ def forward_gates(subject: Subject, probe: Tensor) -> list[Gate]:
     ]
 
 
-def _not_handed_on(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate | None:
+def _not_handed_on(subject: Subject, probe: Tensor) -> Gate | None:
     """Return a failed gate if a block does not read what the one before it passes on.
 
     What was taken for blocks may be a part of each (XLM's attentions), or one of two streams.
     """
     written = subject.block_outputs[:-1]
     read = [f"resid_pre.{layer + 1}" for layer in range(len(written))]
-    found = dict(zip(written, _run(subject, probe, read).values(), strict=True)) if read else {}
-    outputs = {site: whole[site] for site in written}
-    if beyond := _first_beyond(SAME_SHAPE, outputs, found, np.s_[:], np.s_[:]):
+    if not read:
+        return None
+    found = _run(subject, probe, [*written, *read])
+    outputs = {site: found[site] for site in written}
+    inputs = dict(zip(written, (found[site] for site in read), strict=True))
+    if beyond := _first_beyond(SAME_SHAPE, outputs, inputs, np.s_[:], np.s_[:]):
         site, difference = beyond
         return failed(
             "handed on",

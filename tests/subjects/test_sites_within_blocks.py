@@ -10,6 +10,8 @@ import transformers
 from family_models import FURTHER, GROUPED, SHAPE, VOCAB, family_model, random_model
 from torch import Tensor
 
+from nullsae.core.errors import UserError
+from nullsae.subjects.families import attach
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.site_gates import verify_sites
 from refusing import refused
@@ -156,6 +158,65 @@ def test_a_mixture_of_experts_has_no_one_layer_of_neurons() -> None:
         "'mixtral'); looked for down_proj, dense_4h_to_h, c_proj, fc2, fc_out, w2 in mlp, "
         "feed_forward, ffn, block_sparse_moe in its MixtralDecoderLayer"
     )
+
+
+HYBRID: dict[str, tuple[Any, dict[str, Any]]] = {
+    "jamba": (transformers.JambaConfig, {"attn_layer_period": 2, "attn_layer_offset": 0}),
+    "lfm2": (
+        transformers.Lfm2Config,
+        {"layer_types": ["full_attention", "conv", "full_attention"], "block_multiple_of": 8},
+    ),
+    "granitemoehybrid": (
+        transformers.GraniteMoeHybridConfig,
+        {
+            **{"layer_types": ["attention", "mamba", "attention"], "num_local_experts": 2},
+            **{"mamba_n_heads": 4, "mamba_d_head": 8, "shared_intermediate_size": 16},
+        },
+    ),
+    "qwen3_next": (
+        transformers.Qwen3NextConfig,
+        {
+            **{"layer_types": ["full_attention", "linear_attention", "full_attention"]},
+            **{"linear_num_key_heads": 2, "linear_num_value_heads": 2, "num_experts": 2},
+            **{"linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts_per_tok": 1},
+            **{"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+        },
+    ),
+}
+
+
+def hybrid(name: str) -> Subject:
+    kind, keys = HYBRID[name]
+    config = kind(**{**SHAPE, **GROUPED, **keys})
+    return Subject(random_model(config, name), {"vocab_size": VOCAB}, CPU)
+
+
+@pytest.mark.parametrize("name", ["jamba", "lfm2"])
+def test_an_mlp_after_no_attention_is_read_as_one_after_attention(name: str) -> None:
+    subject = hybrid(name)
+    verify_sites(subject, ("mlp_out.0", "mlp_out.1"), where="here")
+    sites = ["mlp_out.1", "resid_post.1"]
+    mlp, after = subject.activations(IDS, **WHERE, sites=sites).values()
+    with attach(subject.point("mlp_out.1"), torch.zeros_like):
+        without = subject.activations(IDS, **WHERE, sites=sites[1:])["resid_post.1"]
+    torch.testing.assert_close(without + mlp, after)
+    with pytest.raises(UserError, match=r"site attn_out\.1: not found in a subject of class"):
+        verify_sites(subject, ("mlp_out.1", "attn_out.1"), where="here")
+
+
+def test_a_part_of_an_mlp_after_no_attention_is_refused() -> None:
+    """Beside its experts, GraniteMoeHybrid has a shared MLP."""
+    subject = hybrid("granitemoehybrid")
+    for sites in (("mlp_out.0",), ("mlp_out.1",)):
+        with pytest.raises(UserError, match="whose blocks scale or normalize what they add"):
+            verify_sites(subject, sites, where="here")
+
+
+def test_linear_attention_is_attention() -> None:
+    subject = hybrid("qwen3_next")
+    sites = tuple(f"{kind}.1" for kind in ("attn_out", "mlp_out", "resid_mid", "hook_z"))
+    verify_sites(subject, sites, where="here")
+    assert subject.point("attn_out.1").module is subject.blocks[1].linear_attn
 
 
 def test_a_matrix_that_is_not_the_end_of_its_part_is_refused() -> None:

@@ -310,8 +310,8 @@ def test_attention_of_a_model_without_it_is_refused() -> None:
     said = refused(subject.activations, IDS, **WHERE, sites=("attn_out.0",))
     assert said == (
         "site attn_out.0: not found in a subject of class MambaForCausalLM (model_type 'mamba'); "
-        "looked for post_self_attn_layernorm, self_attn, attn, attention, self_attention in its "
-        "MambaBlock"
+        "looked for post_self_attn_layernorm, self_attn, attn, attention, self_attention, "
+        "linear_attn in its MambaBlock"
     )
 
 
@@ -370,4 +370,9 @@ def test_an_unsupported_model_is_refused() -> None:
 
     assert refused(find_blocks, Odd()) == (
         "subject of class Odd: not supported; found no list of 4 blocks (config.num_hidden_layers)"
+    )
+    hierarchical = Odd()
+    hierarchical.config = PretrainedConfig()
+    assert refused(find_blocks, hierarchical) == (
+        "subject of class Odd: not supported; its config has no num_hidden_layers"
     )

@@ -13,9 +13,10 @@ from family_models import FAMILIES, FURTHER, family_model, random_model
 from torch import Tensor, nn
 
 from nullsae.config.subjects import PretrainedSource
+from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
-from nullsae.subjects.families import context_limit, token_tables
+from nullsae.subjects.families import Point, attach, context_limit, token_tables
 from nullsae.subjects.forward_gates import all_tables, forward_gates, reads_no_text
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import randomize_model
@@ -137,6 +138,34 @@ def test_rows_that_belong_to_another_token_are_found() -> None:
     assert found == {"own rows": "resid_post.2: a nudge at position 8 does not change its row"}
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        # The first list of its length holds attentions, not blocks.
+        transformers.XLMConfig(vocab_size=VOCAB, emb_dim=32, n_layers=2, n_heads=4, causal=True),
+        # Halves what passes on after every second block.
+        transformers.RwkvConfig(
+            **{"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "rescale_every": 2}
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_what_a_block_passes_on_is_what_the_next_one_reads(config: Any) -> None:
+    found = failures(random_model(config, config.model_type))
+    assert list(found) == ["handed on"]
+    assert ": the next block reads something else, " in found["handed on"]
+
+
+def test_a_block_may_call_what_it_reads_by_any_name() -> None:
+    class Block(nn.Module):
+        def forward(self, stream: Tensor, mask: Tensor) -> Tensor:
+            return stream * mask
+
+    block, x, mask = Block(), torch.ones(2), torch.tensor([2.0, 3.0])
+    with attach(Point(block, before=True), lambda seen: seen + 1):
+        assert torch.equal(block(stream=x, mask=mask), 2 * mask)
+
+
 def test_other_layouts_of_a_block_are_refused_in_one_line() -> None:
     model = random_model(GEMMA3N, "gemma3n")
     with pytest.raises(UserError, match=r"resid_post.0: not supported for .*gemma3n_text.*\[4, 3"):
@@ -174,6 +203,15 @@ NOISE = {"variant": "noise_embeddings", "draw": 0, "seed": 0, "embedding_noise_s
 def test_two_texts_with_one_noise_give_the_same_activations(kind: str) -> None:
     model = random_model(GEMMA4, "gemma4") if kind == "gemma4" else tiny_model(kind)
     assert reads_no_text(subject_of(model, **NOISE), PROBE)["passed"]
+
+
+def test_a_model_may_write_into_its_embeddings() -> None:
+    """CTRL scales them in place."""
+    config = transformers.CTRLConfig(vocab_size=VOCAB, n_embd=16, dff=32, n_layer=2, n_head=2)
+    model = random_model(config, "ctrl")
+    assert all_tables(subject_of(model), PROBE)["passed"]
+    found = VARIANTS["noise_embeddings"].gates(subject_of(model, **NOISE), PROBE)
+    assert [gate for gate in found if not gate["passed"]] == []
 
 
 def test_a_road_that_is_no_table_fails_the_gate() -> None:

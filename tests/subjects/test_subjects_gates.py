@@ -375,6 +375,7 @@ def initial(draw: int) -> dict[str, Tensor]:
     g = generator(f"draw {draw}")
     return {
         "gain": torch.full((64,), 0.1),
+        "A_log": torch.arange(1.0, 65.0).log(),  # without chance, but no constant
         "uniform": torch.rand(64, 64, generator=g),
         "w": torch.randn(64, 64, generator=g) * 0.02,
     }
@@ -386,15 +387,16 @@ def test_tensors_that_the_initializer_did_not_draw_fail(dtype: torch.dtype) -> N
 
     def gate(**changes: Tensor) -> gates.Gate:
         new = {name: tensor.to(dtype) for name, tensor in {**initial(0), **changes}.items()}
-        return gates.initializer(new, other)
+        return gates.initializer(new, other, {"A_log"})
 
     fine = gate()
     assert fine["passed"]
-    assert fine["detail"].startswith("2 of 3 tensors drawn, ")
+    assert fine["detail"].startswith("2 of 4 tensors drawn, ")
     w, uniform = initial(0)["w"], initial(0)["uniform"]
     for changes, detail in (
         ({"gain": torch.ones(64)}, "gain: not the initializer's constant"),
         ({"w": other["w"]}, "w: the same in another draw"),
+        ({"w": w, "A_log": torch.arange(64.0)}, "A_log: not the initializer's constant"),
         ({"w": w * 1.2}, "w: "),  # a trained tensor is wider
         ({"w": w + 0.01}, "w: "),
         ({"uniform": uniform * 1.2 - 0.1}, "uniform: "),

@@ -68,6 +68,10 @@ class Change:
         """
         raise NotImplementedError
 
+    def without_chance(self, model: Any, draw: Draw) -> set[str]:
+        """Return the names of tensors that it changes in the same way in every draw."""
+        return set()
+
     def limit(self, a: Tensor, b: Tensor) -> float:
         """Return the bound on |correlation| of a tensor with the original that chance stays below.
 
@@ -98,19 +102,35 @@ class Redrawn(Change):
 
 
 class Initialized(Change):
-    """New draws of the architecture's own initializer, for the whole model at once."""
+    """New draws of the architecture's own initializer, for the whole model at once.
+
+    Buffers that are stored with the weights get its values too.
+    """
 
     def apply(self, model: Any, names: Collection[str], draw: Draw) -> None:
-        fresh = initial_parameters(model, draw)
+        fresh = initial_model(model, draw)
+        initial = dict(fresh.named_parameters())
         for name, parameter in model.named_parameters():
             if name in names:
-                parameter.copy_(fresh[name])
+                parameter.copy_(initial[name])
+        stored = fresh.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in stored:
+                buffer.copy_(stored[name])
 
     def gate(
         self, before: State, after: State, names: set[str], *, model: Any, draw: Draw
     ) -> gates.Gate:
         other = initial_parameters(model, draw._replace(draw=draw.draw + 1))
-        return gates.initializer({name: after[name] for name in names}, other)
+        new = {name: after[name] for name in names}
+        again = gates.drawn_again(new, other)
+        return gates.initializer(new, other, self.without_chance(model, draw) if again else set())
+
+    def without_chance(self, model: Any, draw: Draw) -> set[str]:
+        """Mamba's `A_log`, for example, starts at the logarithms of 1, 2, ..."""
+        draws = (draw._replace(draw=draw.draw + n) for n in (1, 2))
+        a, b = (gates.fingerprints(initial_parameters(model, one)) for one in draws)
+        return {name for name in a if a[name] == b[name]}
 
 
 class Permuted(Change):
@@ -241,8 +261,8 @@ def randomize(
 ) -> dict[str, Change]:
     """Change a model's weights in place into one draw of a random variant.
 
-    Buffers stay as they are. The draw of a tensor depends on its values, its name and the keys, not
-    on its position among the others.
+    Buffers stay as they are, except under `fresh_init`. The draw of a tensor depends on its values,
+    its name and the keys, not on its position among the others.
 
     Args:
         model: any Hugging Face decoder.
@@ -348,7 +368,12 @@ def haar_frame(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def initial_parameters(model: Any, draw: Draw) -> dict[str, Tensor]:
-    """Draw parameters by the architecture's own initializer, float32 on the CPU, by name.
+    """Draw parameters by the architecture's own initializer, float32 on the CPU, by name."""
+    return {name: p.detach() for name, p in initial_model(model, draw).named_parameters()}
+
+
+def initial_model(model: Any, draw: Draw) -> nn.Module:
+    """Make a model of the same kind by the architecture's own initializer, float32 on the CPU.
 
     Like `AutoModelForCausalLM.from_config`, but for the model's own class, even if that came with
     the checkpoint.
@@ -357,5 +382,5 @@ def initial_parameters(model: Any, draw: Draw) -> dict[str, Tensor]:
     # It draws from the global CPU generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*draw))
-        fresh = type(model)(config)
-    return {name: p.detach() for name, p in fresh.named_parameters()}
+        fresh: nn.Module = type(model)(config)
+    return fresh

@@ -19,7 +19,7 @@ from nullsae.core.errors import UserError
 # Names of a block's children; the first that exists counts. The module whose output is added to the
 # residual stream is wanted, so a norm after a part precedes the part itself.
 NORMS_BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
-ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+ATTENTIONS = ("self_attn", "attn", "attention", "self_attention", "linear_attn")
 MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 PARTS = {
     "attn_out": ("post_self_attn_layernorm", "post_attention_layernorm", *ATTENTIONS),
@@ -123,10 +123,10 @@ def find_blocks(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
     if not lists:
-        raise UserError(
-            f"subject of class {type(model).__name__}: not supported; found no list of "
-            f"{n_layers} blocks (config.num_hidden_layers)"
-        )
+        looked_for = f"found no list of {n_layers} blocks (config.num_hidden_layers)"
+        if n_layers is None:
+            looked_for = "its config has no num_hidden_layers"
+        raise UserError(f"subject of class {type(model).__name__}: not supported; {looked_for}")
     return min(lists, key=lambda entry: entry[:2])[2]
 
 
@@ -196,10 +196,11 @@ def _attach(point: Point, see: Callable[[Tensor], Tensor | None]) -> RemovableHa
     if point.before:
 
         def enter(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            new = see(args[0] if args else kwargs["hidden_states"])
+            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs), "")
+            new = see(args[0] if args else kwargs[name])
             if new is None:
                 return None
-            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
 
         return point.module.register_forward_pre_hook(enter, with_kwargs=True)
 

@@ -51,11 +51,35 @@ def forward_gates(subject: Subject, probe: Tensor) -> list[Gate]:
                 f"{str(whole[bad].dtype).removeprefix('torch.')}",
             )
         ]
+    if broken := _not_handed_on(subject, probe):
+        return [broken]
     return [
         alone(subject, probe, whole),
         causal(subject, probe, whole),
         own_rows(subject, probe, whole),
     ]
+
+
+def _not_handed_on(subject: Subject, probe: Tensor) -> Gate | None:
+    """Return a failed gate if a block does not read what the one before it passes on.
+
+    What was taken for blocks may be a part of each (XLM's attentions), or one of two streams.
+    """
+    written = subject.block_outputs[:-1]
+    read = [f"resid_pre.{layer + 1}" for layer in range(len(written))]
+    if not read:
+        return None
+    found = _run(subject, probe, [*written, *read])
+    outputs = {site: found[site] for site in written}
+    inputs = dict(zip(written, (found[site] for site in read), strict=True))
+    if beyond := _first_beyond(SAME_SHAPE, outputs, inputs, np.s_[:], np.s_[:]):
+        site, difference = beyond
+        return failed(
+            "handed on",
+            f"{site}: the next block reads something else, {difference:.3g} of the norm away: "
+            f"these are not whole blocks, or the model changes what passes between them",
+        )
+    return None
 
 
 def alone(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
@@ -155,7 +179,8 @@ def all_tables(subject: Subject, probe: Tensor) -> Gate:
     """
 
     def one_row(_module: object, _inputs: object, output: Tensor) -> Tensor:
-        return torch.linspace(-1, 1, output.shape[-1]).to(output).expand_as(output)
+        row = torch.linspace(-1, 1, output.shape[-1]).to(output)
+        return row.expand_as(output).contiguous()  # some models write into it
 
     with ExitStack() as stack:
         for table in token_tables(subject.model).values():

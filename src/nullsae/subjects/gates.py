@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
 import torch
@@ -142,11 +142,21 @@ def rounding_step(values: Tensor, dtype: torch.dtype) -> float:
     return limits.eps * max(root_mean_square, limits.tiny)
 
 
-def initializer(after: State, other: State) -> Gate:
+def drawn_again(after: State, other: State) -> set[str]:
+    """Return the names of tensors that are equal in two draws, without constant ones."""
+    return {
+        name
+        for name, new in after.items()
+        if not _is_constant(new) and torch.equal(new, other[name].to(new.dtype))
+    }
+
+
+def initializer(after: State, other: State, without_chance: Collection[str] = ()) -> Gate:
     """Check that initializer draws differ from the next draw, with the same moments.
 
-    Constants of the initializer must be unchanged. Mean and variance are uncertain in both draws,
-    hence the factor sqrt(2); an initializer need not be normal, hence the fourth moment.
+    What the initializer does not draw, constants and the tensors in `without_chance`, must be the
+    same. Mean and variance are uncertain in both draws, hence the factor sqrt(2); an initializer
+    need not be normal, hence the fourth moment.
     """
     largest, n_drawn = 0.0, 0
     for name in sorted(after):
@@ -154,7 +164,7 @@ def initializer(after: State, other: State) -> Gate:
         n, variance = another.numel(), float(another.var(correction=0))
         if not _is_finite(new):
             return failed("initializer", f"{name}: NaN or infinite values")
-        if _is_constant(another):
+        if _is_constant(another) or name in without_chance:
             if not torch.equal(new, another):
                 return failed("initializer", f"{name}: not the initializer's constant")
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -25,7 +25,7 @@ from nullsae.corpus.ngram import caution
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams, training_key
 from nullsae.subjects import gates
-from nullsae.subjects.changes import by_change, draw_of, randomize
+from nullsae.subjects.changes import INITIALIZED, by_change, draw_of, randomize
 from nullsae.subjects.families import context_limit, text_config
 from nullsae.subjects.folders import save_subject
 from nullsae.subjects.forward_gates import forward_gates
@@ -243,16 +243,43 @@ def randomize_gated(
             parameter.copy_(before[name])
     changes = randomize(model, variant, settings, **key)
     after = parameters(model)
+    if kept := _kept_buffers(model, [n for n, c in changes.items() if c is not INITIALIZED]):
+        log.warning(
+            "warning: %s: %s stays as trained (%d buffers next to changed weights; only parameters "
+            "are changed)",
+            *(variant, kept[0], len(kept)),
+        )
+    drawn_by = draw_of(variant, **key)
     own = [
-        change.gate(before, after, names, model=model, draw=draw_of(variant, **key))
+        change.gate(before, after, names, model=model, draw=drawn_by)
         for change, names in by_change(changes).items()
     ]
+    uncorrelated = gates.uncorrelated(before, after, changes)
+    if not uncorrelated["passed"]:
+        fixed = {n for change in by_change(changes) for n in change.without_chance(model, drawn_by)}
+        left = {name: change for name, change in changes.items() if name not in fixed}
+        uncorrelated = gates.uncorrelated(before, after, left)
     return [
         gates.inventory(before, after),
         gates.changed(before, after, set(changes)),
         *sorted(own, key=itemgetter("gate")),
-        gates.uncorrelated(before, after, changes),
+        uncorrelated,
         gates.repeatable(first, gates.fingerprints(after)),
+    ]
+
+
+def _kept_buffers(model: Any, changed: Iterable[str]) -> list[str]:
+    """Return the names of buffers that training may have set in modules whose weights changed.
+
+    Mixtures of experts store what balances their routers so. Constants stay under any variant.
+    """
+    around = {name[:at] for name in changed for at, letter in enumerate(name) if letter == "."}
+    stored = model.state_dict()
+    return [
+        name
+        for name, buffer in model.named_buffers()
+        if name in stored and buffer.is_floating_point() and name.rpartition(".")[0] in around
+        if buffer.numel() and bool((buffer != buffer.flatten()[0]).any())
     ]
 
 

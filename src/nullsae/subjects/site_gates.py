@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nullsae.config.sites import PROJECTED, site_kind, site_layer
 from nullsae.core.errors import UserError
@@ -24,7 +25,8 @@ def verify_sites(subject: Subject, sites: Sequence[str], *, where: str) -> None:
     messages name.
     """
     for layer in sorted({site_layer(s) for s in sites if site_kind(s) in ADDED}):
-        _check_sum(subject, layer, where)
+        others = [kind for kind in ADDED if kind != "mlp_out" and f"{kind}.{layer}" in sites]
+        _check_sum(subject, layer, where, needs_attention=bool(others))
     for site in sites:
         if site_kind(site) == "resid_mid":
             _check_order(subject, site_layer(site), where)
@@ -43,23 +45,52 @@ def _refuse(subject: Subject, where: str, sites: str, why: str) -> UserError:
     return UserError(f"{where}: {sites}: not supported for model_type {family!r}, {why}")
 
 
-def _check_sum(subject: Subject, layer: int, where: str) -> None:
+def _check_sum(subject: Subject, layer: int, where: str, *, needs_attention: bool) -> None:
     """Check that resid_pre + attn_out + mlp_out is resid_post, up to rounding of two additions.
 
     This holds for parallel and sequential residuals, but not if a block scales its parts or
-    normalizes the sum.
+    normalizes the sum. If attention is not needed and the block has none (hybrids such as Jamba mix
+    tokens otherwise), any child of the block may take its place.
     """
-    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    found = _probe(subject, [f"{kind}.{layer}" for kind in kinds])
-    before, attention, mlp, after = (x.float() for x in found)
-    allowed = 2 * torch.finfo(found[0].dtype).eps
-    scale = before.abs() + attention.abs() + mlp.abs()
-    if not bool(((before + attention + mlp - after).abs() <= allowed * scale).all()):
+    kinds = ["resid_pre", "mlp_out", "resid_post"]
+    if not needs_attention and not _has_attention(subject, layer):
+        parts = list(subject.blocks[layer].children())
+    else:
+        parts = []
+        kinds.append("attn_out")
+    children: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        found = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(found, Tensor):
+            children.append(found.clone())
+
+    with ExitStack() as hooks:
+        for child in parts:
+            hooks.callback(child.register_forward_hook(keep).remove)
+        before, mlp, after, *added = _probe(subject, [f"{kind}.{layer}" for kind in kinds])
+    candidates = added or [x.reshape(mlp.shape) for x in children if x.numel() == mlp.numel()]
+    if not any(_add_up(before, one, mlp, after) for one in candidates):
         raise _refuse(
             *(subject, where, f"attn_out.{layer} and mlp_out.{layer}"),
             "whose blocks scale or normalize what they add (resid_pre + attn_out + mlp_out is not "
             "resid_post); take resid_pre and resid_post",
         )
+
+
+def _has_attention(subject: Subject, layer: int) -> bool:
+    try:
+        subject.point(f"attn_out.{layer}")
+    except UserError:
+        return False
+    return True
+
+
+def _add_up(before: Tensor, attention: Tensor, mlp: Tensor, after: Tensor) -> bool:
+    allowed = 2 * torch.finfo(after.dtype).eps
+    before, attention, mlp, after = (x.float() for x in (before, attention, mlp, after))
+    scale = before.abs() + attention.abs() + mlp.abs()
+    return bool(((before + attention + mlp - after).abs() <= allowed * scale).all())
 
 
 def _check_order(subject: Subject, layer: int, where: str) -> None:

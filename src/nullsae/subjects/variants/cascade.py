@@ -36,15 +36,23 @@ class Cascade(Variant):
     def resolve(cls, model: Any, settings: Settings, subject: str) -> Settings:
         from nullsae.subjects import families
 
-        n_layers, first = len(families.find_blocks(model)), settings.first_random_block
+        blocks, first = families.find_blocks(model), settings.first_random_block
         if first is None:
-            return settings.model_copy(update={"first_random_block": n_layers // 2})
-        if first >= n_layers:
+            first = len(blocks) // 2
+        if first >= len(blocks):
             raise UserError(
                 f"config: randomization.first_random_block: {first} is beyond the last block; "
-                f"subject {subject!r} has {n_layers} blocks, 0 to {n_layers - 1}"
+                f"subject {subject!r} has {len(blocks)} blocks, 0 to {len(blocks) - 1}"
             )
-        return settings
+        redrawn = {id(p) for p in blocks[first:].parameters()}
+        for name, parameter in blocks[:first].named_parameters():
+            if id(parameter) in redrawn:
+                raise UserError(
+                    f"config: randomization.first_random_block: {first}: subject {subject!r} uses "
+                    f"the weights {name} (after its block's number) in later blocks too, so "
+                    f"that they cannot be both kept and redrawn"
+                )
+        return settings.model_copy(update={"first_random_block": first})
 
     @classmethod
     def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:

@@ -72,7 +72,11 @@ class NoiseEmbeddings(Variant):
         """Check the embeddings that the subject really sees, in two batch orders."""
         seen: list[Tensor] = []
         embedding = subject.model.get_input_embeddings()
-        handle = embedding.register_forward_hook(lambda _m, _i, output: seen.append(output.cpu()))
+
+        def see(_module: Any, _inputs: Any, output: Tensor) -> None:
+            seen.append(output.to("cpu", copy=True))  # some models later write into it
+
+        handle = embedding.register_forward_hook(see)
         order = list(reversed(range(len(probe))))
         subject.logits(probe, split="eval", contexts=range(len(probe)))
         subject.logits(probe[order], split="eval", contexts=order)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,47 @@ def test_a_tokenizer_that_truncates_does_not_cut_documents(tmp_path: Path) -> No
     file.write_text(json.dumps(edited))
     loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t")))
     assert loaded.encode([text])[0].tolist() == plain.encode([text])[0].tolist()
+
+
+def digits_apart(backend: Tokenizer) -> None:
+    bytes_after = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_after])
+
+
+def lower_case(backend: Tokenizer) -> None:
+    backend.normalizer = normalizers.Lowercase()
+
+
+def no_pieces(backend: Tokenizer) -> None:
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "GPTNeoXTokenizerFast", "Qwen2Tokenizer"])
+@pytest.mark.parametrize("rule", [digits_apart, lower_case, no_pieces])
+def test_a_tokenizer_file_splits_text_by_its_own_rules_whatever_its_class(
+    rule: Callable[[Tokenizer], None], name: str, tmp_path: Path
+) -> None:
+    """Transformers 5 takes the vocabulary from the file and the rules from the class."""
+    texts = [f"{text} In 1,000 of 2024 A\u0301" for text in speeches(40)]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[EOS], show_progress=False, initial_alphabet=alphabet
+    )
+    backend.train_from_iterator(texts, trainer)
+    rule(backend)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": name})
+    loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path)))
+    expected = [backend.encode(text).ids for text in texts]
+    assert [ids.tolist() for ids in loaded.encode(texts)] == expected
+    # Its config names no EOS; the class does.
+    assert loaded.eos_token_id == backend.token_to_id(EOS)
+    save_tokenizer(loaded.tokenizer, tmp_path / "saved")
+    saved = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "saved")))
+    assert [ids.tolist() for ids in saved.encode(texts)] == expected
 
 
 def test_an_unusable_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:

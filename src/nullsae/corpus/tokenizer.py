@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
@@ -232,6 +235,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **keys)
         if isinstance(config, PretrainedTokenizer):
+            tokenizer = _as_in_its_file(tokenizer, path, keys)
             asks = get_tokenizer_config(path, **keys).get("add_bos_token") is True
     except Exception as error:  # anything that a foreign repository makes the loader raise
         raise UserError(
@@ -253,6 +257,46 @@ def load_tokenizer(
             f"{MOST_TOKENS:,}, because tables have a row for each"
         )
     return encoder
+
+
+def _as_in_its_file(
+    tokenizer: PreTrainedTokenizerFast, path: str, keys: dict[str, str]
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that splits text as its `tokenizer.json` says, if it has that file.
+
+    Since version 5, the classes of transformers take the vocabulary from there, but split text by
+    rules of their own. Models were trained with those of the file.
+    """
+    file = cached_file(
+        *(path, "tokenizer.json"),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **keys,
+    )
+    if file is None or not tokenizer.is_fast:
+        return tokenizer
+    own = Tokenizer.from_file(file)
+    if _rules(own) == _rules(tokenizer.backend_tokenizer):
+        return tokenizer
+    found: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path, **keys)
+    found.backend_tokenizer.post_processor = own.post_processor
+    # Those that the config lacks and the class has, as for GPT-2.
+    for name, token in tokenizer.special_tokens_map.items():
+        lacks = getattr(found, name, token) is None
+        if lacks and isinstance(token, str) and own.token_to_id(token) is not None:
+            setattr(found, name, token)
+    return found
+
+
+def _rules(backend: Tokenizer) -> list[Any]:
+    """Return what determines the tokens of a text, except added tokens."""
+    of_offsets = "trim_offsets"
+    found = json.loads(
+        backend.to_str(),
+        # What is absent, null or false in one version's file is another of these in the next.
+        object_hook=lambda keys: {k: v for k, v in keys.items() if v and k != of_offsets},
+    )
+    return [found.get(name) for name in ("normalizer", "pre_tokenizer", "model")]
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast, *, asks_for_bos: bool = False) -> Encoder:

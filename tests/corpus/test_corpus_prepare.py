@@ -222,19 +222,43 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, texts: list[str]) -> None:
         make(tmp_path, texts)
 
 
-def test_a_tokenizer_without_a_token_for_the_text_is_refused(tmp_path: Path) -> None:
-    # Without a token for unknown characters, BPE leaves them out.
-    backend = Tokenizer(models.BPE(vocab={"§": 0, "</s>": 1}, merges=[]))
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(
-        tmp_path / "t"
+def characters_only(characters: str, root: Path, unknown: str | None) -> dict[str, Any]:
+    """Save a tokenizer of these characters; return the keys of a corpus that uses it."""
+    vocabulary = {token: i for i, token in enumerate(("</s>", "<unk>", *characters))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", unk_token=unknown or "</s>"
     )
-    keys: dict[str, Any] = {"tokenizer": {"kind": "pretrained", "path": str(tmp_path / "t")}}
-    said = refused(make, tmp_path, speeches(60), **keys)
-    assert said.startswith("config: corpora.c.tokenizer: it has no token for any text of ")
-    keys |= {"sae_train_tokens": None, "eval_tokens": None}
-    assert refused(make, tmp_path, speeches(60), **keys) == said
-    assert not (tmp_path / "results").exists()
+    made.save_pretrained(root / "t")
+    return {"tokenizer": {"kind": "pretrained", "path": str(root / "t")}}
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_a_tokenizer_without_tokens_for_the_text_is_refused(
+    tmp_path: Path, unknown: str | None
+) -> None:
+    """Without a token for unknown characters, BPE leaves them out without a word."""
+    for characters, share in (("§", "100%"), ("§aei", "75%")):
+        keys = characters_only(characters, tmp_path, unknown)
+        said = refused(make, tmp_path, speeches(60), **keys)
+        assert said.startswith("config: corpora.c.tokenizer: it has no token, or only the one for ")
+        assert f"for {share}" in said
+        assert not (tmp_path / "results").exists()
     assert make(tmp_path, ["§" * n for n in range(20, 80)], **keys)
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_a_warning_tells_how_much_of_the_text_has_no_token(
+    tmp_path: Path, unknown: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["a b\n" * 9 + "cde" * n for n in range(20, 80)]
+    missing = sum(range(20, 80)) / sum(3 * n + 18 for n in range(20, 80))
+    for characters, share in (("abcde \n", None), ("abcd \n", missing), ("abcde", None)):
+        caplog.clear()
+        make(tmp_path, texts, **characters_only(characters, tmp_path, unknown))
+        said = [r.getMessage() for r in caplog.records if "has no token" in r.getMessage()]
+        assert len(said) == (share is not None)
+        assert share is None or f" for {share:.0%} of the characters" in said[0]
 
 
 def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,15 @@ import pytest
 from corpus_files import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
@@ -215,9 +223,24 @@ def test_a_text_that_a_tokenizer_cannot_encode_is_one_line(tmp_path: Path) -> No
         tmp_path / "t",
     )
     loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t")))
-    for encode in (lambda: loaded.encode(["other"]), lambda: loaded.added_before):
-        said = refused(encode)
-        assert said.startswith("config: corpora.*.tokenizer: it cannot encode the text (WordLevel")
+    said = refused(loaded.encode, ["other"])
+    assert said.startswith("config: corpora.*.tokenizer: it cannot encode the text (WordLevel")
+
+
+@pytest.mark.parametrize("model", [models.BPE, models.WordLevel])
+def test_what_precedes_texts_is_known_of_a_tokenizer_without_english(
+    model: Callable[..., models.Model], tmp_path: Path
+) -> None:
+    """One of DNA either leaves out or refuses the letters that it does not know."""
+    merges = {"merges": []} if model is models.BPE else {}
+    backend = Tokenizer(model({"<s>": 0, "A": 1, "C": 2}, **merges))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), tmp_path / "t")
+    loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t")))
+    assert loaded.added_before == loaded.bos_token_ids == (0,)
+    assert loaded.wants_bos
 
 
 def test_a_token_id_that_no_table_can_have_is_refused(tmp_path: Path) -> None:

@@ -173,11 +173,6 @@ def check_amounts(made: Preparation, corpus: Corpus, where: str) -> None:
         )
     for split, n_tokens in wanted_tokens(corpus).items():
         found = made.packers[split].n_tokens
-        if made.packers[split].has_separators_only:
-            raise UnfitError(
-                f"{where}.tokenizer: it has no token for any text of {source}; take one that was "
-                f"made for such text"
-            )
         if n_tokens is None and found < corpus.context_tokens:
             raise UnfitError(
                 f"{where}.source: {source} has {found} tokens for {split}, less than one context "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -106,14 +106,53 @@ class Encoder:
     @cached_property
     def added_before(self) -> tuple[int, ...]:
         """Ids that the tokenizer's post-processor, of any kind, puts before a text."""
+        text = self._any_text()
         with _in_a_line():
             plain, whole = (
-                self._backend.encode(PROBE, add_special_tokens=added).ids for added in (False, True)
+                self._backend.encode(text, add_special_tokens=added).ids for added in (False, True)
             )
         for start in range(len(whole) - len(plain) + 1):
             if whole[start : start + len(plain)] == plain:
                 return tuple(whole[:start])
         return ()
+
+    def _any_text(self) -> str:
+        """Return a text for which the tokenizer has a token: one of its own if it lacks English."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        for text in (PROBE, *sorted(vocabulary, key=vocabulary.__getitem__)):
+            with suppress(Exception):  # the library raises no class of its own
+                if self._backend.encode(text, add_special_tokens=False).ids:
+                    return text
+        return PROBE
+
+    def share_without_token(self, texts: Sequence[str]) -> float:
+        """Return the share of the texts' characters that no token, or only an unknown one, has.
+
+        White space does not count, because many tokenizers drop it.
+        """
+        known = {self.tokenizer.unk_token, getattr(self._backend.model, "unk_token", None)}
+        unknown = {self.special_tokens.get(name) for name in known if name} - {None}
+        n_characters = sum(not character.isspace() for text in texts for character in text)
+        # Where characters are left out, the library counts the others as if they were adjacent.
+        left_out = str.maketrans(dict.fromkeys(self._left_out(set("".join(texts)))))
+        kept = [text.translate(left_out) for text in texts]
+        n_covered = 0
+        with _in_a_line():
+            encodings = self._backend.encode_batch(kept, add_special_tokens=False)
+        for text, found in zip(kept, encodings, strict=True):
+            covers = np.zeros(len(text), dtype=np.bool_)
+            for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+                covers[start:end] |= index not in unknown
+            n_covered += sum(not text[at].isspace() for at in np.flatnonzero(covers).tolist())
+        return 1 - n_covered / max(1, n_characters)
+
+    def _left_out(self, characters: set[str]) -> list[str]:
+        """Return those that BPE leaves out, for want of a token for unknown ones."""
+        model, ordered = self._backend.model, sorted(characters)
+        if not isinstance(model, models.BPE) or model.unk_token is not None:
+            return []
+        encodings = self._backend.encode_batch_fast(ordered, add_special_tokens=False)
+        return [c for c, found in zip(ordered, encodings, strict=True) if not found.ids]
 
     @property
     def bos_token_ids(self) -> tuple[int, ...]:

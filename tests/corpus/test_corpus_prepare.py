@@ -100,6 +100,22 @@ def test_contexts_contain_the_documents_of_their_split(tmp_path: Path) -> None:
     assert not set(seen["sae_train"]) & set(seen["eval"])
 
 
+def test_both_manifests_have_the_largest_token_id_of_both_splits(tmp_path: Path) -> None:
+    train = next(text for text in speeches(60) if split_of(text, 0.3) == "sae_train")
+    keys = characters_only("".join(sorted(set("".join(speeches(60)) + "§"))), tmp_path, None)
+    texts = [text.replace("§", "") for text in speeches(60)]
+    rare = train
+    while split_of(rare := rare + "§", 0.3) != "sae_train":
+        pass
+    root = make(tmp_path, [*texts, rare], **keys, sae_train_tokens=None, eval_tokens=None)
+    largest = {
+        split: int(tokens_of(root, split).input_ids.max()) for split in ("sae_train", "eval")
+    }
+    assert largest["eval"] < largest["sae_train"]
+    for split in largest:
+        assert tokens_of(root, split).largest_token_id == largest["sae_train"]
+
+
 def test_baselines_equal_those_of_the_written_tokens(tmp_path: Path) -> None:
     root = make(tmp_path, speeches(60))
     train, held_out = tokens_of(root, "sae_train"), tokens_of(root, "eval")

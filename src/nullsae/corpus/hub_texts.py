@@ -116,8 +116,8 @@ class HubTexts:
         except (UserError, GeneratorExit):
             raise
         except Exception as error:  # anything that a loader of foreign data may raise
-            if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
-                error = error.__cause__
+            is_wrapped = type(error).__name__ == "DatasetGenerationError"
+            cause = (is_wrapped and error.__cause__) or error
             raise UserError(
-                f"{self._where}: {self._name} could not be read: {first_line(error)}"
+                f"{self._where}: {self._name} could not be read: {first_line(cause)}"
             ) from None

@@ -136,7 +136,9 @@ def _write(made: Preparation, params: PrepareCorpusParams, name: str, root: Path
         }
         tokens[split] = map_tokens(file, manifest)
     tokens["eval"].manifest.update(baselines(tokens["sae_train"], tokens["eval"]))
+    largest = max(int(of_split.input_ids.max()) for of_split in tokens.values())
     for split in SPLITS:
+        tokens[split].manifest["largest_token_id"] = largest
         path = root / paths.CORPUS_MANIFEST.format(corpus=name, split=split)
         write_json(path, tokens[split].manifest)
 

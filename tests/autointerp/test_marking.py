@@ -19,6 +19,8 @@ from nullsae.autointerp.marking import (
     window_texts,
 )
 from nullsae.autointerp.prompting import Notation
+from nullsae.corpus.token_text import token_text
+from nullsae.report.text import TokenText
 
 SPECIAL = "<|endoftext|>"
 METASPACE_WORDS = ("▁the", "▁caf", "s", "▁", "▁▁", "\ufffd", "é")
@@ -150,6 +152,19 @@ def test_words_joined_by_a_decoder_are_shown_joined() -> None:
     (shown,) = window_texts(tokenizer, np.array([[1, 2, 3, 4]]))
     assert shown.text == " uning do."
     assert texts_of(shown) == [" un", "ing", " do", "."]
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "WordLevel"])
+def test_words_have_their_space_one_by_one_as_in_a_window(kind: str) -> None:
+    """So that the page does not join the words of a window."""
+    vocab = {"[UNK]": 0, "un": 1, "##ing": 2, "do": 3, ".": 4}
+    tokenizer = Tokenizer(getattr(models, kind)(vocab, unk_token="[UNK]"))
+    if kind == "WordPiece":
+        tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    ids = [1, 2, 3, 4, 1, 0, 3]
+    (shown,) = window_texts(tokenizer, np.array([ids]))
+    assert [token_text(tokenizer, token) for token in ids] == texts_of(shown)
+    assert TokenText(tokenizer).run(ids) == shown.text
 
 
 def test_an_id_without_a_token_has_an_empty_span(byte_level: Tokenizer) -> None:

@@ -26,9 +26,9 @@ from nullsae.core import locking
 from nullsae.core.errors import UserError
 from nullsae.corpus import preparation, prepare, spool
 from nullsae.corpus.documents import SPLITS
+from nullsae.corpus.hub_texts import HubTexts
 from nullsae.corpus.prepare import prepare_corpus
 from nullsae.corpus.reading import Document, Reader
-from nullsae.corpus.sources import HubTexts
 from nullsae.corpus.tokenizer import Encoder, train_tokenizer
 from nullsae.jobs.corpus import PrepareCorpusParams
 

@@ -100,6 +100,22 @@ def test_contexts_contain_the_documents_of_their_split(tmp_path: Path) -> None:
     assert not set(seen["sae_train"]) & set(seen["eval"])
 
 
+def test_both_manifests_have_the_largest_token_id_of_both_splits(tmp_path: Path) -> None:
+    train = next(text for text in speeches(60) if split_of(text, 0.3) == "sae_train")
+    keys = characters_only("".join(sorted(set("".join(speeches(60)) + "§"))), tmp_path, None)
+    texts = [text.replace("§", "") for text in speeches(60)]
+    rare = train
+    while split_of(rare := rare + "§", 0.3) != "sae_train":
+        pass
+    root = make(tmp_path, [*texts, rare], **keys, sae_train_tokens=None, eval_tokens=None)
+    largest = {
+        split: int(tokens_of(root, split).input_ids.max()) for split in ("sae_train", "eval")
+    }
+    assert largest["eval"] < largest["sae_train"]
+    for split in largest:
+        assert tokens_of(root, split).largest_token_id == largest["sae_train"]
+
+
 def test_baselines_equal_those_of_the_written_tokens(tmp_path: Path) -> None:
     root = make(tmp_path, speeches(60))
     train, held_out = tokens_of(root, "sae_train"), tokens_of(root, "eval")
@@ -222,19 +238,43 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, texts: list[str]) -> None:
         make(tmp_path, texts)
 
 
-def test_a_tokenizer_without_a_token_for_the_text_is_refused(tmp_path: Path) -> None:
-    # Without a token for unknown characters, BPE leaves them out.
-    backend = Tokenizer(models.BPE(vocab={"§": 0, "</s>": 1}, merges=[]))
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(
-        tmp_path / "t"
+def characters_only(characters: str, root: Path, unknown: str | None) -> dict[str, Any]:
+    """Save a tokenizer of these characters; return the keys of a corpus that uses it."""
+    vocabulary = {token: i for i, token in enumerate(("</s>", "<unk>", *characters))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", unk_token=unknown or "</s>"
     )
-    keys: dict[str, Any] = {"tokenizer": {"kind": "pretrained", "path": str(tmp_path / "t")}}
-    said = refused(make, tmp_path, speeches(60), **keys)
-    assert said.startswith("config: corpora.c.tokenizer: it has no token for any text of ")
-    keys |= {"sae_train_tokens": None, "eval_tokens": None}
-    assert refused(make, tmp_path, speeches(60), **keys) == said
-    assert not (tmp_path / "results").exists()
+    made.save_pretrained(root / "t")
+    return {"tokenizer": {"kind": "pretrained", "path": str(root / "t")}}
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_a_tokenizer_without_tokens_for_the_text_is_refused(
+    tmp_path: Path, unknown: str | None
+) -> None:
+    """Without a token for unknown characters, BPE leaves them out without a word."""
+    for characters, share in (("§", "100%"), ("§aei", "75%")):
+        keys = characters_only(characters, tmp_path, unknown)
+        said = refused(make, tmp_path, speeches(60), **keys)
+        assert said.startswith("config: corpora.c.tokenizer: it has no token, or only the one for ")
+        assert f"for {share}" in said
+        assert not (tmp_path / "results").exists()
     assert make(tmp_path, ["§" * n for n in range(20, 80)], **keys)
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_a_warning_tells_how_much_of_the_text_has_no_token(
+    tmp_path: Path, unknown: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["a b\n" * 9 + "cde" * n for n in range(20, 80)]
+    missing = sum(range(20, 80)) / sum(3 * n + 18 for n in range(20, 80))
+    for characters, share in (("abcde \n", None), ("abcd \n", missing), ("abcde", None)):
+        caplog.clear()
+        make(tmp_path, texts, **characters_only(characters, tmp_path, unknown))
+        said = [r.getMessage() for r in caplog.records if "has no token" in r.getMessage()]
+        assert len(said) == (share is not None)
+        assert share is None or f" for {share:.0%} of the characters" in said[0]
 
 
 def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:

@@ -153,6 +153,60 @@ def test_deep_json_is_one_line_that_names_its_position(tmp_path: Path) -> None:
         read(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (gzip.compress(b"a text"), "ending .gz"),
+        (pa.Codec("zstd").compress(b"a text").to_pybytes(), "ending .zst"),
+        (b"BZh91AY&SY", "ending .bz2"),
+        (b"PK\x03\x04", "unpack it"),
+        (b"PAR1\x15\x04", "ending .parquet"),
+        (b"%PDF-1.7\n", "extract its text"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_a_file_that_is_no_text_is_not_read_as_one(
+    start: bytes, said: str, suffix: str, tmp_path: Path
+) -> None:
+    """The pointers of Git LFS are even valid text."""
+    (tmp_path / f"a{suffix}").write_bytes(start)
+    found = refused(read, tmp_path / f"a{suffix}")
+    assert found.startswith(f"{tmp_path / 'a'}{suffix}: this is ")
+    assert said in found
+
+
+def test_a_pointer_instead_of_a_parquet_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid 0\n")
+    assert "git lfs pull" in refused(read, tmp_path / "a.parquet")
+
+
+def test_the_byte_that_is_no_text_is_named_wherever_it_is(tmp_path: Path) -> None:
+    line = json.dumps({"text": "x" * 3000}).encode() + b"\n"
+    (tmp_path / "a.jsonl").write_bytes(line * 20 + b'{"text": "caf\xe9"}\n')
+    assert "not UTF-8 (invalid continuation byte at 0xe9)" in refused(read, tmp_path / "a.jsonl")
+
+
+def test_a_column_of_objects_in_lists_is_named(tmp_path: Path) -> None:
+    messages = [[{"content": text}] for text in TEXTS]
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "a.parquet")
+    rows = "".join(json.dumps({"messages": one}) + "\n" for one in messages)
+    (tmp_path / "a.jsonl").write_text(rows)
+    for name in ("a.parquet", "a.jsonl"):
+        said = refused(read, tmp_path / name, "messages.content")
+        assert said.startswith("config: corpora.c.source.column: 'messages' in ")
+        assert "list" in said
+        assert said.endswith("not an object with keys")
+
+
+def test_an_object_that_is_null_has_an_empty_text_in_every_format(tmp_path: Path) -> None:
+    rows = [{"meta": {"text": "a"}}, {"meta": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("a.parquet", "a.jsonl"):
+        assert read(tmp_path / name, "meta.text") == ["a", ""]
+
+
 # --- normalization
 
 

@@ -170,6 +170,37 @@ def test_mistakes_about_a_data_set_are_reported_in_one_line(
     fails_with(lambda: read(name="nope"), "corpora.c.source", "nope")
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_data_set_may_be_nested_or_saved_to_disk_or_below_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    from datasets import Dataset
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    texts = [f"document {i}" for i in range(5)]
+    rows = [{"n": 1, "meta": {"text": text}, "parts": [{"text": text}]} for text in texts]
+    write_jsonl(tmp_path / "nested/train.jsonl", [*rows, {"n": 2, "meta": None}])
+    Dataset.from_dict({"text": texts, "meta.text": texts}).save_to_disk(str(tmp_path / "saved"))
+
+    def read(path: str, column: str = "text", split: str = "train") -> list[str]:
+        source = HubSource(kind="hub", path=path, column=column, split=split, streaming=streaming)
+        return list(documents(source, where="config: corpora.c.source"))
+
+    assert read("~/nested", "meta.text") == [*texts, ""]
+    assert read(str(tmp_path / "saved")) == read("~/saved", "meta.text") == texts
+    fails_with(lambda: read("~/nested", "parts.text"), "source.column", "'parts'", "is a list")
+    fails_with(lambda: read("~/nested", "other.text"), "source.column", "'other.text'", "meta")
+    fails_with(lambda: read("~/saved", split="test"), "source.split", "holds only 'train'")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_cause_of_a_failure_is_told(hub_folder: Path, streaming: bool) -> None:
+    (hub_folder / "train.jsonl").write_text('{"text": "half \\ud83d of it"}\n')
+    source = HubSource(kind="hub", path=str(hub_folder), streaming=streaming)
+    fails_with(lambda: list(documents(source)), "could not be read: JSON parse error", "surrogate")
+
+
 def read_hub(revision: str | None = None) -> list[str]:
     source = HubSource(kind="hub", path="someone/something", revision=revision)
     return list(documents(source, where="config: corpora.c.source"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 from corpus_files import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
@@ -158,6 +167,47 @@ def test_a_tokenizer_that_truncates_does_not_cut_documents(tmp_path: Path) -> No
     assert loaded.encode([text])[0].tolist() == plain.encode([text])[0].tolist()
 
 
+def digits_apart(backend: Tokenizer) -> None:
+    bytes_after = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_after])
+
+
+def lower_case(backend: Tokenizer) -> None:
+    backend.normalizer = normalizers.Lowercase()
+
+
+def no_pieces(backend: Tokenizer) -> None:
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "GPTNeoXTokenizerFast", "Qwen2Tokenizer"])
+@pytest.mark.parametrize("rule", [digits_apart, lower_case, no_pieces])
+def test_a_tokenizer_file_splits_text_by_its_own_rules_whatever_its_class(
+    rule: Callable[[Tokenizer], None], name: str, tmp_path: Path
+) -> None:
+    """Transformers 5 takes the vocabulary from the file and the rules from the class."""
+    texts = [f"{text} In 1,000 of 2024 A\u0301" for text in speeches(40)]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[EOS], show_progress=False, initial_alphabet=alphabet
+    )
+    backend.train_from_iterator(texts, trainer)
+    rule(backend)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": name})
+    loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path)))
+    expected = [backend.encode(text).ids for text in texts]
+    assert [ids.tolist() for ids in loaded.encode(texts)] == expected
+    # Its config names no EOS; the class does.
+    assert loaded.eos_token_id == backend.token_to_id(EOS)
+    save_tokenizer(loaded.tokenizer, tmp_path / "saved")
+    saved = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "saved")))
+    assert [ids.tolist() for ids in saved.encode(texts)] == expected
+
+
 def test_an_unusable_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "empty"))
@@ -173,9 +223,24 @@ def test_a_text_that_a_tokenizer_cannot_encode_is_one_line(tmp_path: Path) -> No
         tmp_path / "t",
     )
     loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t")))
-    for encode in (lambda: loaded.encode(["other"]), lambda: loaded.added_before):
-        said = refused(encode)
-        assert said.startswith("config: corpora.*.tokenizer: it cannot encode the text (WordLevel")
+    said = refused(loaded.encode, ["other"])
+    assert said.startswith("config: corpora.*.tokenizer: it cannot encode the text (WordLevel")
+
+
+@pytest.mark.parametrize("model", [models.BPE, models.WordLevel])
+def test_what_precedes_texts_is_known_of_a_tokenizer_without_english(
+    model: Callable[..., models.Model], tmp_path: Path
+) -> None:
+    """One of DNA either leaves out or refuses the letters that it does not know."""
+    merges = {"merges": []} if model is models.BPE else {}
+    backend = Tokenizer(model({"<s>": 0, "A": 1, "C": 2}, **merges))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), tmp_path / "t")
+    loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t")))
+    assert loaded.added_before == loaded.bos_token_ids == (0,)
+    assert loaded.wants_bos
 
 
 def test_a_token_id_that_no_table_can_have_is_refused(tmp_path: Path) -> None:

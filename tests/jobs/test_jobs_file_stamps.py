@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nullsae.config.corpora import Corpus, FilesSource, TrainedTokenizer
+from nullsae.config.corpora import Corpus, FilesSource, HubSource, TrainedTokenizer
 from nullsae.corpus.sources import documents
 from nullsae.jobs import file_stamps
 from nullsae.jobs.corpus import corpus_key
@@ -120,3 +120,27 @@ def test_an_edit_of_a_text_changes_its_corpus_however_its_path_is_written(
     size = known_corpus(corpus)
     assert size is not None
     assert size.read_tokens == len(text) // 3
+
+
+@pytest.mark.parametrize("path", ["~/data", "data"])
+def test_an_edit_of_a_local_data_set_changes_its_corpus(
+    home: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    file = write(home / "data/train/part-0.jsonl", '{"text": "a text"}')
+    keys = dict.fromkeys(("sae_train_tokens", "eval_tokens"), 1000)
+    corpus = Corpus(
+        source=HubSource(kind="hub", path=path), tokenizer=TrainedTokenizer(kind="train"), **keys
+    )
+
+    def key() -> str:
+        file_stamps._content.cache_clear()
+        corpus_key.cache_clear()
+        return corpus_key("texts", corpus)
+
+    before = key()
+    os.utime(file)
+    assert key() == before
+    write(file, '{"text": "another text"}')
+    assert key() != before

@@ -164,7 +164,7 @@ def test_neuronpedia_reads_the_same_rows(root: Path, seen: dict[str, Any]) -> No
             mine.sort(key=lambda w: w["pool"] != "top")
             assert len(feature["activations"]) == len(mine) > 4
             for activation, window in zip(feature["activations"], mine, strict=True):
-                assert activation["tokens"] == [f"word{token}" for token in window["token_ids"]]
+                assert activation["tokens"] == [f" word{token}" for token in window["token_ids"]]
                 assert activation["values"] == pytest.approx(window["activations"])
                 assert (activation["modelId"], activation["index"]) == ("tiny", row["latent"])
                 if window["pool"] == "top":
@@ -202,7 +202,7 @@ def test_neuronpedia_rows_belong_together(root: Path, tmp_path: Path) -> None:
         for feature in features:
             for name, end in (("pos", "promoted"), ("neg", "suppressed")):
                 row = rows[feature["index"]]
-                assert feature[f"{name}_str"] == [f"word{v}" for v in row[f"{end}_tokens"]]
+                assert feature[f"{name}_str"] == [f" word{v}" for v in row[f"{end}_tokens"]]
                 assert feature[f"{name}_values"] == row[f"{end}_effects"]
                 assert len(feature[f"{name}_str"]) == 10
             assert (feature["layer"], feature["creatorId"]) == (source["id"], "someone")

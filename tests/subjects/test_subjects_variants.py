@@ -14,6 +14,7 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
+from nullsae.core.files import write_json
 from nullsae.corpus.store import load_tokens
 from nullsae.subjects import health, publish
 from nullsae.subjects.changes import randomize
@@ -329,6 +330,14 @@ def test_token_ids_beyond_the_vocabulary_are_refused(study: Any, tmp_path: Path)
         "use the subject's own tokenizer in corpora.*.tokenizer"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_id_that_only_the_other_split_has_is_refused_before_it_is_read(
+    study: Any, tmp_path: Path
+) -> None:
+    tokens = write_corpus(tmp_path / "corpus", *tokens_of(4, seed=4))
+    write_json(tokens, {**json.loads(tokens.read_text()), "largest_token_id": VOCAB})
+    assert f"token id {VOCAB} is beyond" in refusal_of(tokens, study, tmp_path / "out")
 
 
 def test_contexts_that_are_too_long_are_refused(study: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The encoding of a text file, detected from its first bytes."""
+"""What a text file is, detected from its first bytes: its encoding, or no text at all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,28 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+# How files begin that are no text, and what to do with each.
+NO_TEXT = (
+    (
+        re.compile(rb"version https://git-lfs\.github\.com/spec/"),
+        "only a pointer to the file, of Git LFS; fetch the file with: git lfs pull",
+    ),
+    (re.compile(rb"\x1f\x8b"), "compressed by gzip; give its name the ending .gz"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "compressed by zstd; give its name the ending .zst"),
+    (re.compile(rb"\x04\x22\x4d\x18"), "compressed by lz4; give its name the ending .lz4"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), "compressed by bzip2; give its name the ending .bz2"),
+    (re.compile(rb"\xfd7zXZ\x00"), "compressed by xz; decompress it"),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive; unpack it"),
+    (re.compile(rb"PAR1[\x00-\x1f]"), "a Parquet file; give its name the ending .parquet"),
+    (re.compile(rb"ARROW1\x00"), "an Arrow file; write it as Parquet"),
+    (re.compile(rb"%PDF-\d"), "a PDF; extract its text"),
+)
+
+
+def no_text(start: bytes) -> str | None:
+    """Return what a file is that begins so, and what to do with it; None if it may be text."""
+    return next((said for beginning, said in NO_TEXT if beginning.match(start)), None)
 
 
 def encoding_of(start: bytes) -> str:

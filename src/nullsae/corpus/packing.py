@@ -68,11 +68,6 @@ class Packer:
         return n_text + -(-n_text // self._room) * len(self._before)
 
     @property
-    def has_separators_only(self) -> bool:
-        """Whether no document has had a token of its own."""
-        return 0 < self.packed.n_text == self.packed.n_documents * len(self._after)
-
-    @property
     def full(self) -> bool:
         """Whether another document would be dropped entirely."""
         return self.n_contexts is not None and self.packed.n_text >= self.n_contexts * self._room

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from nullsae.config.corpora import Corpus, PretrainedTokenizer, TrainedTokenizer
 from nullsae.core.files import atomic_path, read_json, room_for, write_json
-from nullsae.corpus.boundaries import Boundaries, boundaries
+from nullsae.corpus.boundaries import Boundaries, UnfitError, boundaries
 from nullsae.corpus.documents import SPLITS, SplitName, split_of_digest
 from nullsae.corpus.packing import Packed, Packer
 from nullsae.corpus.reading import Counts, Document, Reader
@@ -34,6 +34,10 @@ KEPT_BYTES_PER_TOKEN = 16
 # A run after a kill encodes at most this many tokens again.
 CHECKPOINT_TOKENS = 2**22
 DIGEST_BYTES = 16
+# Characters of each document in a sample, and shares of them without a token of which a warning
+# tells, or which are refused.
+SAMPLE_CHARACTERS = 4_000
+MOST_WITHOUT_TOKEN, FEWEST_REFUSED = 0.01, 0.5
 
 Texts = Callable[[], Iterable[str]]
 """Yields the texts of a source from its start, at each call."""
@@ -232,8 +236,11 @@ class Preparation:
         if isinstance(tokenizer, TrainedTokenizer) and not n_done:
             # So that its training texts need not be read again.
             self._save(n_done, source)
-        ordered, saved_at = source.documents(n_done), self._n_text
+        ordered, saved_at, first = source.documents(n_done), self._n_text, True
         while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
+            if first:
+                self._check_cover([document.text[:SAMPLE_CHARACTERS] for document in batch])
+            first = False
             lacking = [document for document in batch if not self.packers[document.split].full]
             encoded = self.encoder.encode([document.text for document in lacking])
             for document, ids in zip(lacking, encoded, strict=True):
@@ -251,6 +258,22 @@ class Preparation:
         for packer in self.packers.values():
             packer.flush()
         self.counts, self.digest = source.counts, source.digest
+
+    def _check_cover(self, texts: list[str]) -> None:
+        """Check that the tokenizer has tokens for a sample of the text.
+
+        Raises:
+            UnfitError: it has none for most of it.
+        """
+        share = self.encoder.share_without_token(texts)
+        if share > MOST_WITHOUT_TOKEN:
+            said = (
+                f"{self.where}.tokenizer: it has no token, or only the one for unknown text, for "
+                f"{share:.0%} of the characters of {len(texts)} documents"
+            )
+            if share > FEWEST_REFUSED:
+                raise UnfitError(f"{said}; take one that was made for such text")
+            log.warning("warning: %s, which the study does not see", said)
 
     def _take(self, encoder: Encoder) -> None:
         self.encoder = encoder

@@ -136,7 +136,9 @@ def _write(made: Preparation, params: PrepareCorpusParams, name: str, root: Path
         }
         tokens[split] = map_tokens(file, manifest)
     tokens["eval"].manifest.update(baselines(tokens["sae_train"], tokens["eval"]))
+    largest = max(int(of_split.input_ids.max()) for of_split in tokens.values())
     for split in SPLITS:
+        tokens[split].manifest["largest_token_id"] = largest
         path = root / paths.CORPUS_MANIFEST.format(corpus=name, split=split)
         write_json(path, tokens[split].manifest)
 
@@ -173,11 +175,6 @@ def check_amounts(made: Preparation, corpus: Corpus, where: str) -> None:
         )
     for split, n_tokens in wanted_tokens(corpus).items():
         found = made.packers[split].n_tokens
-        if made.packers[split].has_separators_only:
-            raise UnfitError(
-                f"{where}.tokenizer: it has no token for any text of {source}; take one that was "
-                f"made for such text"
-            )
         if n_tokens is None and found < corpus.context_tokens:
             raise UnfitError(
                 f"{where}.source: {source} has {found} tokens for {split}, less than one context "

@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.folders import expanded, matching
-from nullsae.corpus.encodings import START_BYTES, encoding_of
-from nullsae.corpus.hub import check_repository
+from nullsae.corpus.columns import no_column, no_objects, path_of, text_of
+from nullsae.corpus.encodings import START_BYTES, encoding_of, no_text
+from nullsae.corpus.hub_texts import HubTexts
 
 Source = BuiltinSource | HubSource | FilesSource
 
@@ -34,8 +35,6 @@ PIECE_CHARACTERS = 1_500
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
-# Columns that a message names, and characters of each.
-MOST_NAMES, MOST_CHARACTERS = 20, 40
 # How much of a Parquet file is in memory at once.
 READ_BYTES = 2**24
 
@@ -182,15 +181,18 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
     try:
         with pq.ParquetFile(file) as table:
             schema = table.schema_arrow
-            top, *inside = [column] if column in schema.names else column.split(".")
+            top, *inside = path_of(column, schema.names)
             if top not in schema.names:
-                raise _no_column(str(file), column, schema.names, where)
+                raise no_column(str(file), column, schema.names, where)
             if schema.names.count(top) > 1:
                 raise UserError(f"{where}.column: {file} has several columns {top!r}; rename them")
             kind = schema.field(top).type
-            for key in inside:
-                if not pa.types.is_struct(kind) or kind.get_field_index(key) < 0:
-                    raise _no_column(str(file), column, schema.names, where)
+            for depth, key in enumerate(inside):
+                if not pa.types.is_struct(kind):
+                    read = ".".join([top, *inside[:depth]])
+                    raise no_objects(str(file), read, str(kind), where)
+                if kind.get_field_index(key) < 0:
+                    raise no_column(str(file), column, schema.names, where)
                 kind = kind.field(key).type
             if not _is_text(kind):
                 raise UserError(f"{where}.column: {column!r} in {file} is {kind}, not text")
@@ -203,7 +205,18 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
         reason = first_line(error)
         if isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
             raise UserError(f"{where}.column: {column!r} in {file} is not UTF-8 text") from None
+        if said := _no_text_in(file):
+            raise UserError(f"{file}: this is {said}") from None
         raise UserError(f"{file}: not readable as Parquet ({reason})") from None
+
+
+def _no_text_in(file: Path) -> str | None:
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(START_BYTES)
+    except OSError:
+        return None
+    return None if start.startswith(b"PAR1") else no_text(start)
 
 
 def rows_at_once(metadata: pq.FileMetaData) -> int:
@@ -235,7 +248,7 @@ def _jsonl(file: Path, column: str, where: str) -> Iterator[str]:
                 raise UserError(f"{at}: not JSON; a .jsonl file has one per line") from None
             if not isinstance(record, dict):
                 raise UserError(f"{at}: not a JSON object")
-            yield _text_of(record, column, at, where)
+            yield text_of(record, column, at, where)
 
 
 @contextmanager
@@ -248,6 +261,8 @@ def _opened(file: Path) -> Iterator[TextIO]:
     try:
         with pa.input_stream(str(file), compression=compression) as raw:
             start = raw.read(START_BYTES)
+        if said := no_text(start):
+            raise UserError(f"{file}: this is {said}")
         encoding = encoding_of(start)
         with (
             pa.input_stream(str(file), compression=compression) as raw,
@@ -255,127 +270,14 @@ def _opened(file: Path) -> Iterator[TextIO]:
         ):
             yield stream
     except UnicodeDecodeError as error:
+        # Its position is counted from what was read last.
+        byte = f"{error.reason} at 0x{error.object[error.start]:02x}"
         raise UserError(
-            f"{file}: not {encoding.upper()} ({error.reason} at byte {error.start}); convert it, "
-            f"for example with iconv -f windows-1252 -t utf-8"
+            f"{file}: not {encoding.upper()} ({byte}); convert it, for example with iconv -f "
+            f"windows-1252 -t utf-8"
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: not readable ({first_line(error)})") from None
-
-
-class HubTexts:
-    """Texts of a data set of the hub; a streamed one can be resumed."""
-
-    def __init__(self, source: HubSource, where: str) -> None:
-        self._source, self._where = source, where
-        self._name = f"the data set {source.path!r}"
-        self._dataset: Any = None
-        self._version: list[str | None] = []
-        """Version of the library, and commit; a state is valid only for these."""
-        self._n_read = 0
-        self._given: Any = None
-        """The position to resume from, until the first text."""
-        self._texts = self._read()
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._texts)
-
-    def state(self) -> dict[str, Any] | None:
-        """Return the file and row of a stream."""
-        if self._dataset is None or not self._source.streaming:
-            return None
-        # A data set has no state before it is read.
-        rows = self._given or self._dataset.state_dict()
-        return {"version": self._version, "n_read": self._n_read, "rows": rows}
-
-    def go_on(self, state: dict[str, Any]) -> bool:
-        """Resume from a state of the same version.
-
-        Only three files are fetched again: the first, for its columns, the current one, and the one
-        before.
-
-        Raises:
-            UserError: as at the first text.
-        """
-        self._load()
-        if state["version"] != self._version:
-            return False
-        self._dataset.load_state_dict(state["rows"])
-        self._n_read, self._given = state["n_read"], state["rows"]
-        return True
-
-    def _load(self) -> None:
-        source, where = self._source, self._where
-        commit = check_repository(
-            source.path, kind="dataset", revision=source.revision, where=f"{where}.path"
-        )
-        with self._in_a_line():
-            import datasets  # takes 2 s, and only this kind of source needs it
-
-            dataset = datasets.load_dataset(
-                source.path,
-                name=source.name,
-                split=source.split,
-                revision=source.revision,
-                streaming=source.streaming,
-            )
-            # A stream may not know its columns before its first row; then each row is checked.
-            if dataset.column_names is not None and source.column not in dataset.column_names:
-                raise _no_column(self._name, source.column, dataset.column_names, where)
-            if dataset.column_names is not None:
-                dataset = dataset.select_columns([source.column])
-        self._dataset, self._version = dataset, [datasets.__version__, commit]
-
-    def _read(self) -> Iterator[str]:
-        if self._dataset is None:
-            self._load()
-        with self._in_a_line():
-            for row in self._dataset:
-                at = f"{self._name}, row {self._n_read}"
-                self._n_read, self._given = self._n_read + 1, None
-                yield _text_of(row, self._source.column, at, self._where)
-
-    @contextmanager
-    def _in_a_line(self) -> Iterator[None]:
-        try:
-            yield
-        except (UserError, GeneratorExit):
-            raise
-        except Exception as error:  # anything that a loader of foreign data may raise
-            raise UserError(
-                f"{self._where}: {self._name} could not be read: {first_line(error)}"
-            ) from None
-
-
-def _text_of(row: dict[str, Any], column: str, at: str, where: str) -> str:
-    text: Any = row
-    for key in [column] if column in row else column.split("."):
-        if not isinstance(text, dict) or key not in text:
-            raise _no_column(at, column, list(row), where)
-        text = text[key]
-    if text is None:
-        return ""
-    if isinstance(text, bytes):  # from a Parquet column without a text type
-        try:
-            return text.decode()
-        except UnicodeDecodeError:
-            raise UserError(f"{where}.column: {column!r} in {at} is not UTF-8 text") from None
-    if not isinstance(text, str):
-        raise UserError(f"{where}.column: {column!r} in {at} is {type(text).__name__}, not text")
-    return text
-
-
-def _no_column(what: str, column: str, present: list[str], where: str) -> UserError:
-    # Names are as long and as odd as whoever wrote the data made them.
-    names = [" ".join(name.split())[:MOST_CHARACTERS] for name in present[:MOST_NAMES]]
-    more = f" and {len(present) - MOST_NAMES} more" if len(present) > MOST_NAMES else ""
-    return UserError(
-        f"{where}.column: {what} has no column {column!r}; it has "
-        f"{', '.join(names) or 'none'}{more}"
-    )
 
 
 def _read_text(file: Path) -> str:

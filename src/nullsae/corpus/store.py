@@ -53,6 +53,14 @@ class Tokens:
         return "BOS" if self.bos_token_ids else "EOS, for want of a BOS,"
 
     @property
+    def largest_token_id(self) -> int:
+        """Of the whole corpus, by its manifest, so that a model is checked against both splits; of
+        this split if the manifest does not say.
+        """
+        found: int | None = self.manifest.get("largest_token_id")
+        return int(self.input_ids.max()) if found is None else found
+
+    @property
     def first_predicted(self) -> int:
         """Position of the first token of a context that a model's loss counts."""
         return max(1, self.n_bos)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # How SentencePiece vocabularies write a space.
 METASPACE = "\u2581"
+# Decoders, or none, that put the space between two words, so that no token has it.
+BETWEEN_WORDS = ("NoneType", "WordPiece")
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -38,4 +40,7 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
     if name is not None and name.startswith(METASPACE):
         return str(name).replace(METASPACE, " ")
     text: str = tokenizer.decode([token_id], skip_special_tokens=False)
+    if type(tokenizer.decoder).__name__ in BETWEEN_WORDS:
+        twice = str(tokenizer.decode([token_id, token_id], skip_special_tokens=False))
+        return twice[len(text) :] if twice.startswith(text) else text
     return text

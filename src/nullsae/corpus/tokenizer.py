@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
@@ -103,14 +106,53 @@ class Encoder:
     @cached_property
     def added_before(self) -> tuple[int, ...]:
         """Ids that the tokenizer's post-processor, of any kind, puts before a text."""
+        text = self._any_text()
         with _in_a_line():
             plain, whole = (
-                self._backend.encode(PROBE, add_special_tokens=added).ids for added in (False, True)
+                self._backend.encode(text, add_special_tokens=added).ids for added in (False, True)
             )
         for start in range(len(whole) - len(plain) + 1):
             if whole[start : start + len(plain)] == plain:
                 return tuple(whole[:start])
         return ()
+
+    def _any_text(self) -> str:
+        """Return a text for which the tokenizer has a token: one of its own if it lacks English."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        for text in (PROBE, *sorted(vocabulary, key=vocabulary.__getitem__)):
+            with suppress(Exception):  # the library raises no class of its own
+                if self._backend.encode(text, add_special_tokens=False).ids:
+                    return text
+        return PROBE
+
+    def share_without_token(self, texts: Sequence[str]) -> float:
+        """Return the share of the texts' characters that no token, or only an unknown one, has.
+
+        White space does not count, because many tokenizers drop it.
+        """
+        known = {self.tokenizer.unk_token, getattr(self._backend.model, "unk_token", None)}
+        unknown = {self.special_tokens.get(name) for name in known if name} - {None}
+        n_characters = sum(not character.isspace() for text in texts for character in text)
+        # Where characters are left out, the library counts the others as if they were adjacent.
+        left_out = str.maketrans(dict.fromkeys(self._left_out(set("".join(texts)))))
+        kept = [text.translate(left_out) for text in texts]
+        n_covered = 0
+        with _in_a_line():
+            encodings = self._backend.encode_batch(kept, add_special_tokens=False)
+        for text, found in zip(kept, encodings, strict=True):
+            covers = np.zeros(len(text), dtype=np.bool_)
+            for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+                covers[start:end] |= index not in unknown
+            n_covered += sum(not text[at].isspace() for at in np.flatnonzero(covers).tolist())
+        return 1 - n_covered / max(1, n_characters)
+
+    def _left_out(self, characters: set[str]) -> list[str]:
+        """Return those that BPE leaves out, for want of a token for unknown ones."""
+        model, ordered = self._backend.model, sorted(characters)
+        if not isinstance(model, models.BPE) or model.unk_token is not None:
+            return []
+        encodings = self._backend.encode_batch_fast(ordered, add_special_tokens=False)
+        return [c for c, found in zip(ordered, encodings, strict=True) if not found.ids]
 
     @property
     def bos_token_ids(self) -> tuple[int, ...]:
@@ -232,6 +274,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **keys)
         if isinstance(config, PretrainedTokenizer):
+            tokenizer = _as_in_its_file(tokenizer, path, keys)
             asks = get_tokenizer_config(path, **keys).get("add_bos_token") is True
     except Exception as error:  # anything that a foreign repository makes the loader raise
         raise UserError(
@@ -253,6 +296,46 @@ def load_tokenizer(
             f"{MOST_TOKENS:,}, because tables have a row for each"
         )
     return encoder
+
+
+def _as_in_its_file(
+    tokenizer: PreTrainedTokenizerFast, path: str, keys: dict[str, str]
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that splits text as its `tokenizer.json` says, if it has that file.
+
+    Since version 5, the classes of transformers take the vocabulary from there, but split text by
+    rules of their own. Models were trained with those of the file.
+    """
+    file = cached_file(
+        *(path, "tokenizer.json"),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **keys,
+    )
+    if file is None or not tokenizer.is_fast:
+        return tokenizer
+    own = Tokenizer.from_file(file)
+    if _rules(own) == _rules(tokenizer.backend_tokenizer):
+        return tokenizer
+    found: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path, **keys)
+    found.backend_tokenizer.post_processor = own.post_processor
+    # Those that the config lacks and the class has, as for GPT-2.
+    for name, token in tokenizer.special_tokens_map.items():
+        lacks = getattr(found, name, token) is None
+        if lacks and isinstance(token, str) and own.token_to_id(token) is not None:
+            setattr(found, name, token)
+    return found
+
+
+def _rules(backend: Tokenizer) -> list[Any]:
+    """Return what determines the tokens of a text, except added tokens."""
+    of_offsets = "trim_offsets"
+    found = json.loads(
+        backend.to_str(),
+        # What is absent, null or false in one version's file is another of these in the next.
+        object_hook=lambda keys: {k: v for k, v in keys.items() if v and k != of_offsets},
+    )
+    return [found.get(name) for name in ("normalizer", "pre_tokenizer", "model")]
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast, *, asks_for_bos: bool = False) -> Encoder:

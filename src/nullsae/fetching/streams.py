@@ -143,9 +143,9 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
 
     After a kill, a new run resumes from the last checkpoint, in a folder next to the result.
     """
+    from nullsae.corpus.hub_texts import HubTexts
     from nullsae.corpus.preparation import Preparation
     from nullsae.corpus.prepare import check_amounts, work_folder
-    from nullsae.corpus.sources import HubTexts
 
     where = f"config: corpora.{name}"
     work = file.parent.with_name(f"{file.parent.name}.{prepare_corpus.code()}.work")

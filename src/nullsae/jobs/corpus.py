@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 
-from nullsae.config.corpora import Corpus, FilesSource, GgufTokenizer, PretrainedTokenizer
-from nullsae.config.model_files import find_gguf
+from nullsae.config.corpora import (
+    Corpus,
+    FilesSource,
+    GgufTokenizer,
+    HubSource,
+    PretrainedTokenizer,
+)
+from nullsae.config.model_files import find_gguf, is_local
 from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.core.files import content_key
@@ -31,6 +37,8 @@ def prepare_corpus(config: Config, wildcards: Wildcards) -> PrepareCorpusParams:
 def _params(name: str, corpus: Corpus) -> PrepareCorpusParams:
     paths = corpus.source.paths if isinstance(corpus.source, FilesSource) else ()
     read = [named_file(file) for path in paths for file in matching(path)]
+    if isinstance(corpus.source, HubSource) and is_local(corpus.source.path):
+        read.append(f"{named_file(corpus.source.path)}/**/*")
     if isinstance(corpus.tokenizer, PretrainedTokenizer):
         read += folder_files(corpus.tokenizer.path)
     if isinstance(corpus.tokenizer, GgufTokenizer):

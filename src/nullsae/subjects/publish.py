@@ -377,7 +377,7 @@ def pass_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:
 
 def check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
     """Check that token ids and contexts of the corpus fit the model's vocabulary and length."""
-    largest = int(tokens.input_ids.max())
+    largest = tokens.largest_token_id
     longest, config = tokens.input_ids.shape[1], text_config(model)
     if largest >= config.vocab_size:
         raise UserError(

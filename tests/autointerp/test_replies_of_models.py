@@ -30,6 +30,17 @@ def chosen(content: str) -> int | None:
         "Fen\u00eatre 1 : 0, Fen\u00eatre 2 : 1",
         "***1***: _no_\n__Window 2__ \u2014 **Yes**",
         "1: No \u274c\n2: Yes \u2705",
+        "1: \u274c\n2: \u2705",
+        "- **Window 1:** \u274c\n- **Window 2:** \u2714\ufe0f",
+        "| Window | Active |\n|---|---|\n| 1 | \u274c |\n| 2 | \u2705 |",
+        "Fen\u00eatre 1 : non\nFen\u00eatre 2 : oui",
+        "\u7a97\u53e31\uff1a\u5426\n\u7a97\u53e32\uff1a\u662f",
+        '{"1": "nein", "2": "ja"}',
+        '{"Window 1": "Not active", "Window 2": "Active"}',
+        "Window 1: inactive\nWindow 2: active",
+        "Window 1: Not Active (0)\nWindow 2: Active (1)",
+        "Window 1: so the answer is 0.\nWindow 2: two mugs, so the answer is 1.",
+        "\\boxed{0, 1}",
     ],
 )
 def test_signs_of_any_script_are_read(content: str) -> None:
@@ -104,6 +115,9 @@ def test_windows_may_be_answered_together_or_at_the_end_of_a_line(
         '\n\nThis follows the format {"1": 0, "2": 1, ...}.',
         '\n\nFor example, {"1": 0} would mean that window 1 has no cup.',
         "\n\nWindow 1 is about trains instead of cups.",
+        '\n\nMy first guess was {"1": 0, "2": 1, "3": 1}.',
+        "\n\n(Initial draft: 1: 0, 2: 1, 3: 1)",
+        "\n\nAn example of another answer:\n1: 0\n2: 1\n3: 1",
     ],
 )
 def test_text_next_to_an_answer_does_not_change_it(beside: str) -> None:
@@ -122,6 +136,16 @@ def test_text_next_to_an_answer_does_not_change_it(beside: str) -> None:
         ("0 = no, 1 = yes\n\n1: 0\n2: 0\n3: 1", 3, {1: 0, 2: 0, 3: 1}),
         ("1: 0; 2: 1; total: 1 active", 2, {1: 0, 2: 1}),
         ("1: yes (mugs), 2: no (trains), 3: yes", 3, {1: 1, 2: 0, 3: 1}),
+        ("1: 0, 2: 2, 3: 1", 3, {1: 0}),
+        ("1 = 0, 2 = 2 and 3 = 1", 3, {1: 0}),
+        ("2: active, 1: inactive", 2, {1: 0, 2: 1}),
+        ("Window 1: 10\nWindow 2: 1", 2, {2: 1}),
+        ('{"answer": {"1": 0, "2": 1}, "confidence": {"1": 1, "2": 0.8}}', 2, {1: 0, 2: 1}),
+        (
+            '[{"window": 1, "status": "inactive"}, {"window": 2, "status": "active"}]',
+            2,
+            {1: 0, 2: 1},
+        ),
     ],
 )
 def test_numbers_in_reasons_are_not_answers(content: str, n: int, kept: dict[int, int]) -> None:
@@ -139,6 +163,9 @@ def test_numbers_in_reasons_are_not_answers(content: str, n: int, kept: dict[int
         ("1: No \u2014 on second thought, yes\n2: no", {2: 0}),
         ('[{"id": 1, "label": 0}, {"id": 1, "label": 1}, {"id": 2, "label": 0}]', {2: 0}),
         ("1: 0 (changed from 1)\n2: 1", {1: 0, 2: 1}),
+        ('{"1": 0, "2": 1}\n\nOops, I mixed up windows 1 and 2.', {}),
+        ('{"1": 0, "2": 1}\n\nActually, 2 should be 0.', {1: 0}),
+        ('{"1": 0, "2": 1}\n\nThat was wrong for window 2.', {1: 0}),
     ],
 )
 def test_withdrawn_labels_do_not_count(content: str, kept: dict[int, int]) -> None:
@@ -152,6 +179,11 @@ def test_withdrawn_labels_do_not_count(content: str, kept: dict[int, int]) -> No
         ('{"active_indices": [1, 0]}', 2),
         ('{"matches": [0]}', 1),
         ('{"1": 0, "2": 1, ...}', 2),
+        ("Please give the windows. For example:\n1: 0\n2: 1", 2),
+        ('Example output: {"1": 0, "2": 1}', 2),
+        ('The format should be {"1": 0, "2": 1, "3": 0, "4": 1}.', 5),
+        ("All windows except window 2: 0", 2),
+        ("Active: no, since it is rare", 1),
     ],
 )
 def test_lists_of_windows_and_templates_are_not_labels(content: str, n: int) -> None:

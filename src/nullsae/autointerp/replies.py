@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-from nullsae.autointerp.label_words import CORRECTS, NEGATIVE, POSITIVE, plain
+from nullsae.autointerp.label_words import CORRECTS, KEY, NEGATIVE, POSITIVE, plain, shows
 from nullsae.autointerp.labels import labels
 from nullsae.autointerp.llm.messages import Reply
-from nullsae.autointerp.loose_json import Branch, Node, find_branches
+from nullsae.autointerp.loose_json import Branch, Leaf, Node, branches_within, find_branches
 from nullsae.autointerp.reasoning import answer_alone, has_begun
 
 _FIELD = re.compile(
-    r"(?i)(?:\w+ )?(?:intruders?|odd(?: one)?(?: out)?|answer|window|choice|number)(?: \w+)?"
+    r"(?i)(?:\w+ )?(?:intruders?|odd(?: one)?(?: out)?|answer|result|window|choice|number)(?: \w+)?"
 )
-_VALUE = re.compile(r"(?i)\W*(?:window\W{0,3})?(?P<number>\d{1,4})(?:\.0)?\W*")
+_VALUE = re.compile(r"(?i)(?:[^\w-]|-(?!\d))*(?:window\W{0,3})?(?P<number>\d{1,4})(?:\.0)?\W*")
 _ALONE = re.compile(r"(?im)^[^\w\n]*(?:window\W{0,3})?(?P<number>\d{1,4})[^\w\n]*$")
 _CLAUSE = re.compile(
     r"(?i)(?:(?!\b(?:because|since|as|while|whereas|but)\b)(?:[^,.;!?\n]|\.(?=\d)))+"
@@ -37,9 +37,12 @@ _NUMBER = re.compile(
 )
 # What precedes the number of a window in a statement; not in "the intruder has 3 marks".
 _NAMES = re.compile(
-    r"(?i)(?:^|[:=#(\[{-]|\b(?:window|text|example|passage|item|option|choice|index|id|number|no|nr|is|"
-    r"was|be|to|out|set|them|intruder))[\s\"'#(\[{:]*\Z"
+    rf"(?i)(?:^|[:=#(\[{{}}>→-]|\b(?:{KEY}|option|choice|index|is|was|be|to|out|set|them|intruder|choose|"
+    r"pick|select|it['\u2019]s))[\s\"'#(\[{:]*\Z"
 )
+# What a number without the word "window" counts, as in "3 marks"; and what says that a window fits.
+_COUNTS = re.compile(r"(?i)\s+(?!(?:is|was|because|since|as|does|doesn)\b)[a-z]")
+_FITS = re.compile(r"(?i)(?<!not )(?<!n['\u2019]t )\b(?:fits?|belongs?|match(?:es)?)\b")
 # What the token of a label may contain besides it.
 _AROUND = " \t\n\"'`:,{}[]()|*"
 
@@ -85,6 +88,9 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
     number, place = named
     if CORRECTS.search(content, place) and _names_another(content, place, number):
         return None
+    later = _stated(_without_objects(content), place)
+    if later is not None and later[0] != number:
+        return None
     windows = range(1, n_windows + 1)
     if number not in windows or not _is_answer(reply, place):
         return None
@@ -97,28 +103,59 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
 
 def _named(content: str) -> tuple[int, int] | None:
     """Return the number that an answer names last, and its position; None if ambiguous."""
-    branches = find_branches(content)
-    for branch in reversed(branches):
-        values = [v for k, v in branch.items if k and _FIELD.fullmatch(k.text.strip())]
-        if len(values) == 1:
-            return _number_of(values[0])
-    for branch in branches:
-        if any(key for key, _ in branch.items):
-            blanked = " " * (branch.stop - branch.start)
-            content = content[: branch.start] + blanked + content[branch.stop :]
-    for clause in reversed([*_CLAUSE.finditer(content)]):
+    objects = [
+        (values, shows(content, b.start)) for b in find_branches(content) if (values := _fields(b))
+    ]
+    meant = [values for values, how in objects if how is None]
+    meant = meant or [values for values, how in objects if how and how["format"]]
+    if meant:
+        numbers = [_number_of(value) for value in meant[-1]]
+        same = {number and number[0] for number in numbers}
+        return numbers[0] if len(same) == 1 else None
+    content = _without_objects(content)
+    if stated := _stated(content, 0):
+        return stated
+    if alone := [*_ALONE.finditer(content)]:
+        return int(alone[-1]["number"]), alone[-1].start("number")
+    numbers = [*_NUMBER.finditer(content)]
+    if _NEGATION.search(content) or _FITS.search(content) or len({m[0] for m in numbers}) != 1:
+        return None
+    name = _NAMES.search(content[: numbers[-1].start()])
+    has_name = name is not None and any(character.isalpha() for character in name[0])
+    if name is None or (not has_name and _COUNTS.match(content, numbers[-1].end())):
+        return None
+    return int(numbers[-1][0]), numbers[-1].start()
+
+
+def _stated(content: str, start: int) -> tuple[int, int] | None:
+    """Return the number in the last clause that names an intruder, after a position."""
+    for clause in reversed([*_CLAUSE.finditer(content, start)]):
         # Unlike "I do not think that window 2 is the intruder".
         if _STATES.search(clause[0]) and not _NEGATION.search(clause[0]):
             numbers = [*_NUMBER.finditer(content, *clause.span())]
             before = clause[0][: numbers[0].start() - clause.start()] if numbers else ""
             if len(numbers) == 1 and _NAMES.search(before):
                 return int(numbers[0][0]), numbers[0].start()
-    if alone := [*_ALONE.finditer(content)]:
-        return int(alone[-1]["number"]), alone[-1].start("number")
-    numbers = [*_NUMBER.finditer(content)]
-    if _NEGATION.search(content) or len({match[0] for match in numbers}) != 1:
-        return None
-    return int(numbers[-1][0]), numbers[-1].start()
+    return None
+
+
+def _without_objects(content: str) -> str:
+    """Blank the objects with keys; positions do not change."""
+    for branch in find_branches(content):
+        if any(key for key, _ in branch.items):
+            blanked = " " * (branch.stop - branch.start)
+            content = content[: branch.start] + blanked + content[branch.stop :]
+    return content
+
+
+def _fields(branch: Branch) -> list[Node]:
+    """Return the values that may name the intruder: of an object's fields, or of objects in it."""
+    named = [value for key, value in branch.items if key and _FIELD.fullmatch(key.text.strip())]
+    found: list[Node] = []
+    for value in named or branch.values():
+        inner = branches_within(value) if isinstance(value, Leaf) else [value]
+        found += [one for below in inner for one in _fields(below)] or [value] * bool(named)
+    return found
 
 
 def _number_of(value: Node) -> tuple[int, int] | None:

@@ -109,9 +109,8 @@ def _named(content: str) -> tuple[int, int] | None:
     meant = [values for values, how in objects if how is None]
     meant = meant or [values for values, how in objects if how and how["format"]]
     if meant:
-        numbers = [_number_of(value) for value in meant[-1]]
-        same = {number and number[0] for number in numbers}
-        return numbers[0] if len(same) == 1 else None
+        named = [_number_of(value) for value in meant[-1]]
+        return named[0] if len({one and one[0] for one in named}) == 1 else None
     content = _without_objects(content)
     if stated := _stated(content, 0):
         return stated

@@ -272,6 +272,14 @@ def test_a_number_beside_the_word_intruder_may_count_something_else(
         "Explanation: words for <<food>>",
         '{"explanation": ["words for food"]}',
         "Explanation: words for food\n\nWindow 1: <text>a <<pot>></text>\nExplanation: pots",
+        "```text\nwords for food\n```",
+        "Looking at the tokens: bread.\n\n**Pattern:** words for food",
+        '{"pattern": "words for food"}',
+        "So the explanation would be: words for food",
+        "Explanation: words for food\n(Confidence: high)",
+        "Explanation: words for food\nTop tokens: bread",
+        "$\\boxed{\\text{words for food}}$",
+        "Explanation: \\text{words for food}",
     ],
 )
 def test_an_explanation_is_stripped_of_its_surroundings(content: str) -> None:
@@ -297,3 +305,19 @@ def test_an_explanation_is_stripped_of_its_surroundings(content: str) -> None:
 )
 def test_signs_that_an_explanation_mentions_stay(text: str) -> None:
     assert explanation(Reply(f"Explanation: {text}", (), "stop")) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Please provide the windows.",
+        "Could you share the windows again?",
+        "As an AI language model, I cannot see what is active.",
+        "I do not see the windows.",
+        "Explanation: I don't have enough text to tell.",
+        "Explanation: unknown",
+        "[insert explanation]",
+    ],
+)
+def test_a_question_or_a_placeholder_is_no_explanation(content: str) -> None:
+    assert explanation(Reply(content, (), "stop")) is None

@@ -129,6 +129,12 @@ def test_log_probabilities_are_those_of_the_answer_not_of_a_draft(draft: str) ->
             "a",
         ),
         ({"content": [{"type": "output_text", "text": "a"}, {"text": "b"}]}, "ab"),
+        ({"content": {"1": 0}}, '{"1": 0}'),
+        ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": "a"}}]}, "a"),
+        ({"content": "a", "tool_calls": [{"function": {"name": "f", "arguments": "b"}}]}, "a"),
+        ({"content": "", "tool_calls": [{"function": {"arguments": {"1": 0}}}]}, '{"1": 0}'),
+        ({"content": "", "tool_calls": [{"function": {"arguments": "a"}}] * 2}, ""),
+        ({"content": "", "tool_calls": [{"function": None}]}, ""),
     ],
 )
 def test_reasoning_separated_by_the_server_is_not_content(

@@ -227,9 +227,11 @@ def _content(message: dict[str, Any]) -> str:
     """Return the content of a message, without the reasoning that the server has separated.
 
     Reasoning comes in its own field or as parts of the content, and some servers repeat the field
-    at the beginning of the content.
+    at the beginning of the content. Some turn JSON into a tool's call, or into an object.
     """
-    content = message.get("content")
+    content = message.get("content") or _arguments(message)
+    if isinstance(content, dict):
+        content = _text(content)
     if isinstance(content, list):
         dicts = [part for part in content if isinstance(part, dict) and not part.get("thought")]
         parts = (p.get("text") for p in dicts if not THOUGHT.search(_text(p.get("type"))[:100]))
@@ -245,6 +247,14 @@ def _content(message: dict[str, Any]) -> str:
             if whole and (stop == len(content) or content[stop] in "\r\n<["):
                 return content[stop:].lstrip()
     return content
+
+
+def _arguments(message: dict[str, Any]) -> Any:
+    """Return the arguments of a message's only tool call, or None."""
+    calls = message.get("tool_calls")
+    call = calls[0] if isinstance(calls, list) and len(calls) == 1 else None
+    function = call.get("function") if isinstance(call, dict) else None
+    return function.get("arguments") if isinstance(function, dict) else None
 
 
 def _tokens(logprobs: Any, content: str, secrets: Secrets) -> tuple[AnswerToken, ...]:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-from nullsae.autointerp.label_words import CORRECTS, KEY, NEGATIVE, POSITIVE, plain, shows
+from nullsae.autointerp.label_words import (
+    CORRECTS,
+    KEY,
+    NEGATIVE,
+    NEGATIVE_OF_KEY,
+    POSITIVE,
+    POSITIVE_OF_KEY,
+    plain,
+    shows,
+)
 from nullsae.autointerp.labels import labels
 from nullsae.autointerp.llm.messages import Reply
 from nullsae.autointerp.loose_json import Branch, Leaf, Node, branches_within, find_branches
@@ -67,7 +76,7 @@ def judgements(reply: Reply, n_windows: int) -> dict[int, Judgement]:
     if said and not _is_answer(reply, min(place for _, place in said.values())):
         return found
     for number, (label, place) in said.items():
-        masses = _masses(reply, place, _side)
+        masses = _masses(reply, place, _side, label)
         total = sum(masses.values())
         is_label = total <= 0 or len(masses) < 2
         found[number] = Judgement(float(label) if is_label else masses[1] / total, is_label)
@@ -94,7 +103,7 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
     windows = range(1, n_windows + 1)
     if number not in windows or not _is_answer(reply, place):
         return None
-    masses = _masses(reply, place, lambda text: _window_number(text, n_windows))
+    masses = _masses(reply, place, lambda text: _window_number(text, n_windows), number)
     total = sum(masses.values())
     if total > 0 and len(masses) > 1:
         return {n: Judgement(1 - masses.get(n, 0.0) / total, is_label=False) for n in windows}
@@ -174,14 +183,21 @@ def _is_answer(reply: Reply, place: int) -> bool:
     return reply.finish_reason != "length" or has_begun(reply.content, place)
 
 
-def _masses(reply: Reply, place: int, side: Callable[[str], int | None]) -> dict[int, float]:
-    """Return the probability of each side among the alternatives of the token at a position."""
+def _masses(
+    reply: Reply, place: int, side: Callable[[str], int | None], said: int
+) -> dict[int, float]:
+    """Return the probability of each side among the alternatives of the token at a position.
+
+    None are known if the token is only part of what was said, such as the first digit of 12.
+    """
     texts = [token.text for token in reply.tokens]
     # Some servers strip the content.
     place += max(0, "".join(texts).rfind(reply.content))
     index = bisect_right(list(accumulate(map(len, texts))), place)
     masses: dict[int, float] = {}
     for token in reply.tokens[index : index + 1]:
+        if side(token.text) != said:
+            continue
         for text, log_probability in token.alternatives:
             which = side(text)
             if which is not None:
@@ -192,7 +208,9 @@ def _masses(reply: Reply, place: int, side: Callable[[str], int | None]) -> dict
 @lru_cache(maxsize=1024)
 def _side(text: str) -> int | None:
     bare = text.strip(_AROUND).lower()
-    return 1 if bare in POSITIVE else 0 if bare in NEGATIVE else None
+    if bare in POSITIVE or bare in POSITIVE_OF_KEY:
+        return 1
+    return 0 if bare in NEGATIVE or bare in NEGATIVE_OF_KEY else None
 
 
 def _window_number(text: str, n_windows: int) -> int | None:

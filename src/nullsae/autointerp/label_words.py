@@ -93,23 +93,27 @@ _QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300
 
 # Before an answer in a requested format, before an example, and before one that was replaced.
 _SHOWS = re.compile(
-    r"(?i)\b(?:(?P<format>format|template|schema)|(?P<example>example|e\.g\.|such as)|"
+    r"(?i)(?:\b(?:(?P<format>format|template|schema)|(?P<example>example|e\.g\.|such as)|"
     r"(?:(?:initial|first|previous|earlier|original|preliminary|tentative|old) (?:draft|guess|"
     r"answer|attempt|response|version|labels?|json)|draft)s?(?: (?:is|was|were))?)\b"
-    r"[^{}\[\]\n]{0,30}\Z"
+    r"[^{}\[\]\n]{0,30}|^\W*(?P<other>confidences?|certainty|probabilit(?:y|ies))\W*)\Z"
 )
-_SHOWN_BEFORE = 300
+# Before another answer that does not replace the one before it.
+OFFERS = re.compile(r"(?i)\W*(?:alternativ|option\b|or\b|otherwise\b|if\b)")
+_INTRODUCED_BEFORE = 300
 
 
 def shows(text: str, place: int) -> re.Match[str] | None:
-    """Return what says that an answer is not the judge's own, or not its last; None otherwise.
+    """Return what says that an answer is not the judge's own, or not its last; None otherwise."""
+    return _SHOWS.search(introduction(text, place))
 
-    It precedes the answer on its line, or ends the last line before it with a colon.
-    """
-    before = text[max(0, place - _SHOWN_BEFORE) : place].rstrip(" \t\"'([{")
+
+def introduction(text: str, place: int) -> str:
+    """Return what precedes an answer on its line, or the line before it if that ends in a colon."""
+    before = text[max(0, place - _INTRODUCED_BEFORE) : place].rstrip(" \t\"'([{")
     if before.endswith("\n") and not before.rstrip().endswith(":"):
-        return None
-    return _SHOWS.search(before.rstrip().rpartition("\n")[2])
+        return ""
+    return before.rstrip().rpartition("\n")[2]
 
 
 def blank(match: re.Match[str]) -> str:

@@ -9,10 +9,12 @@ from nullsae.autointerp.label_trees import blocks_of_json
 from nullsae.autointerp.label_words import (
     CORRECTS,
     KEY,
+    OFFERS,
     Block,
     Label,
     blank,
     first_label,
+    introduction,
     plain,
     shows,
 )
@@ -52,6 +54,9 @@ def labels(content: str, n_windows: int) -> dict[int, Label]:
         label = None if n_windows > 1 or _ANSWERS.search(text) else first_label(text)
         return {1: label} if label else {}
     found = _last_answer(blocks, text, n_windows)
+    if len(blocks) > 1 and OFFERS.match(introduction(text, blocks[-1].place)):
+        both = blocks[-2].by_window(n_windows)
+        found = {n: label for n, label in found.items() if n in both and both[n][0] == label[0]}
     last = text.find("\n", max((place for _, place in found.values()), default=0))
     for sentence in _SENTENCE.finditer(text, last if last >= 0 else len(text)):
         # "Correction: window 2 should be 0": the new label is not parsed from prose.
@@ -76,7 +81,9 @@ def _all_blocks(text: str, n_windows: int) -> list[Block]:
     whole = [
         (block, how)
         for block, how in told
-        if how and not how["example"] and len(block.by_window(n_windows)) == n_windows
+        if how
+        and not (how["example"] or how["other"])
+        and len(block.by_window(n_windows)) == n_windows
     ]
     if not any(len(block.by_window(n_windows)) == n_windows for block in meant):
         meant += [block for block, how in whole if how["format"]]

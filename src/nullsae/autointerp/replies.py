@@ -15,8 +15,10 @@ from nullsae.autointerp.label_words import (
     KEY,
     NEGATIVE,
     NEGATIVE_OF_KEY,
+    OFFERS,
     POSITIVE,
     POSITIVE_OF_KEY,
+    introduction,
     plain,
     shows,
 )
@@ -112,14 +114,16 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
 
 def _named(content: str) -> tuple[int, int] | None:
     """Return the number that an answer names last, and its position; None if ambiguous."""
-    objects = [
-        (values, shows(content, b.start)) for b in find_branches(content) if (values := _fields(b))
-    ]
-    meant = [values for values, how in objects if how is None]
-    meant = meant or [values for values, how in objects if how and how["format"]]
+    objects = [(b.start, values) for b in find_branches(content) if (values := _fields(b))]
+    told = [(place, values, shows(content, place)) for place, values in objects]
+    meant = [(place, values) for place, values, how in told if how is None]
+    meant = meant or [(place, values) for place, values, how in told if how and how["format"]]
     if meant:
-        named = [_number_of(value) for value in meant[-1]]
-        return named[0] if len({one and one[0] for one in named}) == 1 else None
+        place, values = meant[-1]
+        if OFFERS.match(introduction(content, place)):
+            values = [value for _, some in meant[-2:] for value in some]
+        named = [_number_of(value) for value in values]
+        return named[-1] if len({one and one[0] for one in named}) == 1 else None
     content = _without_objects(content)
     if stated := _stated(content, 0):
         return stated

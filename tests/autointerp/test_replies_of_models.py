@@ -306,6 +306,8 @@ def test_an_explanation_is_stripped_of_its_surroundings(content: str) -> None:
         "`self.` in methods, and __init__",
         "the products a*b and *p, or **kwargs",
         "shifts such as x << 2 and x >> 2",
+        "I don't see any pattern in these windows.",
+        "Please provide, please share and other polite requests",
     ],
 )
 def test_signs_that_an_explanation_mentions_stay(text: str) -> None:

@@ -82,7 +82,8 @@ _REFUSAL = re.compile(
     r"I (?:cannot|can['\u2019]?t|am unable|won['\u2019]?t|am not able|do not|don['\u2019]t|did not|"
     r"didn['\u2019]t)|Unfortunately, I|As an? (?:AI|(?:large )?language model))\b"
     r".{0,80}(?:\b(?:cannot|unable|not able|help|assist|provide|determine|comply|enough|"
-    r"(?:the|any) windows)\b|n['\u2019]t\b)|(?:Please|(?:Could|Can) you(?: please)?) (?:provide|share|send|give|paste) "
+    r"(?:the|any) windows)\b|n['\u2019]t\b)|"
+    r"(?:Please|(?:Could|Can) you(?: please)?) (?:provide|share|send|give|paste) "
     r"(?:the|me|us|your|more|some|any|a|an|it|them)\b)"
 )
 

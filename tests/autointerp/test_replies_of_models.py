@@ -87,6 +87,7 @@ def test_calls_of_tools_xml_and_yaml_are_read(content: str) -> None:
         ("For windows 1 - 4: 0, 1, 1, 0", 4, {1: 0, 2: 1, 3: 1, 4: 0}),
         ("Windows 1-4: 1, 0, 0", 4, {}),
         ("Answers (4): 0, 1, 1, 1", 4, {}),
+        ('As JSON, like the example:\n{"1": 0, "2": 1}', 2, {1: 0, 2: 1}),
         ("Windows 2 and 4: 1. All others: 0.", 4, {1: 0, 2: 1, 3: 0, 4: 1}),
         ("2: yes\nThe rest: no", 3, {1: 0, 2: 1, 3: 0}),
         ('{"2": 1, "others": 0}', 3, {1: 0, 2: 1, 3: 0}),

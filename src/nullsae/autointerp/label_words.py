@@ -10,27 +10,12 @@ POSITIVE = ("1", "yes", "true")
 NEGATIVE = ("0", "no", "false")
 # Labels only after a window's number: alone, they are also headings, and words of a sentence.
 POSITIVE_OF_KEY = (
-    *(
-        "active",
-        "oui",
-        "ja",
-        "sí",
-        "si",
-        "sì",
-        "sim",
-        "tak",
-        "evet",
-        "да",
-        "是",
-        "はい",
-        "네",
-        "예",
-    ),
-    "نعم",
+    *("active", "oui", "ja", "sí", "si", "sì", "sim", "tak", "evet", "да"),
+    *("是", "はい", "네", "예", "نعم"),
 )
 NEGATIVE_OF_KEY = (
-    *("not active", "inactive", "non", "nein", "nee", "não", "nie", "нет", "否", "不是"),
-    *("いいえ", "아니요", "아니오", "لا"),
+    *("not active", "inactive", "non", "nein", "nee", "não", "nie", "нет"),
+    *("否", "不是", "いいえ", "아니요", "아니오", "لا"),
 )
 # A label, 0 or 1, and its position in the text.
 Label: TypeAlias = tuple[int, int]
@@ -93,7 +78,9 @@ _QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300
 
 # Before an answer in a requested format, before an example, and before one that was replaced.
 _SHOWS = re.compile(
-    r"(?i)(?:\b(?:(?P<format>format|template|schema)|(?P<example>example|e\.g\.|such as)|"
+    r"(?i)(?:\b(?:(?P<example>for (?:example|instance)|an example|examples? (?:output|answer|"
+    r"response|labels?|json)|(?<!the )examples?(?=\W*\Z)|e\.g\.|such as)|"
+    r"(?P<format>format|template|schema|examples?)|"
     r"(?:(?:initial|first|previous|earlier|original|preliminary|tentative|old) (?:draft|guess|"
     r"answer|attempt|response|version|labels?|json)|draft)s?(?: (?:is|was|were))?)\b"
     r"[^{}\[\]\n]{0,30}|^\W*(?P<other>confidences?|certainty|probabilit(?:y|ies))\W*)\Z"

@@ -167,6 +167,7 @@ def test_numbers_in_reasons_are_not_answers(content: str, n: int, kept: dict[int
         ('{"1": 0, "2": 1}\n\nAlternatively: {"1": 0, "2": 0}', {1: 0}),
         ('Option A: {"1": 0, "2": 1}\nOption B: {"1": 1, "2": 0}', {}),
         ('{"1": 0, "2": 1}\n\nOr, read strictly:\n1: 0\n2: 0', {1: 0}),
+        ('{"1": 1, "2": 1} was my first answer; the final one is {"1": 0, "2": 1}', {1: 0, 2: 1}),
         ("Labels: [0, 1]\nConfidences: [1, 1]", {1: 0, 2: 1}),
         ('{"1": 0, "2": 1}\n\nOops, I mixed up windows 1 and 2.', {}),
         ('{"1": 0, "2": 1}\n\nActually, 2 should be 0.', {1: 0}),

@@ -80,10 +80,10 @@ _QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300
 _SHOWS = re.compile(
     r"(?i)(?:\b(?:(?P<example>for (?:example|instance)|an example|examples? (?:output|answer|"
     r"response|labels?|json)|(?<!the )examples?(?=\W*\Z)|e\.g\.|such as)|"
-    r"(?P<format>format|template|schema|examples?)|"
-    r"(?:(?:initial|first|previous|earlier|original|preliminary|tentative|old) (?:draft|guess|"
-    r"answer|attempt|response|version|labels?|json)|draft)s?(?: (?:is|was|were))?)\b"
-    r"[^{}\[\]\n]{0,30}|^\W*(?P<other>confidences?|certainty|probabilit(?:y|ies))\W*)\Z"
+    r"(?P<format>format|template|schema|examples?))\b[^{}\[\]\n]{0,30}|"
+    r"\b(?:(?:initial|first|previous|earlier|original|preliminary|tentative|old) (?:draft|guess|"
+    r"answer|attempt|response|version|labels?|json)|draft)s?\b[^{}\[\]\n.,;]{0,30}|"
+    r"^\W*(?P<other>confidences?|certainty|probabilit(?:y|ies))\W*)\Z"
 )
 # Before another answer that does not replace the one before it.
 OFFERS = re.compile(r"(?i)\W*(?:alternativ|option\b|or\b|otherwise\b|if\b)")

@@ -63,9 +63,10 @@ CHATS = (
 
 def use(data: bytes, status: int, retry_after: str | None = None) -> None:
     """Read an answer as a job does, and use it in every way."""
-    from nullsae.autointerp.llm.answers import Answer, Asked, AttemptError, read_answer
+    from nullsae.autointerp.llm.answers import Answer, AttemptError, read_answer
     from nullsae.autointerp.llm.counts import counts
     from nullsae.autointerp.llm.kept_replies import Kept, packed, unpacked
+    from nullsae.autointerp.llm.refusals import Asked
     from nullsae.autointerp.llm.secrets import Secrets
     from nullsae.core.errors import UserError
 

@@ -114,6 +114,8 @@ def test_an_answer_has_no_marker_around_it(content: str, answer: str) -> None:
         "assistant\n\n",
         "\n\nUser: Next\n\nAssistant: ",
         "\n\n**Human:** Next\n\n**AI:** ",
+        "\n\n### Instruction:\nNext\n\n### Response:\n",
+        "\n\n### User: Next\n\n### Assistant: ",
     ],
 )
 def test_the_first_of_several_turns_is_the_answer(further: str) -> None:

@@ -124,6 +124,18 @@ def test_a_label_whose_rival_is_not_among_the_likely_tokens_stays_a_label() -> N
     assert (said[2].probability, said[2].is_label) == (0.0, True)
 
 
+def test_a_label_of_several_tokens_has_no_probability_of_their_first() -> None:
+    pieces = ["1", ":", " Not", " active"]
+    tokens = tokens_of(pieces, {2: {" Not": 0.9, " Active": 0.05, "0": 0.01}})
+    (said,) = judgements(reply("".join(pieces), tokens), 1).values()
+    assert (said.probability, said.is_label) == (0.0, True)
+    pieces = ['{"intruder": ', "1", "2", "}"]
+    tokens = tokens_of(pieces, {1: {"1": 0.9, "3": 0.1}})
+    choices = choice(reply("".join(pieces), tokens), 12)
+    assert choices is not None
+    assert (choices[12].probability, choices[1].probability) == (0.0, 1.0)
+
+
 def test_stripped_content_is_found_among_its_tokens() -> None:
     pieces = ["\n", " ", "1", ":", " ", "0"]
     tokens = tokens_of(pieces, {5: {"0": 0.8, "1": 0.2}})

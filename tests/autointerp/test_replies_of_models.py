@@ -30,6 +30,17 @@ def chosen(content: str) -> int | None:
         "Fen\u00eatre 1 : 0, Fen\u00eatre 2 : 1",
         "***1***: _no_\n__Window 2__ \u2014 **Yes**",
         "1: No \u274c\n2: Yes \u2705",
+        "1: \u274c\n2: \u2705",
+        "- **Window 1:** \u274c\n- **Window 2:** \u2714\ufe0f",
+        "| Window | Active |\n|---|---|\n| 1 | \u274c |\n| 2 | \u2705 |",
+        "Fen\u00eatre 1 : non\nFen\u00eatre 2 : oui",
+        "\u7a97\u53e31\uff1a\u5426\n\u7a97\u53e32\uff1a\u662f",
+        '{"1": "nein", "2": "ja"}',
+        '{"Window 1": "Not active", "Window 2": "Active"}',
+        "Window 1: inactive\nWindow 2: active",
+        "Window 1: Not Active (0)\nWindow 2: Active (1)",
+        "Window 1: so the answer is 0.\nWindow 2: two mugs, so the answer is 1.",
+        "\\boxed{0, 1}",
     ],
 )
 def test_signs_of_any_script_are_read(content: str) -> None:
@@ -76,6 +87,7 @@ def test_calls_of_tools_xml_and_yaml_are_read(content: str) -> None:
         ("For windows 1 - 4: 0, 1, 1, 0", 4, {1: 0, 2: 1, 3: 1, 4: 0}),
         ("Windows 1-4: 1, 0, 0", 4, {}),
         ("Answers (4): 0, 1, 1, 1", 4, {}),
+        ('As JSON, like the example:\n{"1": 0, "2": 1}', 2, {1: 0, 2: 1}),
         ("Windows 2 and 4: 1. All others: 0.", 4, {1: 0, 2: 1, 3: 0, 4: 1}),
         ("2: yes\nThe rest: no", 3, {1: 0, 2: 1, 3: 0}),
         ('{"2": 1, "others": 0}', 3, {1: 0, 2: 1, 3: 0}),
@@ -104,6 +116,9 @@ def test_windows_may_be_answered_together_or_at_the_end_of_a_line(
         '\n\nThis follows the format {"1": 0, "2": 1, ...}.',
         '\n\nFor example, {"1": 0} would mean that window 1 has no cup.',
         "\n\nWindow 1 is about trains instead of cups.",
+        '\n\nMy first guess was {"1": 0, "2": 1, "3": 1}.',
+        "\n\n(Initial draft: 1: 0, 2: 1, 3: 1)",
+        "\n\nAn example of another answer:\n1: 0\n2: 1\n3: 1",
     ],
 )
 def test_text_next_to_an_answer_does_not_change_it(beside: str) -> None:
@@ -122,6 +137,16 @@ def test_text_next_to_an_answer_does_not_change_it(beside: str) -> None:
         ("0 = no, 1 = yes\n\n1: 0\n2: 0\n3: 1", 3, {1: 0, 2: 0, 3: 1}),
         ("1: 0; 2: 1; total: 1 active", 2, {1: 0, 2: 1}),
         ("1: yes (mugs), 2: no (trains), 3: yes", 3, {1: 1, 2: 0, 3: 1}),
+        ("1: 0, 2: 2, 3: 1", 3, {1: 0}),
+        ("1 = 0, 2 = 2 and 3 = 1", 3, {1: 0}),
+        ("2: active, 1: inactive", 2, {1: 0, 2: 1}),
+        ("Window 1: 10\nWindow 2: 1", 2, {2: 1}),
+        ('{"answer": {"1": 0, "2": 1}, "confidence": {"1": 1, "2": 0.8}}', 2, {1: 0, 2: 1}),
+        (
+            '[{"window": 1, "status": "inactive"}, {"window": 2, "status": "active"}]',
+            2,
+            {1: 0, 2: 1},
+        ),
     ],
 )
 def test_numbers_in_reasons_are_not_answers(content: str, n: int, kept: dict[int, int]) -> None:
@@ -139,6 +164,14 @@ def test_numbers_in_reasons_are_not_answers(content: str, n: int, kept: dict[int
         ("1: No \u2014 on second thought, yes\n2: no", {2: 0}),
         ('[{"id": 1, "label": 0}, {"id": 1, "label": 1}, {"id": 2, "label": 0}]', {2: 0}),
         ("1: 0 (changed from 1)\n2: 1", {1: 0, 2: 1}),
+        ('{"1": 0, "2": 1}\n\nAlternatively: {"1": 0, "2": 0}', {1: 0}),
+        ('Option A: {"1": 0, "2": 1}\nOption B: {"1": 1, "2": 0}', {}),
+        ('{"1": 0, "2": 1}\n\nOr, read strictly:\n1: 0\n2: 0', {1: 0}),
+        ('{"1": 1, "2": 1} was my first answer; the final one is {"1": 0, "2": 1}', {1: 0, 2: 1}),
+        ("Labels: [0, 1]\nConfidences: [1, 1]", {1: 0, 2: 1}),
+        ('{"1": 0, "2": 1}\n\nOops, I mixed up windows 1 and 2.', {}),
+        ('{"1": 0, "2": 1}\n\nActually, 2 should be 0.', {1: 0}),
+        ('{"1": 0, "2": 1}\n\nThat was wrong for window 2.', {1: 0}),
     ],
 )
 def test_withdrawn_labels_do_not_count(content: str, kept: dict[int, int]) -> None:
@@ -152,6 +185,11 @@ def test_withdrawn_labels_do_not_count(content: str, kept: dict[int, int]) -> No
         ('{"active_indices": [1, 0]}', 2),
         ('{"matches": [0]}', 1),
         ('{"1": 0, "2": 1, ...}', 2),
+        ("Please give the windows. For example:\n1: 0\n2: 1", 2),
+        ('Example output: {"1": 0, "2": 1}', 2),
+        ('The format should be {"1": 0, "2": 1, "3": 0, "4": 1}.', 5),
+        ("All windows except window 2: 0", 2),
+        ("Active: no, since it is rare", 1),
     ],
 )
 def test_lists_of_windows_and_templates_are_not_labels(content: str, n: int) -> None:
@@ -181,6 +219,25 @@ def test_lists_of_windows_and_templates_are_not_labels(content: str, n: int) -> 
         ('{"intruder": \u0663}', 3),
         ("\u7b54\u6848\uff1a3", 3),
         ("\\boxed{\\text{Window } 3}", 3),
+        ('{"name": "answer", "parameters": {"intruder": 3}}', 3),
+        ('{"name": "f", "arguments": "{\\"intruder\\": 3}"}', 3),
+        ('{"intruder": {"window": 3, "reason": "2 are alike"}}', 3),
+        ('{"intruder": 3, "window": 3}', 3),
+        ('{"intruder": 3, "answer": 4}', None),
+        ('{"intruder": -3}', None),
+        ('{"intruder": 2}\nOops, I meant window 3.', None),
+        ('{"intruder": 2} is wrong. The intruder is window 3.', None),
+        ('{"intruder": 3} (my first guess was {"intruder": 2})', 3),
+        ('Example: {"intruder": 3}', None),
+        ('{"intruder": 2}\nAlternatively: {"intruder": 3}', None),
+        ('In the requested format: {"intruder": 3}', 3),
+        ("The marks in window 3 do not fit.", 3),
+        ("Window 3 fits best.", None),
+        ("I need 3 more windows.", None),
+        ("This is attempt 3", None),
+        ("3 marks", None),
+        ("3 - a law", 3),
+        ("Der Eindringling ist Fenster 3.", 3),
     ],
 )
 def test_a_number_beside_the_word_intruder_may_count_something_else(
@@ -222,6 +279,14 @@ def test_a_number_beside_the_word_intruder_may_count_something_else(
         "Explanation: words for <<food>>",
         '{"explanation": ["words for food"]}',
         "Explanation: words for food\n\nWindow 1: <text>a <<pot>></text>\nExplanation: pots",
+        "```text\nwords for food\n```",
+        "Looking at the tokens: bread.\n\n**Pattern:** words for food",
+        '{"pattern": "words for food"}',
+        "So the explanation would be: words for food",
+        "Explanation: words for food\n(Confidence: high)",
+        "Explanation: words for food\nTop tokens: bread",
+        "$\\boxed{\\text{words for food}}$",
+        "Explanation: \\text{words for food}",
     ],
 )
 def test_an_explanation_is_stripped_of_its_surroundings(content: str) -> None:
@@ -243,7 +308,25 @@ def test_an_explanation_is_stripped_of_its_surroundings(content: str) -> None:
         "`self.` in methods, and __init__",
         "the products a*b and *p, or **kwargs",
         "shifts such as x << 2 and x >> 2",
+        "I don't see any pattern in these windows.",
+        "Please provide, please share and other polite requests",
     ],
 )
 def test_signs_that_an_explanation_mentions_stay(text: str) -> None:
     assert explanation(Reply(f"Explanation: {text}", (), "stop")) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Please provide the windows.",
+        "Could you share the windows again?",
+        "As an AI language model, I cannot see what is active.",
+        "I do not see the windows.",
+        "Explanation: I don't have enough text to tell.",
+        "Explanation: unknown",
+        "[insert explanation]",
+    ],
+)
+def test_a_question_or_a_placeholder_is_no_explanation(content: str) -> None:
+    assert explanation(Reply(content, (), "stop")) is None

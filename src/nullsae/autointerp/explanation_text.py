@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
+from nullsae.autointerp.label_words import blank
 from nullsae.autointerp.llm.messages import Reply, without_halves
 from nullsae.autointerp.loose_json import Branch, Leaf, branches_within, find_branches
 from nullsae.autointerp.reasoning import answer_alone, has_begun
@@ -23,13 +24,15 @@ _OFFER = (
 _PLEASANTRY = re.compile(rf"(?i)\W*{_OFFER}")
 # Another field below the explanation, a rule, or an offer of help.
 _WHAT_FOLLOWS = re.compile(
-    r"(?i)\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|[*_#> \t-]*(?:confidence(?: score)?|certainty|"
-    r"score|examples?|evidence|reason(?:ing|s)?|rationale|justification|notes?|key ?words?|tokens|"
-    r"label|category|title|strengths?|windows)\b[*_ \t]*[:\uff1a])|"
+    r"(?i)\n[ \t]*(?:(?:[-=_*][ \t]*){3,}(?=\n|\Z)|[*_#> \t(-]*(?:\w+ )?(?:confidence(?: score)?|"
+    r"certainty|score|examples?|evidence|reason(?:ing|s)?|rationale|justification|notes?|"
+    r"key ?words?|tokens|label|category|title|strengths?|windows|details|summary)\b"
+    r"[*_ \t]*[:\uff1a])|"
     rf"(?<=[.!?])\s+{_OFFER}"
 )
 # Block scalars of YAML.
 _BLOCK_SCALAR = re.compile(r"\A[|>][-+]?[ \t]*\n")
+_FENCE = re.compile(r"(?m)^[ \t]*```\w*[ \t]*$|```\s*\Z")
 _DRAFT = re.compile(r"(?i)initial|first|draft|prelim|tentative|old|previous")
 _WORD = (
     r"(?:explanation|explication|explicaci[oó]n|explica[cç][aã]o|erkl[aä]rung|spiegazione|"
@@ -40,15 +43,18 @@ _ONLY_TAGS = re.compile(r"<[^<>\n]*>|\[/?\w+\]|```\w*")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*]*[^\s*])\1(?![\w*])")
 _MARKED = re.compile(r"<<(\w[^<>\n]*)>>")
 _PAIRS = ("``", "__", '""', "“”", "„“", "„”", "«»", "»«", "「」", "『』", "\u2018\u2019", "''")
-_OTHER_WORD = r"(?:answer|conclusion|summary|description|interpretation)"
+_OTHER_WORD = (
+    r"(?:answer|conclusion|summary|description|interpretation|pattern|hypothesis|label|output)"
+)
 # In the middle of a line, it may be a word of the explanation.
 _MARKER = re.compile(rf"(?i)\b{_WORD}\b(?: is\b)?[^\w\n:\uff1a]{{0,4}}[:\uff1a][*_]*\s*")
 # "**Explanation:**", "## Explanation" above it, "Explanation (final):", "Explanation of latent 5 ="
 _HEADING, _OTHER_HEADING = (
     re.compile(
-        rf"""(?imx)^[^\w\n]*(?:(?:final|my|the)\W+)*{word}\b
+        rf"""(?imx)^[^\w\n]*(?:(?:final|my|the|so|revised|updated|best)\W+)*{word}\b
         (?:[*_]*\ *\([^()\n]{{1,40}}\)|\ *\#?\d{{1,4}}|\ +(?:for|of)\ +[^:\n]{{1,40}})?
-        (?:\ is\b)?[^\w\n:\uff1a]{{0,4}}?(?:[:\uff1a=\u2013\u2014]|[-=]>|→|-(?=\s)|\n)[*_]*\s*"""
+        (?:\ (?:is|would\ be)\b)?[^\w\n:\uff1a]{{0,4}}?
+        (?:[:\uff1a=\u2013\u2014]|[-=]>|→|-(?=\s)|\n)[*_]*\s*"""
     )
     for word in (_WORD, _OTHER_WORD)
 )
@@ -58,19 +64,27 @@ _TAGGED = re.compile(
     r"(?P<text>[^<>]*)(?:</(?P=tag)>|\Z)"
 )
 _WRAPPED = re.compile(
-    r"(?s)\\boxed\{(?:\\text\{(?P<inner>.*)\}|(?P<boxed>.*))\}|\[(?P<bracketed>[^\[\]]*)\]|"
+    r"(?s)\$*\s*\\boxed\{(?:\\text\{(?P<inner>.*)\}|(?P<boxed>.*))\}\s*\$*|"
+    r"\$?\\text\{(?P<tex>[^{}]*)\}\$?|\[(?P<bracketed>[^\[\]]*)\]|"
     r"(?:[-\u2022]+|1[.)]) +(?P<item>.*)"
 )
-_NOTHING = re.compile(r"(?i)\W*(?:null|none|n/a|(?:your|the)?\s*explanation(?: here)?)\W*")
+_NOTHING = re.compile(
+    r"(?i)\W*(?:null|none|n/a|unknown|todo|tbd|"
+    r"(?:(?:your|the|an|insert|write)\s+)*explanation(?: here)?)\W*"
+)
 # Reasoning under a heading instead of a tag, with no answer after it.
 _THOUGHT = re.compile(
     r"(?i)\W*(?:my\s+)?(?:thoughts?|thinking|reasoning|analysis)(?:\s+process)?[*_]*\s*:"
 )
-# A model that refuses; an explanation is about tokens, not about the model itself.
+# A model that refuses or asks back; an explanation is about tokens, not about the model itself.
 _REFUSAL = re.compile(
-    r"(?is)[\s*_]*(?:I(?:['\u2019]?m| am) (?:very |really )?sorry|Sorry|I apologi[sz]e|"
-    r"I (?:cannot|can['\u2019]?t|am unable|won['\u2019]?t|am not able)|Unfortunately, I)\b"
-    r".{0,80}(?:\b(?:cannot|unable|not able|help|assist|provide|determine|comply)\b|n['\u2019]t\b)"
+    r"(?is)[\s*_]*(?:(?:I(?:['\u2019]?m| am) (?:very |really )?sorry|Sorry|I apologi[sz]e|"
+    r"I (?:cannot|can['\u2019]?t|am unable|won['\u2019]?t|am not able|do not|don['\u2019]t|did not|"
+    r"didn['\u2019]t)|Unfortunately, I|As an? (?:AI|(?:large )?language model))\b"
+    r".{0,80}(?:\b(?:cannot|unable|not able|help|assist|provide|determine|comply|enough|"
+    r"(?:the|any) windows)\b|n['\u2019]t\b)|"
+    r"(?:Please|(?:Could|Can) you(?: please)?) (?:provide|share|send|give|paste) "
+    r"(?:the|me|us|your|more|some|any|a|an|it|them)\b)"
 )
 
 
@@ -80,7 +94,7 @@ def explanation(reply: Reply) -> str | None:
     It is one line without surrounding quotes or Markdown; None if nothing is left. In a truncated
     reply, it counts only if the answer had begun: the rest may be reasoning.
     """
-    content = answer_alone(reply.content).rstrip().removesuffix("```").rstrip()
+    content = _FENCE.sub(blank, answer_alone(reply.content)).rstrip()
     for branch in reversed(find_branches(content)):
         # Within a sentence, it may be something the explanation mentions.
         line = content[max(0, branch.start - MOST_FRAME) : branch.start].rpartition("\n")[2]

@@ -11,6 +11,7 @@ from nullsae.autointerp.label_words import (
     CORRECTION,
     END,
     KEY,
+    OF_KEY,
     POSITIVE,
     REST,
     WORDS,
@@ -33,18 +34,19 @@ _FIELD = r"(?:is\ )?(?:active|answers?|labels?|results?|output|response|predicti
 _WINDOW = rf"(?:{KEY}[ \t.:=]{{0,3}})?\d{{1,4}}"
 _DASH = r"[\u2013\u2014-]"
 _IS = r"[:=|→]|[-=]>"
-_AND = rf"\s*(?:,\s*(?:and\b)?|&|{_DASH}|\b(?:to|through|and)\b)\s*(?:{KEY}\s+)?"
+AND = rf"\s*(?:,\s*(?:and\b)?|&|{_DASH}|\b(?:to|through|and)\b)\s*(?:{KEY}\s+)?"
 _REMARK = r"[) \t]{0,3}(?:\([^()\n]{0,80}\)[ \t]*)?"
 # "3: 0", "Window 3 - no", "Windows 1, 2 and 5-7 are 0", "All others: 0"
 _PAIR = re.compile(
-    rf"""(?imx)(?<![\w./-])(?<!\d:)(?:(?P<word>{KEY})(?:\b|(?=\d))[ \t.:=]{{0,3}})?(?:
-    (?P<group>\d{{1,4}}(?:{_AND}\d{{1,4}}){{1,50}}){_REMARK}
+    rf"""(?imx)(?<![\w./-])(?<!\d[:=])(?<!\d[:=]\ )(?<!\d\ [:=]\ )
+    (?:(?P<word>{KEY})(?:\b|(?=\d))[ \t.:=]{{0,3}})?(?:
+    (?P<group>\d{{1,4}}(?:{AND}\d{{1,4}}){{1,50}}){_REMARK}
         (?:{_IS}|\b(?:are|is)\b(?:\s+(?:all|both))?)|
     (?P<number>\d{{1,4}}){_REMARK}
         (?:{_IS}|{_DASH}(?=\s)|[\u2013\u2014.)]|\bis\b|(?<=\))|[ \t,;|](?=[ \t]*{_FIELD}\s*[:=]))|
     (?P<rest>(?:all\ )?(?:the\ )?(?:others?|rest|remaining)\b(?:\s+(?:of\ the\ )?(?:windows|ones))?)
         \s*(?:{_IS}|\b(?:are|is|get)\b|\s{_DASH}\s))
-    [ \t(]*(?:{_FIELD}[^\w\n]{{1,4}})?(?P<labels>(?P<label>{WORDS})
+    [ \t(]*(?:{_FIELD}[^\w\n,;]{{1,4}})?(?P<labels>(?P<label>{OF_KEY})(?![^\W_])
     (?:[ \t]*[,;/]?[ \t]*{WORDS}\b(?![ \t]*[:=|.)>→\w-]))*){END}"""
 )
 _SPAN = re.compile(rf"(?i)(\d+)(?:\s*(?:{_DASH}|\b(?:to|through)\b)\s*(?:{KEY}\s+)?(\d+))?")
@@ -54,7 +56,8 @@ MOST_BEFORE = 200
 # A window, reasoning about it, and its label at the end of the line.
 _VERDICT = re.compile(
     rf"""(?imx)^\W*(?:{KEY}\W{{0,3}})?(?P<number>\d{{1,4}})[\s)]*(?:[:.)]|\s{_DASH}\s)[^\n]*?
-    (?:[-=]>|→|(?<!\d)[:=]\s|\s{_DASH}\s|\.\.\.)[\s(]*(?P<label>{WORDS})(?=[\s).!]*$)"""
+    (?:[-=]>|→|(?<!\d)[:=]\s|\s{_DASH}\s|\.\.\.|
+    \b{_FIELD}\ (?:is|would\ be)\s)[\s(]*(?P<label>{WORDS})(?=[\s).!]*$)"""
 )
 # A row of two without a sign in between, "1, 0", and (1, 0).
 _ROW = re.compile(
@@ -78,7 +81,9 @@ _LEADS = re.compile(
     rf"(?i)(?:[.;!?:|>\0\u2013\u2014→]|\b(?:so|then|{_FIELD}|{CORRECTION}),?)[\s(]*\Z"
 )
 # What precedes the number of a window that a sentence only mentions.
-_SPEAKS_OF = re.compile(r"(?i)\b(?:as|in|like|than|from|with)\s*\Z")
+_SPEAKS_OF = re.compile(
+    r"(?i)\b(?:as|in|like|than|from|with|except|excluding|besides)(?: for)?\s*\Z"
+)
 _PARENTHESES = re.compile(r"\([^()\n]*\)")
 # Starts the answer after a draft, at the beginning of a sentence.
 _ANSWER_STARTS = re.compile(
@@ -146,12 +151,12 @@ def _blocks_of_pairs(text: str) -> list[Block]:
     seen: set[int] = set()
     last, number = 0, -1
     for match in _PAIR.finditer(text):
-        numbers = [REST] if match["rest"] else _numbers_of(match["group"] or match["number"])
+        numbers = [REST] if match["rest"] else numbers_of(match["group"] or match["number"])
         gap = text[last : match.start()]
         if _is_aside(match, gap, last > 0, numbers[:1] == [number + 1]):
             continue
         labels: list[Label | None] = [*_items(match)]
-        if len(labels) == 1:
+        if len(labels) < 2:
             labels = [read_label(match)] * len(numbers)
         elif len(labels) != len(numbers):
             labels = [None] * len(numbers)
@@ -193,7 +198,7 @@ def _is_aside(match: re.Match[str], gap: str, is_later: bool, is_next: bool) -> 
     return not (_LEADS.search(before) or (is_next and before.rstrip().endswith((",", "and"))))
 
 
-def _numbers_of(group: str) -> list[int]:
+def numbers_of(group: str) -> list[int]:
     """Return the numbers of windows in a list of numbers and ranges."""
     numbers: list[int] = []
     for first, last in _SPAN.findall(group):

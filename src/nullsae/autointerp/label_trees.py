@@ -21,7 +21,7 @@ from nullsae.autointerp.loose_json import Branch, Leaf, Node, branches_within, f
 _KEY_FIELD = re.compile(rf"(?i){KEY}(?: ?(?:id|number|index|no))?s?|index|#|n")
 _LABEL_FIELD = re.compile(
     r"(?i)(?:is ?)?(?:active|answer|label|value|pred(?:iction)?|result|verdict|judge?ment|fit|"
-    r"match|decision|activat(?:es|ed|ion)|response|output|present|"
+    r"match|decision|status|activat(?:es|ed|ion)|response|output|present|"
     r"(?:contains|matches|fits)(?: \w+)*)(?:e?s)?"
 )
 # A list below it may list windows instead of labels; [0, 1] would be ambiguous.
@@ -29,25 +29,21 @@ _OF_WINDOWS = re.compile(r"(?i)(?:is ?)?(?:activ|match|fit|contain|present)")
 # Fields that are not the answer, or are its opposite.
 _UNREAD = re.compile(
     r"(?i)in ?active|non|not|neg|silent|unmatch|absent|false|no\b|draft|initial|first|guess|prelim|"
-    r"tentative|example|before|reason|think|thought|scratch"
+    r"tentative|example|before|reason|think|thought|scratch|confiden|certain|probab"
 )
 _FINAL = re.compile(r"(?i)final|answers?\b|corrected|revised")
 _REST = re.compile(r"(?i)(?:all )?(?:the )?(?:others?|rest|remaining)")
-# Before an object that shows the expected format.
-_SHOWS = re.compile(r"(?i)\b(?:format|example|e\.g\.|such as|template|schema)\b[^{}\[\]]{0,30}\Z")
 # Before a list of labels, on its line, and after brackets that contain a key.
 _BEFORE_LIST = re.compile(r"(?i)(?:[^\d\n|]*(?:[:=]|\b(?:is|are)\b))?[^\w\n|]*")
 _THEN_LABEL = re.compile(rf"(?i)[^\w\n]*{WORDS}\b")
 _RULE = re.compile(r"\s*:?-{2,}:?\s*")
 
 
-def blocks_of_json(text: str) -> tuple[list[Block], list[Block], str]:
-    """Return blocks in JSON, blocks that only show the format, and the text without either."""
+def blocks_of_json(text: str) -> tuple[list[Block], str]:
+    """Return the blocks in JSON, and the text without them."""
     blocks: list[Block] = []
-    shown: list[Block] = []
     rest, last_stop = text, -1
     for branch in find_branches(text):
-        before = text[text.rfind("\n", 0, branch.start) + 1 : branch.start]
         if branch.kind == "[" and not _is_list(branch, text):
             continue
         block = Block(branch.start, rows_of(branch), is_json=True)
@@ -56,15 +52,13 @@ def blocks_of_json(text: str) -> tuple[list[Block], list[Block], str]:
         between = rest[last_stop : branch.start].strip(" \t\r\n,;-")
         if any(isinstance(v, Leaf) and v.text in ("...", "\u2026") for v in branch.values()):
             pass  # {"1": 0, "2": 1, ...}
-        elif _SHOWS.search(before):
-            shown.append(block)
         elif blocks and not between and blocks[-1].may_go_on(block):
             blocks[-1].rows += block.rows  # one object per window
         elif block.has_label or any(isinstance(v, Branch) and v.items for v in branch.values()):
             blocks.append(block)
         rest = without(rest, branch.start, branch.stop)
         last_stop = branch.stop
-    return blocks, shown, rest
+    return blocks, rest
 
 
 def _is_list(branch: Branch, text: str) -> bool:

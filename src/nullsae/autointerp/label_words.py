@@ -8,6 +8,15 @@ from typing import TypeAlias
 
 POSITIVE = ("1", "yes", "true")
 NEGATIVE = ("0", "no", "false")
+# Labels only after a window's number: alone, they are also headings, and words of a sentence.
+POSITIVE_OF_KEY = (
+    *("active", "oui", "ja", "sí", "si", "sì", "sim", "tak", "evet", "да"),
+    *("是", "はい", "네", "예", "نعم"),
+)
+NEGATIVE_OF_KEY = (
+    *("not active", "inactive", "non", "nein", "nee", "não", "nie", "нет"),
+    *("否", "不是", "いいえ", "아니요", "아니오", "لا"),
+)
 # A label, 0 or 1, and its position in the text.
 Label: TypeAlias = tuple[int, int]
 # The number of a window as written, and its label, None if invalid. Without a number: an item of a
@@ -19,6 +28,10 @@ REST = -1
 BLANK = "\0"
 
 WORDS = rf"(?:{'|'.join(POSITIVE + NEGATIVE)})"
+# "Active: 0" and "is active: 0" name a field.
+OF_KEY = (
+    rf"(?:{WORDS}|(?:{'|'.join(map(re.escape, POSITIVE_OF_KEY + NEGATIVE_OF_KEY))})(?!\s*[:=]))"
+)
 # What may follow a label; otherwise it starts a sentence, as in "1: No cups are named".
 END = r"""(?=["')\]]*\s*(?:$|[,;:|)\]}"'(\u2013\u2014→]|\.(?!\d)|\s-|
     (?:because|since|as|due|but)\b|(?:and\s+)?(?:(?:window|item|w)\s*)?\#?\d{1,4}\W{0,3}[:=|>→)]))
@@ -26,24 +39,30 @@ END = r"""(?=["')\]]*\s*(?:$|[,;:|)\]}"'(\u2013\u2014→]|\.(?!\d)|\s-|
 KEY = (
     r"(?:windows?|items?|rows?|texts?|examples?|passages?|sentences?|excerpts?|samples?|snippets?|"
     r"segments?|fragments?|documents?|contexts?|parameter|number|no|nr|id|w|fenster|fen[êe]tre|ventana|"
-    r"janela|finestra|окно|窗口|窗|文本|片段|ウィンドウ|テキスト|창)"
+    r"janela|finestra|окно|窗口|窗|文本|片段|ウィンドウ|テキスト|창|윈도우|(?:ال)?نافذة)"
 )
 CORRECTION = (
     r"\b(?:wait|actually|correct(?:ion|ed|ing)|on second thought|scratch that|sorry|i mean|hmm+|"
-    r"make (?:it|that)|mistake|mislabel\w*|revis\w+|reconsider\w*|should (?:be|have been))\b"
+    r"make (?:it|that)|mistake|mislabel\w*|revis\w+|reconsider\w*|should (?:be|have been)|"
+    r"w?h?oops|i meant|(?:is|are|was|were) (?:wrong|incorrect)|mixed up|typo)\b"
 )
 CORRECTS = re.compile(rf"(?i){CORRECTION}")
 # One label replaced by another, as in "1: 0 -> 1" or "1: no, wait, yes".
 _CHANGED = re.compile(
     rf"(?i)(?:[\s\"')]*(?:[-=]>|→)[\s\"'(]*|[^\n]{{0,60}}?{CORRECTION}[^\w\n]*"
-    rf"(?:(?:it|is|s|that|to|should|be|no|the|answer)\b[^\w\n]+){{0,5}}){WORDS}\b(?!\W*[:=|])"
+    rf"(?:(?:it|is|s|that|to|should|be|no|the|answer)\b[^\w\n]+){{0,5}}){OF_KEY}\b(?!\W*[:=|])"
 )
-_START = re.compile(rf"(?imx)[\s\"'(\[]*(?P<label>{WORDS}){END}")
+_START = re.compile(rf"(?imx)[\s\"'(\[]*(?P<label>{OF_KEY}){END}")
 _NUMBER = re.compile(rf"(?i)\W*(?:{KEY}[\s#.:-]{{0,3}})??#?(\d{{1,4}})[\s.:)\]\"']*")
 
 # Comments, echoes of a prompt's windows, and emoji.
 _ASIDE = re.compile(
     r"(?s)/\*.*?\*/|<text\d*>[^<\n]*</text\d*>|[\u2600-\u27bf\ufe0f\U0001f300-\U0001faff]"
+)
+# A mark instead of a word, alone after a window's number or in a cell.
+_MARK = re.compile(
+    r"(?m)(?P<before>[:|=>→\u2013\u2014-][ \t*_]*)"
+    r"(?:(?P<yes>[✅✔✓☑])|[❌❎✖✗✘☒])(?=\ufe0f?[ \t*_]*(?:$|[|,;]))"
 )
 _ZEROS = (0x660, 0x6F0, 0x966, 0x9E6, 0xE50)
 _PLAIN = str.maketrans(
@@ -55,6 +74,33 @@ _PLAIN = str.maketrans(
     }
 )
 _QUOTES = str.maketrans(dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d", '"'))
+
+
+# Before an answer in a requested format, before an example, and before one that was replaced.
+_SHOWS = re.compile(
+    r"(?i)(?:\b(?:(?P<example>for (?:example|instance)|an example|examples? (?:output|answer|"
+    r"response|labels?|json)|(?<!the )examples?(?=\W*\Z)|e\.g\.|such as)|"
+    r"(?P<format>format|template|schema|examples?))\b[^{}\[\]\n]{0,30}|"
+    r"\b(?:(?:initial|first|previous|earlier|original|preliminary|tentative|old) (?:draft|guess|"
+    r"answer|attempt|response|version|labels?|json)|draft)s?\b[^{}\[\]\n.,;]{0,30}|"
+    r"^\W*(?P<other>confidences?|certainty|probabilit(?:y|ies))\W*)\Z"
+)
+# Before another answer that does not replace the one before it.
+OFFERS = re.compile(r"(?i)\W*(?:alternativ|option\b|or\b|otherwise\b|if\b)")
+_INTRODUCED_BEFORE = 300
+
+
+def shows(text: str, place: int) -> re.Match[str] | None:
+    """Return what says that an answer is not the judge's own, or not its last; None otherwise."""
+    return _SHOWS.search(introduction(text, place))
+
+
+def introduction(text: str, place: int) -> str:
+    """Return what precedes an answer on its line, or the line before it if that ends in a colon."""
+    before = text[max(0, place - _INTRODUCED_BEFORE) : place].rstrip(" \t\"'([{")
+    if before.endswith("\n") and not before.rstrip().endswith(":"):
+        return ""
+    return before.rstrip().rpartition("\n")[2]
 
 
 def blank(match: re.Match[str]) -> str:
@@ -73,6 +119,7 @@ def plain(text: str) -> str:
     Quotation marks are converted only if there are no straight ones, because a string may contain
     others.
     """
+    text = _MARK.sub(lambda mark: mark["before"] + ("1" if mark["yes"] else "0"), text)
     text = _ASIDE.sub(blank, text).translate(_PLAIN).replace("\\{", " {").replace("\\}", " }")
     return text if '"' in text else text.translate(_QUOTES)
 
@@ -81,7 +128,8 @@ def read_label(match: re.Match[str] | None, offset: int = 0) -> Label | None:
     """Return the label of a match, at `offset` plus its position; None if it is withdrawn."""
     if match is None or _CHANGED.match(match.string, match.end()):
         return None
-    return int(match["label"].lower() in POSITIVE), offset + match.start("label")
+    said = match["label"].lower()
+    return int(said in POSITIVE or said in POSITIVE_OF_KEY), offset + match.start("label")
 
 
 def first_label(text: str, offset: int = 0) -> Label | None:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import re
 
-from nullsae.autointerp.label_lines import blocks_of_lines
+from nullsae.autointerp.label_lines import AND, blocks_of_lines, numbers_of
 from nullsae.autointerp.label_trees import blocks_of_json
-from nullsae.autointerp.label_words import CORRECTS, KEY, Block, Label, blank, first_label, plain
+from nullsae.autointerp.label_words import (
+    CORRECTS,
+    KEY,
+    OFFERS,
+    Block,
+    Label,
+    blank,
+    first_label,
+    introduction,
+    plain,
+    shows,
+)
 from nullsae.autointerp.reasoning import answer_alone
 
 _MEANS = r"[\"']?\s*(?:[:=]|[-=]>|→|\b(?:means|is|stands for|for)\b)\s*[\"']?(?:the\s+)?"
@@ -16,9 +27,13 @@ _YES = rf"\b1{_MEANS}(?:yes|true|active|present|match\w*|fits?|does|it does)\b"
 _LEGEND = re.compile(
     rf"(?i)[(\[{{]?[\"']?(?:{_NO}[^\d\n]{{0,40}}{_YES}|{_YES}[^\d\n]{{0,40}}{_NO})"
 )
+_TEX = re.compile(r"\\(?:boxed|text\w*|math\w+)(?=\s*\{)")
 _ANSWERS = re.compile(r"(?i)\b(?:final|answers?|results?|conclusion)\b")
 _SENTENCE = re.compile(r"[^.!?\n]+")
-_WINDOW = re.compile(rf"(?i)\b{KEY}[\s#]+(?P<number>\d{{1,4}})\b")
+# The windows that a sentence mentions, unlike the label in "window 2 should be 1".
+_WINDOWS = re.compile(
+    rf"(?i)(?<!be )(?<!is )(?<!to )(?<!\w)(?:{KEY}[\s#]+)?(?P<group>\d{{1,4}}(?:{AND}\d{{1,4}})*)\b"
+)
 
 
 def labels(content: str, n_windows: int) -> dict[int, Label]:
@@ -30,7 +45,7 @@ def labels(content: str, n_windows: int) -> dict[int, Label]:
     label per window, because it is unknown which one a shorter list lacks. A window's number, from
     1, maps to (0 or 1, position of the label in `content`).
     """
-    text = plain(answer_alone(content))
+    text = _TEX.sub(blank, plain(answer_alone(content)))
     blocks = _all_blocks(_LEGEND.sub(blank, text), n_windows)
     if not blocks and n_windows == 2:
         blocks = _all_blocks(text, n_windows)  # what looked like a legend, counted from 0
@@ -39,21 +54,41 @@ def labels(content: str, n_windows: int) -> dict[int, Label]:
         label = None if n_windows > 1 or _ANSWERS.search(text) else first_label(text)
         return {1: label} if label else {}
     found = _last_answer(blocks, text, n_windows)
+    if len(blocks) > 1 and OFFERS.match(introduction(text, blocks[-1].place)):
+        both = blocks[-2].by_window(n_windows)
+        found = {n: label for n, label in found.items() if n in both and both[n][0] == label[0]}
     last = text.find("\n", max((place for _, place in found.values()), default=0))
     for sentence in _SENTENCE.finditer(text, last if last >= 0 else len(text)):
         # "Correction: window 2 should be 0": the new label is not parsed from prose.
         if CORRECTS.search(sentence[0]):
-            for window in _WINDOW.finditer(sentence[0]):
-                found.pop(int(window["number"]), None)
+            for windows in _WINDOWS.finditer(sentence[0]):
+                for number in numbers_of(windows["group"]):
+                    found.pop(number, None)
     return found
 
 
 def _all_blocks(text: str, n_windows: int) -> list[Block]:
-    """Return all blocks of an answer, in order. A single label after an answer is a remark."""
-    blocks, shown, rest = blocks_of_json(text)
+    """Return the blocks that may be the answer, in order.
+
+    A single label after an answer is a remark. An example is not an answer; what follows the word
+    "format", or a draft, is one if it is complete and there is none (or no complete one) besides.
+    """
+    blocks, rest = blocks_of_json(text)
     blocks += blocks_of_lines(rest, n_windows)
-    blocks = [b for b in blocks or shown if n_windows == 1 or len(b.rows) != 1 or b.rows[0][0]]
-    return sorted(blocks, key=lambda block: block.place)
+    blocks = [b for b in blocks if n_windows == 1 or len(b.rows) != 1 or b.rows[0][0]]
+    told = [(block, shows(text, block.place)) for block in blocks]
+    meant = [block for block, how in told if how is None]
+    whole = [
+        (block, how)
+        for block, how in told
+        if how
+        and not (how["example"] or how["other"])
+        and len(block.by_window(n_windows)) == n_windows
+    ]
+    if not any(len(block.by_window(n_windows)) == n_windows for block in meant):
+        meant += [block for block, how in whole if how["format"]]
+    meant = meant or [block for block, _ in whole]
+    return sorted(meant, key=lambda block: block.place)
 
 
 def _last_answer(blocks: list[Block], text: str, n_windows: int) -> dict[int, Label]:

@@ -77,10 +77,11 @@ _NEXT_TURN = re.compile(
 )
 # The same in plain text: Llama 3's role after an answer, a dialogue, another question of ours.
 _NEXT_SPEAKER = re.compile(
-    r"(?i)(?<=\S)assistant[ \t]*\n\n|\n[ \t]*\**(?P<user>user|human)\**[ \t]*:|"
+    r"(?i)(?<=\S)assistant[ \t]*\n\n|"
+    r"\n[ \t]*[*#]*[ \t]*(?P<user>user|human|(?<=# )instruction)\**[ \t]*:|"
     r"\n\s{0,4}(?:Explanation:.*\s{1,4})?(?P<question>Window 1: <text\d*>)"
 )
-_SPEAKS = re.compile(r"(?i)\n[ \t]*\**(?:assistant|ai|model)\**[ \t]*:")
+_SPEAKS = re.compile(r"(?i)\n[ \t]*[*#]*[ \t]*(?:assistant|ai|model|response)\**[ \t]*:")
 _ANSWERED = re.compile(r"(?i)(?:[}\]`]|(?:\A|\n)\W*explanation:.+)\s*\Z")
 MOST_TURNS = 20
 _MARKER = re.compile(r"(?i)explanation\W{0,4}:")

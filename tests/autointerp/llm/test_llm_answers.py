@@ -9,13 +9,12 @@ import pytest
 
 from nullsae.autointerp.llm.answers import (
     Answer,
-    Asked,
     AttemptError,
-    RefusedError,
     Valid,
     read_answer,
     retry_after_seconds,
 )
+from nullsae.autointerp.llm.refusals import Asked, RefusedError
 
 ASKED = Asked("small", "http://there/v1", "A_KEY")
 
@@ -130,6 +129,12 @@ def test_log_probabilities_are_those_of_the_answer_not_of_a_draft(draft: str) ->
             "a",
         ),
         ({"content": [{"type": "output_text", "text": "a"}, {"text": "b"}]}, "ab"),
+        ({"content": {"1": 0}}, '{"1": 0}'),
+        ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": "a"}}]}, "a"),
+        ({"content": "a", "tool_calls": [{"function": {"name": "f", "arguments": "b"}}]}, "a"),
+        ({"content": "", "tool_calls": [{"function": {"arguments": {"1": 0}}}]}, '{"1": 0}'),
+        ({"content": "", "tool_calls": [{"function": {"arguments": "a"}}] * 2}, ""),
+        ({"content": "", "tool_calls": [{"function": None}]}, ""),
     ],
 )
 def test_reasoning_separated_by_the_server_is_not_content(
@@ -205,6 +210,10 @@ def test_retry_after_may_be_a_date_in_the_future_or_past() -> None:
         ),
         (413, {"message": "too big"}, "windows_per_prompt"),
         (422, {"message": "strange field\nmore"}, r"refuses a request \(422: strange field\)"),
+        (400, {"message": "Unsupported parameter", "param": "seed"}, r"parameter \(seed\)\)"),
+        (400, {"message": "API key not valid."}, "api_key_env: small .* refuses the key in A_KEY"),
+        (400, {"message": "Your credit balance is too low."}, "no credit left"),
+        (400, {"message": "The model `small` has been decommissioned"}, "model: .* know 'small'"),
     ],
 )
 def test_errors_the_user_can_fix_are_one_line_that_says_how(
@@ -213,6 +222,13 @@ def test_errors_the_user_can_fix_are_one_line_that_says_how(
     with pytest.raises(RefusedError, match=named) as caught:
         read({"error": error}, status)
     assert "\n" not in str(caught.value)
+    with pytest.raises(RefusedError, match=named):
+        read([{"error": error}], status)  # as Gemini wraps errors
+
+
+def test_a_reply_in_a_stream_is_refused_and_not_paid_again() -> None:
+    with pytest.raises(RefusedError, match=r"extra_body: .*stream: false"):
+        read(b'data: {"choices": [{"delta": {"content": "1"}}]}\n\ndata: [DONE]\n\n')
 
 
 def test_a_filtered_prompt_is_an_empty_reply() -> None:

@@ -15,6 +15,7 @@ from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
+OLD_LIMIT = ("token_limit", "max_tokens")
 SCHEMA = {"type": "object", "properties": {}}
 
 
@@ -42,6 +43,15 @@ SCHEMA = {"type": "object", "properties": {}}
             {"structured_output": "never", "logprobs": "never"},
             Abilities(token_limit="max_tokens"),
             2,
+        ),
+        *(
+            ({"forbidden": {name: refusal}}, PLAIN, Abilities(**{ability: value}), n_probes)
+            for name, refusal, ability, value, n_probes in (
+                ("max_completion_tokens", (422, "Extra inputs are not permitted"), *OLD_LIMIT, 2),
+                ("max_completion_tokens", (400, "max_tokens: Field required"), *OLD_LIMIT, 2),
+                ("max_completion_tokens", (400, "bad request"), *OLD_LIMIT, 3),
+                ("temperature", (400, "bad request"), "temperature", False, 5),
+            )
         ),
         ({"drops_system": True}, PLAIN, Abilities(system_role=False), 3),
         ({"obeys": False}, PLAIN, Abilities(), 3),

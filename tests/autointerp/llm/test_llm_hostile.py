@@ -16,20 +16,14 @@ from llm_asking import N_PLAIN_PROBES, ask, contents, expected
 from scripted_server import ScriptedServer
 
 from nullsae.autointerp.explanation_text import explanation
-from nullsae.autointerp.llm.answers import (
-    Answer,
-    Asked,
-    AttemptError,
-    RefusedError,
-    read_answer,
-    retry_after_seconds,
-)
+from nullsae.autointerp.llm.answers import Answer, AttemptError, read_answer, retry_after_seconds
 from nullsae.autointerp.llm.batch_api import read_line
 from nullsae.autointerp.llm.bounded import lines_of
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.kept_replies import Kept, unpacked
 from nullsae.autointerp.llm.messages import AnswerToken, Reply
 from nullsae.autointerp.llm.pieces import PackingError, Pieces, TooLongError
+from nullsae.autointerp.llm.refusals import Asked, RefusedError
 from nullsae.autointerp.replies import choice, judgements
 from nullsae.config.llm import Llm
 

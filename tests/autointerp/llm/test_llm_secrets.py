@@ -15,8 +15,9 @@ import pytest
 from llm_asking import PLAIN, ask
 from scripted_server import ECHOES, ScriptedServer
 
-from nullsae.autointerp.llm.answers import Answer, Asked, RefusedError, read_answer
+from nullsae.autointerp.llm.answers import Answer, read_answer
 from nullsae.autointerp.llm.cache import ReplyCache
+from nullsae.autointerp.llm.refusals import Asked, RefusedError
 from nullsae.autointerp.llm.secrets import BLANK, Secrets
 from nullsae.config.llm import Llm
 from refusing import refused

@@ -11,13 +11,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from nullsae.autointerp.llm.addresses import with_path
 from nullsae.autointerp.llm.messages import AnswerToken, Reply, logprob, parse_json, without_halves
+from nullsae.autointerp.llm.refusals import TEMPLATE, Asked, RefusedError, mend, shortened
 from nullsae.autointerp.llm.secrets import NO_SECRETS, SHORTEST_SECRET, Secrets
-from nullsae.core.errors import UserError
 
-CHAT = "/chat/completions"
-SHOWN_CHARACTERS = 300
 # Kept of the endpoint's own text about an error.
 MOST_SAID = 4000
 # The longest reply for a number of tokens; the rest is dropped. Runs of spaces are the longest
@@ -28,32 +25,12 @@ MOST_ALTERNATIVES, MOST_TOKEN_CHARACTERS = 32, 200
 FINISH_REASON = re.compile(r"[a-z][a-z_-]{0,39}")
 # A longer Retry-After is reduced to this: a job that waits for hours helps nobody.
 MAX_PAUSE_SECONDS = 600.0
-CONTEXT = re.compile(
-    r"context.{0,9}(length|size|window)|maximum context|max_model_len|"
-    r"(prompt|input|request).{0,20} too (long|large|many)|too many (input |prompt )?tokens",
-    re.IGNORECASE,
-)
 # Reasons that gateways forward from others than OpenAI: max_output_tokens, model_length, ...
 CUT = re.compile(r"length|max_|token_limit|truncated|incomplete|context_window", re.IGNORECASE)
-NO_MODEL = re.compile(
-    r"model.{0,120}(not? (exist|found|available|a valid)|does not|unknown|invalid|unsupported)|"
-    r"(unknown|invalid|no such|unsupported|not a valid) model",
-    re.IGNORECASE,
-)
 # OpenAI's answer when the limit was spent on reasoning.
 LIMIT_REACHED = re.compile(r"max_tokens or model output limit was reached", re.IGNORECASE)
-# Servers fail with a 500 if a chat template does not accept the roles of the messages.
-TEMPLATE = re.compile(
-    r"jinja|chat.?template|template.{0,9}error|system (role|message|prompt)|roles? must alternate|"
-    r"raise_exception|(only|supported).{0,40} roles?\b",
-    re.IGNORECASE,
-)
-OTHER_FIELD = re.compile(
-    r"(parameter|argument|field|property|input)s?\b(?!.{0,30}(role|messages\W{1,2}\d))",
-    re.IGNORECASE,
-)
-LOGPROBS = re.compile(r"log.?prob", re.IGNORECASE)
-SCHEMA = re.compile(r"response.?format|json.?schema|structured.?output|guided_", re.IGNORECASE)
+# Server-sent events.
+STREAM = re.compile(r"\s*(?:data|event|id|:)[ :]")
 # Fields of a message, and types of parts of its content, that contain reasoning.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
@@ -102,36 +79,6 @@ class AttemptError(Exception):
         """Seconds during which the endpoint wants no requests."""
 
 
-class RefusedError(UserError):
-    """The endpoint refuses a request like this one, however often it is sent."""
-
-    def __init__(self, text: str, *, status: int, said: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.said = said
-        """The endpoint's own text, complete."""
-
-    @property
-    def names_a_field(self) -> bool:
-        """Whether it is about log-probabilities or a schema, which are optional."""
-        return bool(LOGPROBS.search(self.said) or SCHEMA.search(self.said))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The endpoint, for error messages."""
-
-    model: str
-    address: str
-    key_variable: str | None
-    """The environment variables whose keys were sent; None if none was."""
-    key_from: str = "api_key_env"
-    """The config key that names them."""
-
-    def __str__(self) -> str:
-        return f"{self.model} at {self.address}"
-
-
 def read_answer(
     answer: Answer,
     asked: Asked,
@@ -148,6 +95,8 @@ def read_answer(
         value = parse_json(answer.content)
     except ValueError:
         value = None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]  # Gemini's errors
     if answer.status == 200 and isinstance(value, dict):
         choices = value.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
@@ -156,6 +105,13 @@ def read_answer(
                 most = MOST_CHARACTERS_PER_TOKEN * most + SPARE_CHARACTERS
             return _valid(choices[0], value.get("usage"), secrets, most)
     status, said = answer.status, secrets.blank(_said(value, answer.content))
+    if status == 200 and STREAM.match(said):
+        raise RefusedError(
+            f"extra_body: {asked} streams its replies, which are not read here; set extra_body: "
+            f"{{stream: false}}, or take an endpoint that can do without",
+            status=status,
+            said=said,
+        )
     if status == 200:
         # Some gateways wrap the error of their upstream.
         error = value.get("error") if isinstance(value, dict) else None
@@ -178,7 +134,7 @@ def read_answer(
         raise AttemptError(f"{status}: {shortened(said)}", pause=pause, may_be_billed=billed)
     if status in (400, 403, 422) and FILTERED.search(_codes(value) + " " + said):
         return Valid(Reply("", (), "content_filter"), 0, 0, is_free=True)
-    raise RefusedError(_mend(status, said, _codes(value), asked), status=status, said=said)
+    raise RefusedError(mend(status, said, _codes(value), asked), status=status, said=said)
 
 
 def retry_after_seconds(header: str | None) -> float | None:
@@ -200,57 +156,14 @@ def retry_after_seconds(header: str | None) -> float | None:
     return min(max(seconds, 0.0), MAX_PAUSE_SECONDS) if math.isfinite(seconds) else None
 
 
-def may_be_of_roles(refusal: RefusedError) -> bool:
-    """Return whether a refusal may come from a template without system messages.
-
-    Templates phrase this differently, so every refusal counts that names nothing else.
-    """
-    other = CONTEXT.search(refusal.said) or OTHER_FIELD.search(refusal.said)
-    return refusal.status in (400, 422) and (not other or TEMPLATE.search(refusal.said) is not None)
-
-
-def shortened(text: str) -> str:
-    """Return the first line of a text, shortened if it is long."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= SHOWN_CHARACTERS else line[:SHOWN_CHARACTERS] + " ..."
-
-
-def _mend(status: int, said: str, codes: str, asked: Asked) -> str:
-    """Return one line that tells the user what to do."""
-    text = shortened(said).rstrip(".") or "no text"
-    for key, words in (("logprobs", LOGPROBS), ("structured_output", SCHEMA)):
-        if words.search(said) and status != 402:
-            return f"{key}: {asked} refuses them ({status}: {text}); set {key}: never"
-    if status in (401, 403):
-        if asked.key_variable is None:
-            return f"api_key_env: {asked} wants a key, but none was sent ({status}: {text})"
-        return (
-            f"{asked.key_from}: {asked} refuses the key in {asked.key_variable} "
-            f"({status}: {text}); set it to a valid one that may use this model"
-        )
-    if status in (402, 429):
-        return f"{asked}: the account has no credit left ({status}: {text})"
-    if "model_not_found" in codes or (status in (400, 404, 422) and NO_MODEL.search(said)):
-        return f"model: {asked.address} does not know {asked.model!r} ({status}: {text})"
-    if status in (404, 405) or 300 <= status < 400:
-        return (
-            f"base_url: no chat endpoint at {with_path(asked.address, CHAT)} ({status}: {text}); "
-            f"most addresses end in /v1, and Azure's in /openai/deployments/NAME?api-version=DATE"
-        )
-    if "context_length" in codes or status == 413 or CONTEXT.search(said):
-        return (
-            f"windows_per_prompt, shown_windows: a prompt is longer than {asked} accepts "
-            f"({status}: {text}); set the scorer's windows_per_prompt or the explainer's "
-            f"shown_windows lower, or give the server a longer context"
-        )
-    return f"{asked} refuses a request ({status}: {text})"
-
-
 def _said(value: Any, content: bytes) -> str:
     """Return the endpoint's own text about an error, shortened."""
     error = value.get("error", value) if isinstance(value, dict) else value
     if isinstance(error, dict):
         parts = [error.get("message") or error.get("detail") or error.get("msg")]
+        param = error.get("param")
+        if isinstance(param, str) and param not in str(parts[0]):
+            parts.append(f"({param})")
         metadata = error.get("metadata")
         if isinstance(metadata, dict):
             parts.append(metadata.get("raw"))
@@ -314,9 +227,11 @@ def _content(message: dict[str, Any]) -> str:
     """Return the content of a message, without the reasoning that the server has separated.
 
     Reasoning comes in its own field or as parts of the content, and some servers repeat the field
-    at the beginning of the content.
+    at the beginning of the content. Some turn JSON into a tool's call, or into an object.
     """
-    content = message.get("content")
+    content = message.get("content") or _arguments(message)
+    if isinstance(content, dict):
+        content = _text(content)
     if isinstance(content, list):
         dicts = [part for part in content if isinstance(part, dict) and not part.get("thought")]
         parts = (p.get("text") for p in dicts if not THOUGHT.search(_text(p.get("type"))[:100]))
@@ -332,6 +247,14 @@ def _content(message: dict[str, Any]) -> str:
             if whole and (stop == len(content) or content[stop] in "\r\n<["):
                 return content[stop:].lstrip()
     return content
+
+
+def _arguments(message: dict[str, Any]) -> Any:
+    """Return the arguments of a message's only tool call, or None."""
+    calls = message.get("tool_calls")
+    call = calls[0] if isinstance(calls, list) and len(calls) == 1 else None
+    function = call.get("function") if isinstance(call, dict) else None
+    return function.get("arguments") if isinstance(function, dict) else None
 
 
 def _tokens(logprobs: Any, content: str, secrets: Secrets) -> tuple[AnswerToken, ...]:

@@ -19,18 +19,11 @@ from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpe
 from openai.types import Batch
 
 from nullsae.autointerp.llm.addresses import without_path
-from nullsae.autointerp.llm.answers import (
-    CHAT,
-    Answer,
-    Asked,
-    AttemptError,
-    RefusedError,
-    read_answer,
-    shortened,
-)
+from nullsae.autointerp.llm.answers import Answer, AttemptError, read_answer
 from nullsae.autointerp.llm.bounded import bounded_client, lines_of
 from nullsae.autointerp.llm.messages import parse_json
 from nullsae.autointerp.llm.pieces import most_bytes
+from nullsae.autointerp.llm.refusals import CHAT, Asked, RefusedError, shortened
 from nullsae.autointerp.llm.secrets import Secrets
 from nullsae.autointerp.llm.transport import ssl_context
 from nullsae.core.errors import UserError, first_line

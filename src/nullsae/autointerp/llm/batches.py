@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nullsae import paths
-from nullsae.autointerp.llm.answers import Answer, AttemptError, RefusedError, shortened
+from nullsae.autointerp.llm.answers import Answer, AttemptError
 from nullsae.autointerp.llm.batch_record import Asked, BatchRecord, records
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.kept_replies import Kept
+from nullsae.autointerp.llm.refusals import RefusedError, shortened
 from nullsae.autointerp.llm.sending import Sending
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError

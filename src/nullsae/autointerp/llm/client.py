@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
-from nullsae.autointerp.llm.answers import AttemptError, RefusedError
+from nullsae.autointerp.llm.answers import AttemptError
 from nullsae.autointerp.llm.batches import Batches
 from nullsae.autointerp.llm.cache import ReplyCache, reply_key
 from nullsae.autointerp.llm.endpoint import (
@@ -24,6 +24,7 @@ from nullsae.autointerp.llm.endpoint import (
 )
 from nullsae.autointerp.llm.kept_replies import Kept
 from nullsae.autointerp.llm.messages import Reply, Request, Usage
+from nullsae.autointerp.llm.refusals import RefusedError
 from nullsae.autointerp.llm.sending import Sending
 from nullsae.autointerp.llm.usable import MANY_ANSWERS, Answers
 from nullsae.config.endpoints import Endpoint

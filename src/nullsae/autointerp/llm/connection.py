@@ -9,15 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nullsae.autointerp.llm.answers import (
-    Answer,
-    Asked,
-    AttemptError,
-    Valid,
-    read_answer,
-    shortened,
-)
+from nullsae.autointerp.llm.answers import Answer, AttemptError, Valid, read_answer
 from nullsae.autointerp.llm.pieces import most_bytes
+from nullsae.autointerp.llm.refusals import Asked, shortened
 from nullsae.autointerp.llm.secrets import NO_SECRETS, Secrets
 from nullsae.config.addresses import is_local, shown_address
 from nullsae.config.endpoints import OPENAI_URL, Endpoint

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
-from nullsae.autointerp.llm.answers import AttemptError, RefusedError, may_be_of_roles
+from nullsae.autointerp.llm.answers import AttemptError
 from nullsae.autointerp.llm.kept_replies import Kept
 from nullsae.autointerp.llm.messages import Request, object_schema, parse_json
+from nullsae.autointerp.llm.refusals import RefusedError, is_unclear, may_be_of_roles
 from nullsae.autointerp.reasoning import answer_alone
 from nullsae.config.addresses import shown_address
 from nullsae.config.endpoints import Endpoint
@@ -32,6 +34,11 @@ LONG_TASK_TOKENS = 64
 QUESTION = "Is the sky above a desert blue by day?"
 # A model that reasons spends tokens before it answers.
 QUESTION_TOKENS = 400
+# What a refusal says, by ability; "max_tokens: Field required" asks for the older field.
+NAMED = {
+    "token_limit": re.compile("max_(completion_)?tokens"),
+    "temperature": re.compile("temperature"),
+}
 QUESTION_SCHEMA = object_schema({"answer": [0, 1]})
 
 
@@ -185,7 +192,11 @@ async def _with_logprobs(abilities: Abilities, send: Send) -> Abilities:
 
 async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
     """Find out how to ask a plain question."""
-    abilities = Abilities()
+    known = abilities = Abilities()
+    # What may be left out after a refusal that names nothing, one at a time.
+    untried: dict[str, Any] = {"system_role": False, "token_limit": "max_tokens"}
+    if endpoint.temperature is not None:
+        untried["temperature"] = False
     first: RefusedError | None = None
     while True:
         found = await send(_question(system=True), abilities)
@@ -205,15 +216,15 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
             return abilities
         # Leave out what the refusal names. If that does not help, the first one is most telling.
         first = first or found
-        limits_newly = abilities.token_limit == "max_completion_tokens"
-        sends_temperature = abilities.temperature and endpoint.temperature is not None
-        if "max_completion_tokens" in found.said and limits_newly:
-            abilities = replace(abilities, token_limit="max_tokens")
-        elif "temperature" in found.said and sends_temperature:
-            abilities = replace(abilities, temperature=False)
-        elif abilities.system_role and may_be_of_roles(found):
+        named = next((name for name, sign in NAMED.items() if sign.search(found.said)), "")
+        if named in untried:
+            known = abilities = replace(abilities, **{named: untried.pop(named)})
+        elif "system_role" in untried and may_be_of_roles(found):
             # Templates phrase the refusal of system messages in many ways.
-            abilities = replace(abilities, system_role=False)
+            abilities = replace(known, system_role=untried.pop("system_role"))
+        elif untried and is_unclear(found):
+            name = next(name for name in (*NAMED, "system_role") if name in untried)
+            abilities = replace(known, **{name: untried.pop(name)})
         else:
             raise first
 

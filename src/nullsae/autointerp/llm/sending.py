@@ -8,13 +8,14 @@ import random
 from contextlib import suppress
 from pathlib import Path
 
-from nullsae.autointerp.llm.answers import AttemptError, RefusedError, Valid
+from nullsae.autointerp.llm.answers import AttemptError, Valid
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.connection import Connection
 from nullsae.autointerp.llm.counts import counts
 from nullsae.autointerp.llm.kept_replies import Kept
 from nullsae.autointerp.llm.limiter import Limiter
 from nullsae.autointerp.llm.messages import Usage, cost_usd
+from nullsae.autointerp.llm.refusals import RefusedError
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError

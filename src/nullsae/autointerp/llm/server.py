@@ -22,8 +22,8 @@ from typing import IO
 import aiohttp
 
 from nullsae.autointerp.llm import guard
-from nullsae.autointerp.llm.answers import shortened
 from nullsae.autointerp.llm.ports import EVERY, listeners
+from nullsae.autointerp.llm.refusals import shortened
 from nullsae.config.endpoints import ManagedServer
 from nullsae.core.errors import UserError
 

@@ -20,8 +20,9 @@ from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpe
 from yarl import URL
 
 from nullsae.autointerp.llm.addresses import proxy_of, with_path
-from nullsae.autointerp.llm.answers import CHAT, Answer
+from nullsae.autointerp.llm.answers import Answer
 from nullsae.autointerp.llm.pieces import ENCODINGS, PackingError, Pieces, TooLongError
+from nullsae.autointerp.llm.refusals import CHAT
 from nullsae.autointerp.llm.secrets import Secrets
 from nullsae.core.errors import first_line
 

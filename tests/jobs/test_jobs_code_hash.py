@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tokenize
 from pathlib import Path, PurePath
 
@@ -89,9 +90,13 @@ def test_tokens_are_those_of_python() -> None:
         text = file.read_text(encoding="utf-8")
         own = [t for t in code_hash._TOKEN.findall(text) if t[0] not in "#\n\\"]
         read = tokenize.generate_tokens(io.StringIO(text).readline)
-        # Python 3.12 tokenizes inside f-strings, so their whitespace matters.
         python = "".join(token.string for token in read if token.type not in ends)
-        assert "".join("".join(own).split()) == "".join(python.split()), file
+        assert _plain("".join(own)) == _plain(python), file
+
+
+def _plain(code: str) -> str:
+    """Leave out what Python 3.12 changes when it tokenizes inside f-strings."""
+    return re.sub(r"(?<=\{)\{+|(?<=\})\}+", "", "".join(code.split()))
 
 
 def test_a_hash_is_of_contents_alone_and_not_of_names_and_order(tmp_path: Path) -> None:

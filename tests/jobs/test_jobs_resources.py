@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from nullsae.config.model_size import neox_size
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
+from nullsae.jobs import resources
 from nullsae.jobs.grid import (
     derived_recipes,
     floor_cells,
@@ -61,6 +63,24 @@ def test_small_studies_ask_for_no_more_than_a_laptop_has(overlays: list[str]) ->
         assert asked.known, rule
         assert 150 <= asked.megabytes <= OTHERWISE[rule][0], rule
         assert 30 <= asked.minutes <= OTHERWISE[rule][1], rule
+
+
+@pytest.mark.parametrize(("files", "more"), [(["libtorch_cpu.so"], 0), (["libtorch_cuda.so"], 380)])
+def test_a_cpu_job_is_asked_room_for_the_libraries_of_a_pytorch_for_gpus(
+    files: list[str], more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch/lib").mkdir(parents=True)
+    for file in (tmp_path / "torch/__init__.py", *(tmp_path / "torch/lib" / f for f in files)):
+        file.touch()
+    there = spec_from_file_location("torch", tmp_path / "torch/__init__.py")
+    monkeypatch.setattr(resources, "find_spec", lambda name: there)
+    resources._has_code_for_gpus.cache_clear()
+    config = study()
+    asked = Needs(config).asked("prepare_corpus", [{"corpus": "sotu"}]).megabytes
+    work = job_work(Needs(config)._study, "prepare_corpus", [{"corpus": "sotu"}])
+    resources._has_code_for_gpus.cache_clear()
+    plain = 1.1 * (resources.LIBRARIES[work.imports] + work.held_bytes) / 1e6
+    assert asked - plain == pytest.approx(1.1 * more, abs=10)
 
 
 def test_every_rule_with_a_formula_says_what_its_jobs_hold() -> None:

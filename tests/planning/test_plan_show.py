@@ -61,6 +61,24 @@ def test_the_plan_is_printed_with_its_money_and_sends_nothing(
     assert not (folder / "results").exists()
 
 
+def test_models_without_a_price_are_not_planned_as_free(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "{kind: detection, judge: {model: own, base_url: http://127.0.0.1:1/v1, api_key_env: K}}"
+    (folder / "one.yaml").write_text(
+        f"scorers: {{detection: {own}}}\nllm: {{max_cost_usd: null}}\n"
+    )
+    print_plan(folder, [REPOSITORY / "config/llm.yaml", folder / "one.yaml"])
+    assert " and those without a price (llm.prices); no limit" in capsys.readouterr().out
+    (folder / "none.yaml").write_text(
+        "explainers: {gpt: {model: own}}\nllm: {max_cost_usd: null}\n"
+    )
+    print_plan(folder, [REPOSITORY / "config/llm.yaml", folder / "none.yaml"])
+    printed = capsys.readouterr().out
+    assert "57,840 calls, at unknown prices (llm.prices); no limit" in printed
+    assert "$0.00" not in printed
+
+
 @pytest.mark.parametrize(("calls", "gpus"), [(0, 0), (57_840, 8)])
 def test_on_80_columns_no_word_of_a_plan_is_cut_or_wrapped(calls: int, gpus: int) -> None:
     row = Row("match_dictionaries", 1_234, 10**9, 7.3e14, 9e5, 9e5, 2.86e9, calls, 12, 30, 1, True)

@@ -140,6 +140,8 @@ def _read_described(file: Path, where: str) -> dict[str, Any]:
         described = plain.read_object(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{where}{file}: {first_line(error)}") from None
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
     check_described(described, f"{where}{file}")
     return described
 

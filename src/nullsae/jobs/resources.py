@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource
@@ -27,6 +30,8 @@ LIBRARIES = {
     **{"light": 205e6, "torch": 310e6, "optimizer": 390e6, "transformers": 490e6, "all": 540e6},
     "cuda": 3e9,
 }
+# How much more they are on a CPU if PyTorch contains code for GPUs; 150 MB of it are no file's.
+FOR_GPUS = {"light": 0, "torch": 380e6, "optimizer": 350e6, "transformers": 420e6, "all": 420e6}
 # Megabytes and minutes of a job whose sizes are unknown.
 OTHERWISE = {
     **{"take_checkpoint": (1_000, 30), "report_toy": (2_000, 30), "train_toy": (4_000, 240)},
@@ -54,6 +59,14 @@ TIME_MARGIN, MIN_MINUTES = 3.0, 30
 ALIKE = ("draw", "seed", "shard", "portion")
 # Characters per token of a small vocabulary, and characters of the larger builtin corpus.
 CHARACTERS_PER_TOKEN, BUILTIN_CHARACTERS = 3, 12_200_000
+
+
+@cache
+def _has_code_for_gpus() -> bool:
+    """Return whether the PyTorch installed here can use GPUs; does not import it."""
+    torch = find_spec("torch")
+    folder = Path(torch.origin or "").parent / "lib" if torch else Path()
+    return any((folder / f"libtorch_{kind}.so").is_file() for kind in ("cuda", "hip"))
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,8 @@ class Needs:
             work = Work(written_bytes=work.written_bytes)
         on_gpu = work.gpu and not study.on_cpu
         libraries = LIBRARIES[work.imports] + (LIBRARIES["cuda"] if on_gpu else 0.0)
+        if not on_gpu and _has_code_for_gpus():
+            libraries += FOR_GPUS[work.imports]
         disk = math.ceil((work.written_bytes + work.work_bytes) * DISK_MARGIN / 1e6)
         # The time of an endpoint's answers is unknown.
         whole = rule.replace("_shard", "_latents")

@@ -275,12 +275,15 @@ def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> No
         table.add_row(*(escape(visible(bill[name])) for name in names), *counts, cost)
     console.print(table)
     calls = sum(bill["calls"] for bill in plan.bills)
-    total = sum(bill["cost_usd"] or 0.0 for bill in plan.bills)
+    costs = [bill["cost_usd"] for bill in plan.bills if bill["cost_usd"] is not None]
+    price = f"about ${sum(costs):,.2f}" if costs else "at unknown prices (llm.prices)"
+    if 0 < len(costs) < len(plan.bills):
+        price += " and those without a price (llm.prices)"
     limit = config.llm.max_cost_usd
     said = "no limit (llm.max_cost_usd)" if limit is None else f"the limit is ${limit:,.2f}"
     most = " Calls are an upper bound: not all latents are known yet."
     unknown = "" if plan.calls_are_counted else most
-    console.print(f"{calls:,} calls, about ${total:,.2f}; {said}.{unknown}")
+    console.print(f"{calls:,} calls, {price}; {said}.{unknown}")
     file = root / config.llm.cache
     if file.is_file():
         replies = ReplyCache(file)

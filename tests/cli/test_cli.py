@@ -51,6 +51,17 @@ def test_a_place_that_cannot_be_written_to_is_one_line(
     assert text.splitlines()[-1] == f"nullsae init: error: {place}: Not a directory"
 
 
+def test_a_missing_profile_of_a_cluster_can_be_copied_from_where_the_error_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = failure(["check_cluster"], monkeypatch, capsys)
+    command = re.search(r"`(cp -r .*)`", text)
+    assert command is not None
+    subprocess.run(command[1], shell=True, check=True)
+    assert Path("profiles/slurm/profile.yaml").is_file()
+
+
 @pytest.mark.parametrize(
     ("error", "place"),
     [

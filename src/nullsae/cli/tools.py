@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -167,8 +168,12 @@ def check_cluster(
     ),
 ) -> None:
     """Check a SLURM profile against this cluster, without submitting anything."""
+    from nullsae.core.home import workflow_folder
     from nullsae.planning.slurm_profile import check_cluster
 
+    if not profile.exists():
+        own = quote(str(workflow_folder() / "profiles"))
+        raise UserError(f"--profile: {profile}: no such folder; `cp -r {own} .` copies nullsae's")
     wrong, fits = check_cluster(profile)
     for line in (*wrong, *fits):
         print(visible(line))

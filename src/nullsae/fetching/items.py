@@ -79,8 +79,8 @@ class Model:
         weights = [n for n in (given, WEIGHTS, WEIGHTS_INDEX) if n is not None and n in sizes][:1]
         if not weights or ".safetensors" not in weights[0]:
             raise UserError(
-                f"{this} has no safetensors, and weights in other formats are not read (they can "
-                f"run code); convert them with model.save_pretrained"
+                f"{this} has no safetensors, and weights in other formats are not fetched; convert "
+                f"them with model.save_pretrained"
             )
         if weights[0].endswith(".index.json"):
             weights += sorted(set(read(weights[0])["weight_map"].values()))

@@ -186,6 +186,7 @@ def test_labels_are_read_by_their_keys(content: str, n: int, kept: dict[int, int
         ("[0,1]", 3),
         ("I think 1 of them is yes", 2),
         ("1: 1 mug\n2: 0 mugs", 2),
+        *(("1: No cups are named", 1), ("1: 0.5", 1), ("1. 1 mug", 1)),
         ('{"active": [1], "inactive": [2]}', 2),
         ('{"inactive": [1]}', 1),
         ("1|1|0", 3),

@@ -28,6 +28,8 @@ _LEGEND = re.compile(
     rf"(?i)[(\[{{]?[\"']?(?:{_NO}[^\d\n]{{0,40}}{_YES}|{_YES}[^\d\n]{{0,40}}{_NO})"
 )
 _TEX = re.compile(r"\\(?:boxed|text\w*|math\w+)(?=\s*\{)")
+# What may be the number of the only window, before words or numbers.
+_NUMBERED = re.compile(r"[\s\"'(\[]*[01][ \t]*[:.)][ \t]*\w")
 _ANSWERS = re.compile(r"(?i)\b(?:final|answers?|results?|conclusion)\b")
 _SENTENCE = re.compile(r"[^.!?\n]+")
 # The windows that a sentence mentions, unlike the label in "window 2 should be 1".
@@ -51,7 +53,8 @@ def labels(content: str, n_windows: int) -> dict[int, Label]:
         blocks = _all_blocks(text, n_windows)  # what looked like a legend, counted from 0
     if not blocks:
         # For a single window, the label may also start a sentence.
-        label = None if n_windows > 1 or _ANSWERS.search(text) else first_label(text)
+        is_unclear = n_windows > 1 or _ANSWERS.search(text) or _NUMBERED.match(text)
+        label = None if is_unclear else first_label(text)
         return {1: label} if label else {}
     found = _last_answer(blocks, text, n_windows)
     if len(blocks) > 1 and OFFERS.match(introduction(text, blocks[-1].place)):

@@ -185,6 +185,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     hub.add("models", "someone/code", {"modeling_tiny.py": CODE, **junk})
     expected["coded trained"] = digest(model.state_dict())
     hub.add("models", "someone/pickled", {"config.json": b"{}", **junk})
+    hub.add("models", "someone/flax", {"config.json": b"{}", "flax_model.msgpack": b"weights"})
     saes = {
         f"layers.{layer}/{name}": content
         for layer in range(N_LAYERS)
@@ -377,6 +378,7 @@ def test_one_failed_item_is_reported_and_does_not_stop_the_others(
             gone={"path": "someone/gone", "step0_revision": "step0"},
             renamed={"path": PYTHIA, "step0_revision": "step9", "revision": "step0"},
             pickled={"path": "someone/pickled", "step0_revision": "main"},
+            flax={"path": "someone/flax", "step0_revision": "main"},
             huge={"path": "someone/huge", "step0_revision": "main"},
             busy={"path": "someone/busy", "step0_revision": "main"},
             sharded={"path": SHARDED, "revision": "v2", "step0_revision": "v2"},
@@ -394,15 +396,15 @@ def test_one_failed_item_is_reported_and_does_not_stop_the_others(
     starts = [
         *2 * [f"{key}.gone.source.path: the hub has no model 'someone/gone', or it is private"],
         f"{key}.renamed.source.step0_revision: the model {PYTHIA!r} has no revision 'step9'",
-        f"{key}.pickled.source.path: 'someone/pickled' has no safetensors, and weights in other",
-        f"{key}.pickled.source.path: 'someone/pickled' at main has no safetensors, and weights in",
+        f"{key}.flax.source.path: 'someone/flax' has neither safetensors nor pytorch_model.bin,",
+        f"{key}.flax.source.path: 'someone/flax' at main has neither safetensors nor pytorch_mod",
         f"{key}.huge.source.path: 'someone/huge' needs 1,000,000,000.0 GB more, and ",
         f"{key}.huge.source.path: 'someone/huge' at main needs 1,000,000,000.0 GB more, and ",
         f"{key}.busy.source.path: model someone/busy could not be fetched: HTTP 403, busy",
         f"{key}.busy.source.path: model someone/busy at main could not be fetched: HTTP 403, busy",
         f"{key}.indexed.source.path: 'someone/indexed': model.safetensors.index.json names",
         f"{key}.indexed.source.path: 'someone/indexed' at main: model.safetensors.index.json n",
-        "nullsae fetch: error: 11 of 15 could not be fetched, see above; run the same command",
+        "nullsae fetch: error: 11 of 17 could not be fetched, see above; run the same command",
     ]
     lines = [line.removeprefix("failed").strip() for line in errors]
     assert len(lines) == len(starts), "\n".join(lines)
@@ -415,6 +417,9 @@ def test_one_failed_item_is_reported_and_does_not_stop_the_others(
     assert not [file for file in everything if TOKEN.encode() in file.read_bytes()]
     snapshots = {p.parts[-4] for p in (tmp_path / "cache/hub").glob("*/snapshots/*/*.safetensors")}
     assert snapshots == {"models--someone--pythia-tiny", "models--someone--sharded"}
+    # Only where a revision has no safetensors.
+    pickles = {p.parts[-4] for p in (tmp_path / "cache/hub").glob("*/snapshots/*/*.bin")}
+    assert pickles == {"models--someone--pickled"}
 
 
 @pytest.mark.slow

@@ -16,11 +16,10 @@ from nullsae.config.pretrained import FromSaeLens, pretrained_sae_path
 from nullsae.config.saelens_list import listed
 from nullsae.core.errors import UserError
 from nullsae.core.folders import expanded
-from nullsae.subjects.checkpoints import check_checkpoint
+from nullsae.subjects.checkpoints import PICKLE, WEIGHTS, check_checkpoint
 
 # Small files at the top of a model's repository: configs, tokenizers, chat templates.
 SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the hub, as Transformers reads it; its weights must be safetensors."""
+    """A model of the hub, as jobs read it."""
 
     path: str
     revision: str | None
@@ -76,11 +75,11 @@ class Model:
         config = read("config.json")
         check_checkpoint(self.path, found.commit, where=this)
         given = config.get("transformers_weights")
-        weights = [n for n in (given, WEIGHTS, WEIGHTS_INDEX) if n is not None and n in sizes][:1]
-        if not weights or ".safetensors" not in weights[0]:
+        weights = [name for name in (given, *WEIGHTS) if name is not None and name in sizes][:1]
+        if not weights:
             raise UserError(
-                f"{this} has no safetensors, and weights in other formats are not fetched; convert "
-                f"them with model.save_pretrained"
+                f"{this} has neither safetensors nor {PICKLE}, and weights in other formats are "
+                f"not read; convert them with model.save_pretrained"
             )
         if weights[0].endswith(".index.json"):
             weights += sorted(set(read(weights[0])["weight_map"].values()))

@@ -24,7 +24,10 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.core.folders import check_files, expanded
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+PICKLE = "pytorch_model.bin"
+INDEXES = ("model.safetensors.index.json", f"{PICKLE}.index.json")
+# Weights in one file or several; the first that exists is read.
+WEIGHTS = ("model.safetensors", INDEXES[0], PICKLE, INDEXES[1])
 # The index of a model with 100,000 tensors has 10 MB, its config less than one.
 MAX_BYTES = 64_000_000
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -105,8 +108,7 @@ def _check_index(file: Path, suffix: str, where: str) -> None:
 
 def _check_complete(folder: Path, where: str) -> None:
     """Check that the files of the index that Transformers would read are there."""
-    known = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1])
-    first = next((name for name in known if (folder / name).is_file()), "")
+    first = next((name for name in WEIGHTS if (folder / name).is_file()), "")
     if not first.endswith(".json"):
         return
     names = sorted(set(_read(folder / first, where)["weight_map"].values()))

@@ -24,6 +24,7 @@ from nullsae.core.devices import hold_others
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.folders import expanded
 from nullsae.subjects.checkpoints import (
+    PICKLE,
     check_checkpoint,
     check_folder,
     own_config,
@@ -35,7 +36,6 @@ from nullsae.subjects.folders import read_recipe
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PICKLE = "pytorch_model.bin"
 # Length of the contexts for the sum of a block's parts.
 PROBE_TOKENS = 8
 

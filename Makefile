@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two more than there are cores: tests of servers, kills and subprocesses mostly wait.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
-PYTEST := $(BIN)/python -m pytest --ignore tests/llm --ignore tests/slurm \
+PARALLEL := pytest --ignore tests/llm --ignore tests/slurm \
   --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m $(PARALLEL)
 # Activated, because the rules of the workflow call `nullsae` by name.
 ACTIVATE := . .venv/bin/activate &&
 
@@ -24,7 +25,7 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
 export PIP_QUIET := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-fast test-slow test-weekly test-llm test-slurm check formats types docs notebooks site schema lock clean
+.PHONY: run test test-fast test-slow test-weekly test-bounds test-llm test-slurm check formats types docs notebooks site schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason --logger nullsae
@@ -43,6 +44,16 @@ test-slow: .venv/installed-dev .venv-peers/installed
 # The same for more studies: each grid of the paper, models from a hub, pip's package.
 test-weekly: .venv/installed-dev
 	$(PYTEST) -m weekly
+
+# Fast tests with the oldest and with the newest libraries that pyproject.toml allows, in .venv-bounds.
+TOOLS := duckdb "hypothesis>=6.100" mypy polars pytest pytest-xdist ruff scikit-learn setuptools snakefmt uv
+test-bounds: .venv/installed-dev
+	for resolution in lowest-direct highest; do \
+	  rm -rf .venv-bounds && $(BIN)/python -m venv .venv-bounds && \
+	  $(BIN)/uv pip install --quiet --python .venv-bounds --resolution $$resolution -e '.[offline,gguf]' && \
+	  $(BIN)/uv pip install --quiet --python .venv-bounds $(TOOLS) && \
+	  (. .venv-bounds/bin/activate && python -m $(PARALLEL) -m "not slow") || exit 1; \
+	done
 
 # A real language model explains, judges and compares likelihoods: minutes, and 130 MB to download.
 test-llm: .venv-llm/installed

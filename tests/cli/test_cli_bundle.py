@@ -8,7 +8,9 @@ import os
 import re
 import zipfile
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -86,9 +88,15 @@ def bundled(study: Path, *options: str) -> dict[str, str]:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
-def test_a_bundle_has_versions_config_logs_sizes_and_provenance(study: Path) -> None:
+def test_a_bundle_has_versions_config_logs_sizes_and_provenance(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = SimpleNamespace(metadata={"Name": "SecretStorage"}, version="3.5.0")
+    there = [*metadata.distributions(), named]
+    monkeypatch.setattr(metadata, "distributions", lambda: iter(there))
     found = bundled(study)
     versions = json.loads(found["versions.json"])
+    assert versions["packages"]["SecretStorage"] == "3.5.0"
     assert {"torch", "transformers", "snakemake"} <= versions["packages"].keys()
     assert found["config/given/1-study.yaml"].count("\n") == CONFIG.count("\n")
     assert "note: kept" in found["config/given/1-study.yaml"]

@@ -66,8 +66,7 @@ def write_bundle(study: Path, overlays: Sequence[Path], output: Path) -> None:
     files = [*study_files(study, overlays)]
     run = study / paths.RUN_CONFIG
     redact = Redaction(_parsed([*files, run]), os.environ, Path.home())
-    texts = {"versions.json": _json(versions())}
-    texts |= {f"config/given/{n}-{file.name}": _text(file) for n, file in enumerate(files)}
+    texts = {f"config/given/{n}-{file.name}": _text(file) for n, file in enumerate(files)}
     texts["config/resolved.yaml"] = _resolved(files)
     if run.is_file():
         texts["config/last_run.yaml"] = _text(run)
@@ -81,7 +80,9 @@ def write_bundle(study: Path, overlays: Sequence[Path], output: Path) -> None:
         texts[f"logs/{folder}/{log.path.removeprefix('results/logs/')}"] = log.end
     texts["results.txt"], n_files = _listing(study, output)
     texts["provenance.json"] = _json(_makers(study))
-    _write(output, {redact(name): redact(text) for name, text in texts.items()})
+    # Versions are no secrets, even if a package is called SecretStorage.
+    safe = {"versions.json": _json(versions())}
+    _write(output, safe | {redact(name): redact(text) for name, text in texts.items()})
     n_failed = sum(log.has_failed for log in logs)
     print(
         f"{output}: {output.stat().st_size / 1024:,.0f} KB: versions; {len(files)} config "

@@ -101,7 +101,7 @@ def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
     )
     # The weights are plain by now, but Transformers saves no model marked as quantized.
     model.hf_quantizer = None
-    del model.config.quantization_config
+    model.config.__dict__.pop("quantization_config", None)
     return model  # type: ignore[no-any-return]
 
 

@@ -97,8 +97,8 @@ def test_a_spread_subject_holds_the_gpus_it_asks_for_or_all_free_ones(
     assert devices.hold_others(own, None) == (1, 3)
     third = start("cuda")
     assert not third[1].poll(0.2), "all are held"
-    devices._held.release()
-    assert told(third) == "cuda:0"
+    devices._held.release()  # one after another
+    assert told(third) in ("cuda:0", "cuda:1", "cuda:3")
     for process, pipe in (other, third):
         pipe.send("end")
         process.join(30)

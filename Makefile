@@ -46,7 +46,7 @@ test-weekly: .venv/installed-dev
 	$(PYTEST) -m weekly
 
 # Fast tests with the oldest and with the newest libraries that pyproject.toml allows, in .venv-bounds.
-TOOLS := duckdb "hypothesis>=6.100" mypy polars pytest pytest-xdist ruff scikit-learn setuptools snakefmt uv
+TOOLS := duckdb "hypothesis>=6.100" mypy polars pytest pytest-xdist ruff scikit-learn "setuptools>=77" snakefmt uv
 test-bounds: .venv/installed-dev
 	for resolution in lowest-direct highest; do \
 	  rm -rf .venv-bounds && $(BIN)/python -m venv .venv-bounds && \

@@ -94,6 +94,13 @@ def test_a_cache_that_cannot_be_written_or_is_damaged_changes_nothing(
     assert stamped(file) == before
 
 
+def key_of(corpus: Corpus) -> str:
+    """Return a corpus's key as a new process would."""
+    file_stamps._content.cache_clear()
+    corpus_key.cache_clear()
+    return corpus_key("texts", corpus)
+
+
 @pytest.mark.parametrize(
     "path", ["~/texts/a[1].txt", "texts/a[1].txt", "~/texts/*.txt", "**/*.txt"]
 )
@@ -107,14 +114,9 @@ def test_an_edit_of_a_text_changes_its_corpus_however_its_path_is_written(
         source=FilesSource(kind="files", paths=(path,)), tokenizer=TrainedTokenizer(kind="train")
     )
 
-    def key() -> str:
-        file_stamps._content.cache_clear()
-        corpus_key.cache_clear()
-        return corpus_key("texts", corpus)
-
-    before = key()
+    before = key_of(corpus)
     write(file, "another text, which is longer")
-    assert key() != before
+    assert key_of(corpus) != before
     # The same files as the corpus is read from.
     (text,) = documents(corpus.source)
     size = known_corpus(corpus)
@@ -134,13 +136,8 @@ def test_an_edit_of_a_local_data_set_changes_its_corpus(
         source=HubSource(kind="hub", path=path), tokenizer=TrainedTokenizer(kind="train"), **keys
     )
 
-    def key() -> str:
-        file_stamps._content.cache_clear()
-        corpus_key.cache_clear()
-        return corpus_key("texts", corpus)
-
-    before = key()
+    before = key_of(corpus)
     os.utime(file)
-    assert key() == before
+    assert key_of(corpus) == before
     write(file, '{"text": "another text"}')
-    assert key() != before
+    assert key_of(corpus) != before

@@ -79,18 +79,16 @@ def _all_blocks(text: str, n_windows: int) -> list[Block]:
     blocks, rest = blocks_of_json(text)
     blocks += blocks_of_lines(rest, n_windows)
     blocks = [b for b in blocks if n_windows == 1 or len(b.rows) != 1 or b.rows[0][0]]
+
+    def is_whole(block: Block) -> bool:
+        return len(block.by_window(n_windows)) == n_windows
+
     told = [(block, shows(text, block.place)) for block in blocks]
     meant = [block for block, how in told if how is None]
-    whole = [
-        (block, how)
-        for block, how in told
-        if how
-        and not (how["example"] or how["other"])
-        and len(block.by_window(n_windows)) == n_windows
-    ]
-    if not any(len(block.by_window(n_windows)) == n_windows for block in meant):
+    if not any(map(is_whole, meant)):
+        whole = [(block, how) for block, how in told if how and is_whole(block)]
         meant += [block for block, how in whole if how["format"]]
-    meant = meant or [block for block, _ in whole]
+        meant = meant or [b for b, how in whole if not (how["example"] or how["other"])]
     return sorted(meant, key=lambda block: block.place)
 
 
